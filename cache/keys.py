@@ -1,0 +1,53 @@
+"""What identifies the bytes of a block. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass
+
+from connectors.errors import BadInputError
+
+__all__ = ["KEY_BYTES", "BlockRef", "block_key"]
+
+KEY_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRef:
+    """One block: the bytes `[offset, offset + length)` of one version of one object.
+
+    Attributes:
+        uri: The object, whole (scheme, authority and key).
+        version: With `crc32c`, a name for the content that the dataset's index gives; without, the store's own token,
+            which every read from the store insists on.
+        offset: First byte inside the object.
+        length: Number of bytes; at least 1.
+        crc32c: Checksum (Castagnoli) of the block's bytes where the dataset's index carries one.
+    """
+
+    uri: str
+    version: str
+    offset: int
+    length: int
+    crc32c: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.offset < 0 or self.length < 1:
+            raise BadInputError(
+                f"a block needs offset >= 0 and length >= 1, got {self.offset} and {self.length} for {self.uri}",
+                uri=self.uri,
+            )
+
+
+def block_key(ref: BlockRef) -> bytes:
+    """Return the 128-bit name of a block: blake2b over length-prefixed URI and version, offset and length.
+
+    The checksum is not part of the name: the version already stands for the content.
+    """
+    uri, version = ref.uri.encode(), ref.version.encode()
+    digest = hashlib.blake2b(digest_size=KEY_BYTES)
+    digest.update(struct.pack("<I", len(uri)) + uri)
+    digest.update(struct.pack("<I", len(version)) + version)
+    digest.update(struct.pack("<QQ", ref.offset, ref.length))
+    return digest.digest()

@@ -1,0 +1,5 @@
+"""See what happens: where the seconds of a step went."""
+
+from dataflow.observe.stages import Recorder, count, stage
+
+__all__ = ["Recorder", "count", "stage"]
