@@ -1,0 +1,1 @@
+"""The `dataflow` command: a skin over the library, one module a command."""

@@ -1,0 +1,86 @@
+"""The `dataflow` command.
+
+A subcommand's module is imported only when it is used, so `dataflow --help` and `dataflow --version` answer at once:
+neither pyarrow nor torch is loaded for them. To add a command, add its line to `COMMANDS`.
+"""
+
+from __future__ import annotations
+
+import logging
+from importlib import import_module
+from typing import NamedTuple, cast
+
+import click
+
+__all__ = ["main"]
+
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+
+
+class _Subcommand(NamedTuple):
+    target: str  # "module:attribute"
+    help: str  # shown by `dataflow --help`, so that the module need not be imported for it
+
+
+COMMANDS = {
+    "cache": _Subcommand("dataflow.cli.cache:cache", "Run this node's cache, or ask how it fares."),
+    "convert": _Subcommand("dataflow.cli.convert:convert", "Turn a source into native shards."),
+    "demo": _Subcommand("dataflow.cli.demo:demo", "Train on real images through the cache, kill, resume, report."),
+    "doctor": _Subcommand("dataflow.cli.doctor:doctor", "Say what this installation is and what is wrong with it."),
+    "inspect": _Subcommand("dataflow.cli.inspection:inspect", "Show a data set's fields, shards and blocks."),
+    "plan": _Subcommand("dataflow.cli.plan:plan", "Say which blocks a training run will read, and when."),
+}
+
+
+class _Failure(click.ClickException):
+    """An error of ours as click shows it: one message on stderr and exit code 1."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error) or type(error).__name__)
+
+
+class _BadInput(_Failure):
+    """The caller has to change something: click's own code for a wrong argument."""
+
+    exit_code = 2
+
+
+class _LazyGroup(click.Group):
+    """A group that knows its commands by name and imports the one that is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        subcommand = COMMANDS.get(cmd_name)
+        if subcommand is None:
+            return None
+        module, _, attribute = subcommand.target.partition(":")
+        return cast("click.Command", getattr(import_module(module), attribute))
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # click's own version imports every command to read its help.
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name].help) for name in self.list_commands(ctx)])
+
+    def invoke(self, ctx: click.Context) -> object:
+        # Imported here because `--help` and `--version` never come this far.
+        from connectors.errors import BadInputError, DataError
+
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(EXIT_INTERRUPTED)
+        except DataError as error:
+            if ctx.params["debug"]:
+                raise
+            raise (_BadInput if isinstance(error, BadInputError) else _Failure)(error) from error
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Log everything to stderr and show tracebacks.")
+@click.version_option(package_name="tiered-dataflow", prog_name="dataflow")
+def main(*, debug: bool) -> None:
+    """Keep accelerators fed: convert data sets, cache them near, and see what happens."""
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
