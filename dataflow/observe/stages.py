@@ -5,7 +5,7 @@
             ...
     recorder.seconds["fetch"]
 
-Stages nest: the time of an inner stage is taken out of the outer one, so the sum over stages never exceeds the wall time.
+Stages nest: the time of an inner stage is taken out of the outer one, so their sum never exceeds the wall time.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ class Recorder:
     Attributes:
         seconds: Time spent per stage, without the stages inside it.
         counts: Sum of what was counted, by name.
+        inner_s: Time of the finished stages inside the open one; the stages keep it.
     """
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.counts: defaultdict[str, int] = defaultdict(int)
-        self._inner_s = 0.0
+        self.inner_s = 0.0
         self._outer: Recorder | None = None
 
     def __enter__(self) -> Recorder:
@@ -44,7 +45,9 @@ class Recorder:
         _active.recorder = self
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         _active.recorder = self._outer
 
 
@@ -59,16 +62,18 @@ class stage:  # noqa: N801  reads as a statement: `with stage("fetch"):`
     def __enter__(self) -> None:
         recorder = self._recorder = _active.recorder
         if recorder is not None:
-            self._outer_inner_s = recorder._inner_s
-            recorder._inner_s = 0.0
+            self._outer_inner_s = recorder.inner_s
+            recorder.inner_s = 0.0
             self._began_s = time.perf_counter()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         recorder = self._recorder
         if recorder is not None:
             elapsed_s = time.perf_counter() - self._began_s
-            recorder.seconds[self._name] += elapsed_s - recorder._inner_s
-            recorder._inner_s = self._outer_inner_s + elapsed_s
+            recorder.seconds[self._name] += elapsed_s - recorder.inner_s
+            recorder.inner_s = self._outer_inner_s + elapsed_s
 
 
 def count(name: str, n: int = 1) -> None:
