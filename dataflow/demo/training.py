@@ -109,7 +109,7 @@ class Trainer:
         dist.barrier()
 
     def _learn(self, batch: dict[str, torch.Tensor]) -> None:
-        """One step. The loss is a sum over the global batch's size, so any split among ranks gives the same gradient."""
+        """One step. The loss is a mean over the global batch: any split among ranks gives the same gradient."""
         begin = self.step % self.steps_per_epoch * self.job.global_batch_size
         in_batch = min(self.job.global_batch_size, len(self.dataset) - begin)
         loss = functional.cross_entropy(self.model(batch["image"]), batch["label"], reduction="sum")

@@ -1,0 +1,5 @@
+"""`python -m dataflow` is the `dataflow` command."""
+
+from dataflow.cli.main import main
+
+main(prog_name="dataflow")
