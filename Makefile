@@ -1,0 +1,82 @@
+# Every target makes what it needs: from a fresh clone `make demo` and `make test` need git, make and Python 3.11, no more.
+#
+#   make demo    the main job on real data            (ARGS="--origin s3" for the S3 road)
+#   make test    everything that is checked           (ARGS="-k name" goes to pytest)
+#   make check   its static part alone
+#   make docs    the documentation, in docs/_build/html
+#   make bench   the benchmarks
+#   make clean   removes what the others made
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test check docs bench clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Two processes keep two cores busy; the suite's own servers and workers take what more there is.
+WORKERS ?= 2
+PIP_INSTALL := $(BIN)/python -m pip install -q -c constraints.txt
+
+# Directories are listed too: their time changes when a file in them is removed.
+SOURCES := pyproject.toml README.md LICENSE $(shell find connectors cache dataflow -name __pycache__ -prune -o -print)
+
+# Nothing that is set outside may change what is imported.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV DATAFLOW_CACHE
+export PYTHONNOUSERSITE := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: $(VENV)/.demo
+	@$(BIN)/dataflow demo $(ARGS)
+
+test: check docs
+	@echo "== pytest, against the installed wheel"
+	@cd $(VENV) && HYPOTHESIS_PROFILE=ci bin/pytest -c ../pyproject.toml --rootdir=.. -n $(WORKERS) --dist loadgroup \
+		../tests ../docs ../README.md $(ARGS)
+
+check: $(VENV)/.dev
+	@echo "== ruff"
+	@$(BIN)/ruff check -q
+	@$(BIN)/ruff format -q --check
+	@echo "== mypy"
+	@$(BIN)/mypy --no-error-summary
+	@echo "== import contracts"
+	@$(BIN)/lint-imports --no-cache --no-logo > $(VENV)/contracts.log || { cat $(VENV)/contracts.log; exit 1; }
+
+docs: $(VENV)/.wheel
+	@echo "== documentation"
+	@$(BIN)/sphinx-build -q -W --keep-going -b html -d docs/_build/doctrees docs docs/_build/html
+
+bench: $(VENV)/.wheel
+	@if [ -d benchmarks ]; then cd $(VENV) && bin/pytest -c ../pyproject.toml --rootdir=.. ../benchmarks $(ARGS); \
+	else echo "there are no benchmarks yet"; fi
+
+clean:
+	rm -rf $(VENV) dist docs/_build .demo .mypy_cache .ruff_cache .pytest_cache
+
+# What follows are stamps: each is older than what it was made from, or it is made again.
+
+$(VENV)/.created:
+	@python=$$(sh .ci/find-python) && echo "== $(VENV), with $$($$python --version)" && $$python -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.created constraints.txt $(SOURCES)
+	@echo "== installing Dataflow and what the demo needs (the first time some 300 MB, mostly torch)"
+	@$(PIP_INSTALL) '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.created constraints.txt pyproject.toml
+	@echo "== installing what the checks need (the first time some 400 MB, mostly torch)"
+	@$(PIP_INSTALL) '.[dev]'
+	@touch $@
+
+# The wheel is built from the source archive, so both are complete, and it is what the tests see: never this folder.
+$(VENV)/.wheel: $(VENV)/.dev $(SOURCES)
+	@echo "== wheel"
+	@rm -rf dist && $(BIN)/python -m build --outdir dist . > $(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
+	@$(BIN)/check-wheel-contents dist > $(VENV)/wheel.log || { cat $(VENV)/wheel.log; exit 1; }
+	@$(PIP_INSTALL) --no-deps --force-reinstall dist/*.whl
+	@touch $@
