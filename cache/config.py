@@ -1,0 +1,142 @@
+"""What a cache consists of: tiers, ring and the limits on origin traffic. Plain frozen values, checked when built."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+from connectors.errors import BadInputError
+
+__all__ = ["RESERVED_NAMES", "CacheConfig", "Medium", "PolicyName", "TierConfig"]
+
+Medium: TypeAlias = Literal["ram", "nvme", "hdd"]
+PolicyName: TypeAlias = Literal["kept", "lru"]
+
+RESERVED_NAMES = frozenset({"direct", "in_place", "origin", "ring"})
+"""Sources that a block can have without being in a tier."""
+
+_MIB = 1024 * 1024
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+
+
+@dataclass(frozen=True, slots=True)
+class TierConfig:
+    """One tier.
+
+    Attributes:
+        name: What statistics and `BlockData.source` call it: lower-case letters, digits, `_` and `-`.
+        capacity_bytes: Most bytes it takes on its medium; 0 keeps nothing.
+        path: Directory that holds it, made absolute here; None keeps blocks in anonymous memory.
+        capacity_blocks: Most blocks (inodes or descriptors); None sets no limit for a directory, and for memory
+            what the limit on open files allows.
+        medium: What the directory lies on; anonymous memory is always `ram`.
+        policy: `kept` (lowest hashes stay, nothing is ever written twice; right for epochs) or `lru`.
+    """
+
+    name: str
+    capacity_bytes: int
+    path: str | None = None
+    capacity_blocks: int | None = None
+    medium: Medium = "ram"
+    policy: PolicyName = "kept"
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name) or self.name in RESERVED_NAMES:
+            raise BadInputError(
+                f"a tier's name is 1-32 of a-z, 0-9, _ and -, not one of {sorted(RESERVED_NAMES)}; got {self.name!r}"
+            )
+        if self.capacity_bytes < 0:
+            raise BadInputError(f"tier {self.name}: capacity_bytes must be >= 0, got {self.capacity_bytes}")
+        if self.capacity_blocks is not None and self.capacity_blocks < 0:
+            raise BadInputError(f"tier {self.name}: capacity_blocks must be >= 0, got {self.capacity_blocks}")
+        if self.medium not in ("ram", "nvme", "hdd"):
+            raise BadInputError(f"tier {self.name}: medium must be ram, nvme or hdd, got {self.medium!r}")
+        if self.policy not in ("kept", "lru"):
+            raise BadInputError(f"tier {self.name}: policy must be kept or lru, got {self.policy!r}")
+        if self.path is None and self.medium != "ram":
+            raise BadInputError(f"tier {self.name}: medium {self.medium} needs a path")
+        if self.path is not None:
+            if not self.path:
+                raise BadInputError(f"tier {self.name}: path is empty; leave it out for a tier in memory")
+            # The server that opens it may run in another working directory.
+            object.__setattr__(self, "path", os.path.abspath(self.path))
+
+
+@dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """A whole cache.
+
+    Attributes:
+        tiers: From the first one asked to the last.
+        ring_bytes: Memory for blocks that no tier keeps, so that readers a moment apart share one fetch.
+        max_inflight_bytes: Most bytes being fetched at once, and most waiting to be written to one directory.
+        max_inflight_requests: Most requests to origins at once.
+    """
+
+    tiers: tuple[TierConfig, ...] = ()
+    ring_bytes: int = 128 * _MIB
+    max_inflight_bytes: int = 256 * _MIB
+    max_inflight_requests: int = 32
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tiers", tuple(self.tiers))
+        if self.ring_bytes < 0:
+            raise BadInputError(f"ring_bytes must be >= 0, got {self.ring_bytes}")
+        if self.max_inflight_bytes < 1:
+            raise BadInputError(f"max_inflight_bytes must be >= 1, got {self.max_inflight_bytes}")
+        if self.max_inflight_requests < 1:
+            raise BadInputError(f"max_inflight_requests must be >= 1, got {self.max_inflight_requests}")
+        names = [tier.name for tier in self.tiers]
+        paths = [os.path.realpath(tier.path) for tier in self.tiers if tier.path is not None]
+        for what, values in (("name", names), ("path", paths)):
+            twice = sorted({value for value in values if values.count(value) > 1})
+            if twice:
+                raise BadInputError(f"two tiers have the same {what}: {', '.join(twice)}")
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike[str]) -> CacheConfig:
+        """Read a file with the attributes at its top level and one `[[tiers]]` table a tier.
+
+        Raises:
+            BadInputError: The file is missing, is not TOML, or holds a name or a value that does not belong there.
+        """
+        try:
+            with open(path, "rb") as file:
+                found = tomllib.load(file)
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise BadInputError(f"cannot read the cache configuration {os.fspath(path)}: {error}") from error
+        return _build(found, os.fspath(path))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> CacheConfig:
+        """Rebuild what `to_json` wrote; `BadInputError` as `from_toml`."""
+        try:
+            found = msgspec.json.decode(text)
+        except msgspec.DecodeError as error:
+            raise BadInputError(f"the cache configuration is not JSON: {error}") from error
+        return _build(found, "the cache configuration")
+
+    def to_json(self) -> str:
+        """Write everything as one JSON object."""
+        return msgspec.json.encode(self).decode()
+
+
+def _build(found: Any, origin: str) -> CacheConfig:
+    # msgspec checks types; a misspelt name it would pass over.
+    tables: list[tuple[type[CacheConfig | TierConfig], Any]] = [(CacheConfig, found)]
+    if isinstance(found, dict) and isinstance(found.get("tiers"), list):
+        tables += [(TierConfig, tier) for tier in found["tiers"]]
+    for cls, table in tables:
+        known = [field.name for field in fields(cls)]
+        unknown = [name for name in table if name not in known] if isinstance(table, dict) else []
+        if unknown:
+            raise BadInputError(f"{origin}: unknown setting {unknown[0]!r}; known are {', '.join(known)}")
+    try:
+        return msgspec.convert(found, CacheConfig)
+    except msgspec.ValidationError as error:
+        raise BadInputError(f"{origin}: {error}") from error

@@ -1,0 +1,74 @@
+"""The configuration is checked where it is written, and survives every way it travels."""
+
+import os
+
+import pytest
+
+from cache.config import CacheConfig, TierConfig
+from connectors.errors import BadInputError
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"name": "Ring!"}, "Ring!"),
+        ({"name": "ring"}, "'ring'"),
+        ({"capacity_bytes": -1}, "-1"),
+        ({"capacity_blocks": -2}, "-2"),
+        ({"medium": "tape", "path": "x"}, "tape"),
+        ({"policy": "fifo"}, "fifo"),
+        ({"medium": "nvme"}, "path"),
+        ({"path": ""}, "path"),
+    ],
+)
+def test_a_tier_that_cannot_be_names_the_value(settings: dict, named: str) -> None:
+    with pytest.raises(BadInputError, match=named):
+        TierConfig(**({"name": "disk", "capacity_bytes": 1} | settings))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"ring_bytes": -1},
+        {"max_inflight_bytes": 0},
+        {"max_inflight_requests": 0},
+        {"tiers": [TierConfig("a", 1), TierConfig("a", 2)]},
+        {"tiers": [TierConfig("a", 1, path="x"), TierConfig("b", 2, path="./x")]},
+    ],
+)
+def test_a_cache_that_cannot_be_is_refused(settings: dict) -> None:
+    with pytest.raises(BadInputError):
+        CacheConfig(**settings)
+
+
+def test_a_relative_path_keeps_its_meaning_in_another_working_directory() -> None:
+    assert TierConfig("disk", 1, path="cache").path == os.path.abspath("cache")
+
+
+def test_json_gives_back_the_same_configuration() -> None:
+    config = CacheConfig((TierConfig("ram", 5, policy="lru"), TierConfig("disk", 7, "/x", 9, "hdd")), ring_bytes=3)
+    assert CacheConfig.from_json(config.to_json()) == config
+
+
+def test_toml_gives_the_same_configuration(tmp_path) -> None:
+    file = tmp_path / "cache.toml"
+    file.write_text('ring_bytes = 3\n[[tiers]]\nname = "disk"\ncapacity_bytes = 7\npath = "/x"\nmedium = "nvme"\n')
+    assert CacheConfig.from_toml(file) == CacheConfig((TierConfig("disk", 7, "/x", medium="nvme"),), ring_bytes=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("ring_bites = 1", "ring_bites"),
+        ('[[tiers]]\nname="a"\ncapacity_bytes=1\nsize=3', "size"),
+        ('[[tiers]]\nname="a"\ncapacity_bytes="big"', "capacity_bytes"),
+        ('[[tiers]]\nname="a"', "capacity_bytes"),
+        ("tiers = 3", "tiers"),
+        ("ring_bytes = ", "cache.toml"),
+    ],
+)
+def test_a_wrong_file_names_what_is_wrong(tmp_path, text: str, named: str) -> None:
+    file = tmp_path / "cache.toml"
+    file.write_text(text)
+    with pytest.raises(BadInputError, match=named):
+        CacheConfig.from_toml(file)
