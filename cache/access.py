@@ -1,20 +1,23 @@
 """How bytes reach the layer above: one Protocol, and the door that picks the implementation.
 
-A reader is synchronous, may be shared by threads, survives a fork and can be pickled: a copy in another process reconnects
-by itself. Views that it returns are read-only and live as long as they are referenced, also when the cache evicts the
-block behind them.
+A reader is synchronous, may be shared by threads, survives a fork and can be pickled: a copy in another process
+reconnects by itself. Views that it returns are read-only and live as long as they are referenced, also when the cache
+evicts the block behind them.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from cache.keys import BlockRef
-from connectors.objects import ObjectMeta
+from connectors.errors import BadInputError
+from connectors.filesystems import is_local
+from connectors.objects import ObjectMeta, normalise_url, split_uri
 
-__all__ = ["BlockData", "BlockReader", "ObjectData"]
+__all__ = ["BlockData", "BlockReader", "ObjectData", "open_reader"]
 
 
 class BlockData(NamedTuple):
@@ -64,3 +67,21 @@ class BlockReader(Protocol):
     def close(self) -> None:
         """Let go of connections and descriptors. Views already handed out stay valid."""
         ...
+
+
+def open_reader(url: str | os.PathLike[str], cache: str | None = "auto", *, verify: bool = True) -> BlockReader:
+    """Open the right reader for everything below `url`.
+
+    Args:
+        url: Where the data lies; a plain path means `file://`.
+        cache: `"auto"` or `None` reads a local disk in place.
+        verify: Check `crc32c` of the references that carry one.
+    """
+    # Imported here: the readers implement the Protocol that this module defines.
+    from cache.in_place import InPlaceReader
+
+    url = normalise_url(url)
+    root, key = split_uri(url)
+    if root == "file:///" and cache in ("auto", None) and is_local("/" + key):
+        return InPlaceReader(verify=verify)
+    raise BadInputError(f"no reader for {url} with cache={cache!r}")
