@@ -1,7 +1,7 @@
 """What callers ask of a store: one method a Protocol, composed where a caller needs several.
 
-Every method is a coroutine (or an async iterator) and belongs to the event loop that runs it. Buffers that come back are
-read-only by contract, may be views of a larger buffer, and live as long as they are referenced. Errors are those of
+Every method is a coroutine (or an async iterator) and belongs to the event loop that runs it. Buffers that come back
+are read-only by contract, may be views of a larger buffer, and live as long as they are referenced. Errors are those of
 `connectors.errors` and nothing else.
 """
 

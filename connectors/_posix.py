@@ -1,0 +1,397 @@
+"""Files as objects: `file://`.
+
+A version is `inode-mtime_ns-size`, taken with fstat from the descriptor that is read, before and after the read: a
+file that is written in place meanwhile is a `ChangedError`, and one that is replaced meanwhile gives the old bytes
+whole.
+
+A put writes a hidden file next to its target, syncs it, renames it over the target and syncs the directory. Killed
+before the rename it leaves the old content and a hidden file that no listing shows; killed after it, the new content.
+
+Directories exist to hold files: a put makes them, a delete leaves them, no listing shows them. Symbolic links are
+followed; a put or delete replaces or removes the link, not what it names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import contextlib
+import errno
+import itertools
+import os
+import secrets
+import stat
+import threading
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from connectors._threads import BlockingPool
+from connectors.errors import (
+    BadInputError,
+    ChangedError,
+    DataError,
+    ErrorKind,
+    NotFoundError,
+    PermissionDeniedError,
+    TransientError,
+)
+from connectors.objects import ObjectMeta, Span, check_key, check_prefix, join_uri
+from connectors.protocols import Buffer
+
+__all__ = ["PosixStore", "file_version"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_COPY_BYTES = 4 << 20
+_PAGE_FILES = 1000
+_PARTIAL_PREFIX, _PARTIAL_SUFFIX = ".", ".dataflow-partial"
+
+_NOT_FOUND = frozenset({errno.ENOENT, errno.ENOTDIR})
+_DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_BAD_INPUT = frozenset({errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENXIO})
+
+
+def file_version(status: os.stat_result) -> str:
+    """Return the version token of a file."""
+    return f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
+
+
+class PosixStore:
+    """Files below the root directory; keys are their paths without the leading slash.
+
+    Args:
+        url: `file:///`.
+        threads: Calls that run at once; more wait. A file system that hangs holds no more threads than this.
+    """
+
+    def __init__(self, url: str = "file:///", *, threads: int = 16) -> None:
+        if threads < 1:
+            raise BadInputError(f"threads must be >= 1, got {threads}")
+        self.url = url
+        self._pool = BlockingPool(threads)
+
+    async def get(self, key: str, *, version: str | None = None) -> Buffer:
+        """Return the whole file."""
+        return (await self._run(key, _read, key, None, version))[0]
+
+    async def get_range(self, key: str, span: Span, *, version: str | None = None) -> Buffer:
+        """Return exactly the bytes of the span."""
+        return (await self._run(key, _read, key, (span,), version))[0]
+
+    async def get_ranges(self, key: str, spans: Sequence[Span], *, version: str | None = None) -> builtins.list[Buffer]:
+        """Return one buffer per span, all from one open of the file."""
+        if not spans:
+            return []
+        return await self._run(key, _read, key, tuple(spans), version)
+
+    async def head(self, key: str) -> ObjectMeta:
+        """Return size and version."""
+        return await self._run(key, _head, key)
+
+    async def list(self, prefix: str = "") -> AsyncIterator[ObjectMeta]:
+        """Yield the regular files whose key begins with `prefix`, sorted by key."""
+        folder, name = check_prefix(prefix)
+        files = _walk(folder, name, ancestors=frozenset())
+        while page := await self._run(folder, _page, files):
+            for meta in page:
+                yield meta
+
+    async def put(self, key: str, data: Buffer) -> ObjectMeta:
+        """Replace the file atomically and durably."""
+        return await self._run(key, _put, key, data)
+
+    async def put_stream(self, key: str, chunks: AsyncIterable[Buffer]) -> ObjectMeta:
+        """Write the chunks to a hidden file and publish it when the last is in."""
+        partial = _Partial(key)
+        try:
+            await self._run(key, partial.begin)
+            async for chunk in chunks:
+                await self._run(key, partial.write, chunk)
+            return await self._run(key, partial.publish)
+        except BaseException:
+            # Shielded: a second cancellation must not leave the hidden file behind.
+            await asyncio.shield(self._pool.run(partial.discard))
+            raise
+
+    async def delete(self, key: str) -> None:
+        """Remove the file."""
+        await self._run(key, _delete, key)
+
+    async def copy(self, source: str, target: str) -> ObjectMeta:
+        """Copy the file; the target is replaced atomically."""
+        return await self._run(source, _copy, source, target)
+
+    async def close(self) -> None:
+        """Let the threads end; closing twice is harmless, and a later call starts them again."""
+        self._pool.close()
+
+    async def _run(self, key: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await self._pool.run(function, *args, **kwargs)
+        except DataError:
+            raise
+        except OSError as error:
+            raise _translated(error, _uri(key)) from error
+
+
+def _uri(key: str) -> str:
+    return join_uri("file:///", key)
+
+
+def _path(key: str) -> str:
+    check_key(key)
+    if _is_partial(key.rpartition("/")[2]):
+        raise BadInputError(f"{_uri(key)} has the name of an unfinished write; choose another", uri=_uri(key))
+    return "/" + key
+
+
+def _is_partial(name: str) -> bool:
+    return name.startswith(_PARTIAL_PREFIX) and name.endswith(_PARTIAL_SUFFIX)
+
+
+def _translated(error: OSError, uri: str) -> DataError:
+    reason = error.strerror or str(error)
+    code = error.errno
+    if code in _NOT_FOUND:
+        return NotFoundError(f"no file at {uri}", uri=uri)
+    if code in _DENIED:
+        return PermissionDeniedError(f"{uri}: {reason}; check the modes of the file and of its folders", uri=uri)
+    if code in _NO_SPACE:
+        return DataError(f"{uri}: {reason}; make room or write elsewhere", kind=ErrorKind.NO_SPACE, uri=uri)
+    if code in _BAD_INPUT:
+        return BadInputError(f"{uri}: {reason}", uri=uri)
+    return TransientError(f"{uri}: {reason}", uri=uri)
+
+
+def _open(key: str) -> tuple[int, os.stat_result]:
+    """Open a regular file for reading; the caller closes it."""
+    # O_NONBLOCK: opening a named pipe must not wait for its writer.
+    descriptor = os.open(_path(key), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
+        _check_regular(key, status)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor, status
+
+
+def _check_regular(key: str, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        what = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise NotFoundError(f"no file at {_uri(key)}: it is {what}", uri=_uri(key))
+
+
+def _changed(key: str) -> ChangedError:
+    return ChangedError(f"{_uri(key)} was changed since it was opened; open the data set again", uri=_uri(key))
+
+
+def _meta(key: str, status: os.stat_result) -> ObjectMeta:
+    return ObjectMeta(key, status.st_size, file_version(status))
+
+
+def _head(key: str) -> ObjectMeta:
+    status = os.stat(_path(key))
+    _check_regular(key, status)
+    return _meta(key, status)
+
+
+def _read(key: str, spans: Sequence[Span] | None, version: str | None) -> list[Buffer]:
+    descriptor, status = _open(key)
+    try:
+        found = file_version(status)
+        if version is not None and found != version:
+            raise _changed(key)
+        if spans is None:
+            spans = (Span(0, status.st_size),)
+        for span in spans:
+            if span.end > status.st_size:
+                raise BadInputError(
+                    f"bytes {span.offset} to {span.end} of {_uri(key)} reach past its end at {status.st_size}",
+                    kind=ErrorKind.BAD_RANGE,
+                    uri=_uri(key),
+                )
+        if len(spans) > 1:
+            # The kernel fetches all of them at once: twice the speed of one after the other on a cold NVMe disk.
+            for span in spans:
+                os.posix_fadvise(descriptor, span.offset, span.length, os.POSIX_FADV_WILLNEED)
+        buffers = [_read_span(descriptor, span) for span in spans]
+        if file_version(os.fstat(descriptor)) != found:
+            raise _changed(key)
+    finally:
+        os.close(descriptor)
+    if any(len(buffer) != span.length for buffer, span in zip(buffers, spans, strict=True)):
+        raise TransientError(f"{_uri(key)} gave fewer bytes than its size", kind=ErrorKind.SHORT_BODY, uri=_uri(key))
+    return buffers
+
+
+def _read_span(descriptor: int, span: Span) -> Buffer:
+    data = os.pread(descriptor, span.length, span.offset)
+    if len(data) == span.length:
+        return data
+    # One call gives 2 GiB at most, and a network file system may give less.
+    pieces = [data]
+    offset = span.offset + len(data)
+    while offset < span.end and pieces[-1]:
+        pieces.append(os.pread(descriptor, span.end - offset, offset))
+        offset += len(pieces[-1])
+    return b"".join(pieces)
+
+
+def _page(files: Iterator[ObjectMeta]) -> list[ObjectMeta]:
+    return list(itertools.islice(files, _PAGE_FILES))
+
+
+def _walk(folder: str, beginning: str, *, ancestors: frozenset[tuple[int, int]]) -> Iterator[ObjectMeta]:
+    """Yield the files below `folder` whose name there starts with `beginning`, sorted by key."""
+    path = "/" + folder
+    try:
+        status = os.stat(path)
+        identity = (status.st_dev, status.st_ino)
+        if identity in ancestors:  # a symbolic link that leads back up
+            return
+        with os.scandir(path) as entries:
+            # A folder's name is compared with the slash behind it, which sorts whole keys.
+            found = sorted(
+                (entry.name + "/" * entry.is_dir(), entry)
+                for entry in entries
+                if entry.name.startswith(beginning) and not _is_partial(entry.name)
+            )
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for name, entry in found:
+        key = f"{folder}/{entry.name}" if folder else entry.name
+        if name.endswith("/"):
+            yield from _walk(key, "", ancestors=ancestors | {identity})
+            continue
+        try:
+            status = entry.stat()
+        except FileNotFoundError:  # gone since, or a link to nothing
+            continue
+        if stat.S_ISREG(status.st_mode):
+            yield _meta(key, status)
+
+
+def _put(key: str, data: Buffer) -> ObjectMeta:
+    return _put_all(key, (data,))
+
+
+def _put_all(key: str, chunks: Iterable[Buffer]) -> ObjectMeta:
+    partial = _Partial(key)
+    try:
+        partial.begin()
+        for chunk in chunks:
+            partial.write(chunk)
+        return partial.publish()
+    finally:
+        partial.discard()
+
+
+def _copy(source: str, target: str) -> ObjectMeta:
+    descriptor, status = _open(source)
+
+    def chunks() -> Iterator[Buffer]:
+        while chunk := os.read(descriptor, _COPY_BYTES):
+            yield chunk
+        if file_version(os.fstat(descriptor)) != file_version(status):
+            raise _changed(source)
+
+    try:
+        return _put_all(target, chunks())
+    finally:
+        os.close(descriptor)
+
+
+def _delete(key: str) -> None:
+    try:
+        Path(_path(key)).unlink()
+    except IsADirectoryError:
+        raise NotFoundError(f"no file at {_uri(key)}: it is a folder", uri=_uri(key)) from None
+
+
+class _Partial:
+    """A hidden file on its way to become the object `key`.
+
+    Each call may come from another thread. The lock makes `discard` wait for a write that a cancelled task left
+    running, so that the descriptor is never closed, and given to another file, under a write.
+    """
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self._target = _path(key)
+        self._folder = os.path.dirname(self._target)
+        self._name = os.path.join(self._folder, f"{_PARTIAL_PREFIX}{secrets.token_hex(8)}{_PARTIAL_SUFFIX}")
+        self._lock = threading.Lock()
+        self._descriptor: int | None = None
+        self._ended = False
+
+    def begin(self) -> None:
+        """Make the folders and the hidden file."""
+        with self._lock:
+            if self._ended:
+                return
+            _make_folder(self._folder)
+            self._descriptor = os.open(self._name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+    def write(self, data: Buffer) -> None:
+        """Append all of `data`."""
+        with self._lock:
+            if self._descriptor is None:
+                return  # discarded before this write had its turn
+            view = memoryview(data).cast("B")
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+
+    def publish(self) -> ObjectMeta:
+        """Make the content durable, then visible under its name, then that durable."""
+        with self._lock:
+            if self._descriptor is None:
+                raise DataError(f"the write of {_uri(self._key)} was discarded before it was published")
+            os.fsync(self._descriptor)
+            status = os.fstat(self._descriptor)
+            Path(self._name).replace(self._target)
+            self._ended = True
+            os.close(self._descriptor)
+            self._descriptor = None
+            _sync_folder(self._folder)
+            return _meta(self._key, status)
+
+    def discard(self) -> None:
+        """Remove the hidden file, unless it was published."""
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+                self._descriptor = None
+                with contextlib.suppress(OSError):
+                    Path(self._name).unlink()
+
+
+def _make_folder(path: str) -> None:
+    missing = []
+    while not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for folder in reversed(missing):
+        try:
+            Path(folder).mkdir()
+        except FileExistsError:
+            if not os.path.isdir(folder):
+                raise BadInputError(f"{folder} is a file, so nothing can be written below it") from None
+        _sync_folder(os.path.dirname(folder))
+
+
+def _sync_folder(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that cannot sync folders
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,88 @@
+"""The only crossing from synchronous code to the stores' coroutines.
+
+One thread per process runs one event loop, started when first needed. A forked child has neither the thread nor the
+state of the loop, so it starts its own. Stores are used from the loop that first used them: whatever goes through
+here shares one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from connectors.errors import BadInputError
+
+__all__ = ["run_sync"]
+
+R = TypeVar("R")
+
+_JOIN_TIMEOUT_S = 5.0
+
+
+class _LoopThread:
+    def __init__(self) -> None:
+        self.owner_pid = os.getpid()
+        self.loop = asyncio.new_event_loop()
+        # A daemon: a call that hangs must not keep the interpreter from ending.
+        self._thread = threading.Thread(target=self._run, name="connectors-loop", daemon=True)
+        self._thread.start()
+        atexit.register(self._stop)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+        self.loop.close()
+
+    def _stop(self) -> None:
+        if self.owner_pid == os.getpid() and self._thread.is_alive():
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self._thread.join(_JOIN_TIMEOUT_S)
+
+
+_current: _LoopThread | None = None
+_lock = threading.Lock()
+
+
+def _forget() -> None:
+    """In a forked child: the thread is gone, and another thread of the parent may have held the lock."""
+    global _current, _lock
+    _current = None
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def run_sync(coroutine: Coroutine[Any, Any, R]) -> R:
+    """Run a coroutine on this process's loop thread and wait for its result. Any thread may call, many at once.
+
+    An interrupt (Ctrl-C) while waiting cancels the coroutine.
+
+    Raises:
+        BadInputError: The caller is itself inside a running event loop, which would stand still; await instead.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    else:
+        coroutine.close()
+        raise BadInputError("run_sync was called inside a running event loop; await the coroutine instead")
+    future = asyncio.run_coroutine_threadsafe(coroutine, _loop())
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    global _current
+    with _lock:
+        if _current is None or _current.owner_pid != os.getpid():
+            _current = _LoopThread()
+        return _current.loop
