@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import inspect
 import re
 from importlib import import_module
@@ -55,6 +56,12 @@ def test_public_names_can_be_imported_and_have_docstrings(name: str) -> None:
     assert undocumented == []
 
 
+@pytest.mark.parametrize("name", [name for name, file in MODULES.items() if ">>> " in file.read_text()])
+def test_examples_in_docstrings_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert doctest.testmod(import_module(name)).failed == 0
+
+
 @pytest.mark.parametrize("name", PACKAGES)
 def test_a_package_only_imports_and_lists(name: str) -> None:
     """Code in an `__init__.py` has no name of its own to be found under."""
@@ -64,5 +71,5 @@ def test_a_package_only_imports_and_lists(name: str) -> None:
 @pytest.mark.parametrize("facade", FACADES)
 def test_every_public_name_of_a_facade_stands_in_the_reference(facade: str) -> None:
     pages = "\n".join(page.read_text() for page in REFERENCE.glob("*.md"))
-    documented = set(re.findall(r"^ *\.\. auto\w+:: ([\w.]+)", pages, flags=re.MULTILINE))
+    documented = set(re.findall(r"^ *\.\. (?:auto|py:)\w+:: ([\w.]+)", pages, flags=re.MULTILINE))
     assert {f"{facade}.{public}" for public in import_module(facade).__all__} - documented == set()
