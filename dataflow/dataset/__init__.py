@@ -1,0 +1,7 @@
+"""Datasets: sample numbers in, batches out."""
+
+from dataflow.dataset.batch import Batch
+from dataflow.dataset.dataset import Dataset
+from dataflow.dataset.opening import open_dataset
+
+__all__ = ["Batch", "Dataset", "open_dataset"]

@@ -1,0 +1,375 @@
+"""From decoded blocks to the columns of a batch, one small class per kind of field.
+
+`prepare` looks at one field of one decoded block and keeps views; `gather` collects rows of many blocks into a batch.
+Fixed-width fields go from block bytes to the batch in one copy and without any Python per sample (rows of 1 KiB and
+more are copied one by one, where the copy itself is the cost). Fields of variable size become lists, one object per
+sample.
+
+What a column holds never depends on how samples lie in blocks: numpy arrays that own their memory and can be written
+to, `str`, `bytes`, or plain Python objects for nested types.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from PIL import Image
+
+from connectors.errors import BadInputError, CorruptError
+from dataflow.formats.fields import field_kind
+
+__all__ = ["Allocate", "Column", "Piece", "Selection", "column_of"]
+
+Allocate: TypeAlias = Callable[[str, tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]]
+
+# From here on copying a row costs more than the Python around it, and gathering first would copy it twice.
+WIDE_ROW_BYTES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The rows of one block that a batch takes.
+
+    Attributes:
+        prepared: What `Column.prepare` made of the block, by field.
+        rows: int64, rows inside the block.
+        start: First place of these rows in block order; they take `[start, start + len(rows))`.
+    """
+
+    prepared: dict[str, Any]
+    rows: npt.NDArray[np.int64]
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a batch consists of.
+
+    Attributes:
+        samples: int64, the sample numbers in the order of the batch.
+        pieces: The blocks involved.
+        places: int64, for each place in block order the place in the batch; None where both orders are the same.
+    """
+
+    samples: npt.NDArray[np.int64]
+    pieces: list[Piece]
+    places: npt.NDArray[np.int64] | None
+
+    def place(self, position: int) -> int:
+        """Return where in the batch the sample at `position` in block order goes."""
+        return position if self.places is None else int(self.places[position])
+
+    def scatter(self, values: list[Any]) -> list[Any]:
+        """Bring one value per sample from block order to the order of the batch."""
+        if self.places is None:
+            return values
+        ordered = [None] * len(values)
+        for place, value in zip(self.places.tolist(), values, strict=True):
+            ordered[place] = value
+        return ordered
+
+
+class Column(Protocol):
+    """How one field travels from blocks to a batch. Pure and thread-safe."""
+
+    @property
+    def name(self) -> str:
+        """Name of the field."""
+        ...
+
+    def prepare(self, array: pa.Array) -> Any:
+        """Return what `gather` needs of one block's array: views of it, nothing copied."""
+        ...
+
+    def gather(self, selection: Selection, allocate: Allocate) -> npt.NDArray[Any] | list[Any]:
+        """Return the column of a batch; an array comes from `allocate`.
+
+        Raises:
+            BadInputError: A fixed-width value is null; names field and sample.
+            CorruptError: A media file cannot be decoded; names field and sample.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Values:
+    """Fixed-width values of one block, one row per sample; `valid` is None where none is null."""
+
+    values: npt.NDArray[Any]
+    valid: npt.NDArray[np.bool_] | None
+
+
+@dataclass(frozen=True, slots=True)
+class FixedColumn:
+    """Numbers, booleans, times, and tensors of one shape: one array per batch."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    permutation: tuple[int, ...] | None = None
+
+    def prepare(self, array: pa.Array) -> _Values:
+        """View the values as an array of `(samples, *shape)`; booleans are unpacked from bits."""
+        valid = None
+        if array.null_count:
+            valid = array.is_valid().to_numpy(zero_copy_only=False)
+        length = len(array)
+        if isinstance(array, pa.ExtensionArray):
+            array = array.storage
+        if pa.types.is_fixed_size_list(array.type):
+            width = array.type.list_size
+            array = array.values.slice(array.offset * width, length * width)
+            if array.null_count and valid is None:
+                valid = array.is_valid().to_numpy(zero_copy_only=False).reshape(length, width).all(axis=1)
+        if pa.types.is_boolean(array.type):
+            values = array.fill_null(False).to_numpy(zero_copy_only=False)
+        elif not len(array):
+            values = np.empty(0, self.dtype)
+        else:
+            start = array.offset * self.dtype.itemsize
+            values = np.frombuffer(array.buffers()[1], self.dtype, len(array), start)
+        if self.permutation is not None:
+            stored = [self.shape[axis] for axis in np.argsort(self.permutation)]
+            values = values.reshape(length, *stored).transpose(0, *(axis + 1 for axis in self.permutation))
+        return _Values(values.reshape(length, *self.shape), valid)
+
+    def gather(self, selection: Selection, allocate: Allocate) -> npt.NDArray[Any]:
+        """Copy the rows, once."""
+        name, pieces, places = self.name, selection.pieces, selection.places
+        count = len(selection.samples)
+        out = allocate(name, (count, *self.shape), self.dtype)
+        in_order = places is None
+        if places is not None and out.itemsize * out[:1].size >= WIDE_ROW_BYTES:
+            self._copy_rows(selection, places.tolist(), out)
+            return out
+        target = out if in_order else np.empty_like(out)
+        for piece in pieces:
+            prepared, rows, start = piece.prepared[name], piece.rows, piece.start
+            if prepared.valid is not None:
+                self._insist_on_values(prepared.valid, piece, selection)
+            # Any other mode than `clip` makes numpy gather into a buffer first; rows are in range by construction.
+            prepared.values.take(rows, 0, target[start : start + len(rows)], "clip")
+        if not in_order:
+            out[places] = target
+        return out
+
+    def _copy_rows(self, selection: Selection, places: list[int], out: npt.NDArray[Any]) -> None:
+        for piece in selection.pieces:
+            prepared = piece.prepared[self.name]
+            if prepared.valid is not None:
+                self._insist_on_values(prepared.valid, piece, selection)
+            values = prepared.values
+            for position, row in enumerate(piece.rows.tolist(), piece.start):
+                out[places[position]] = values[row]
+
+    def _insist_on_values(self, valid: npt.NDArray[np.bool_], piece: Piece, selection: Selection) -> None:
+        missing = np.flatnonzero(~valid[piece.rows])
+        if len(missing):
+            sample = selection.samples[selection.place(piece.start + int(missing[0]))]
+            raise BadInputError(
+                f"field {self.name!r} of sample {sample} is null, and an array has no place for that: fill or drop "
+                "missing values when converting, or leave the field out with columns="
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Varying:
+    """Values of variable size of one block: sample `r` is `data[offsets[r]:offsets[r + 1]]`."""
+
+    offsets: npt.NDArray[Any]
+    data: Any  # memoryview, or an array of the values of lists
+    valid: npt.NDArray[np.bool_] | None
+
+    def spans(self, rows: npt.NDArray[np.int64]) -> list[tuple[int, int] | None]:
+        """Return first and last offset of each row, None for nulls."""
+        spans = list(zip(self.offsets[rows].tolist(), self.offsets[rows + 1].tolist(), strict=True))
+        if self.valid is None:
+            return spans  # type: ignore[return-value]
+        return [span if valid else None for span, valid in zip(spans, self.valid[rows].tolist(), strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class VaryingColumn:
+    """Strings, binaries and flat lists: a list of `str`, `bytes` or arrays; null is None.
+
+    Attributes:
+        make: Turns the slice of one sample into its value.
+    """
+
+    name: str
+    make: Callable[[Any], Any]
+
+    def prepare(self, array: pa.Array) -> _Varying:
+        """View offsets and data."""
+        kind = array.type
+        wide = pa.types.is_large_string(kind) or pa.types.is_large_binary(kind) or pa.types.is_large_list(kind)
+        valid = array.is_valid().to_numpy(zero_copy_only=False) if array.null_count else None
+        buffer = array.buffers()[1]
+        if buffer is None or not buffer.size:  # Arrow allows no offsets at all in an empty array
+            return _Varying(np.zeros(len(array) + 1, np.int64), memoryview(b""), valid)
+        offsets = np.frombuffer(buffer, np.int64 if wide else np.int32)[array.offset : array.offset + len(array) + 1]
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            return _Varying(offsets, self._list_values(array.values), valid)
+        data = array.buffers()[2]
+        return _Varying(offsets, memoryview(b"") if data is None else memoryview(data), valid)
+
+    def gather(self, selection: Selection, allocate: Allocate) -> list[Any]:
+        """Make one value per sample."""
+        values: list[Any] = []
+        for piece in selection.pieces:
+            prepared = piece.prepared[self.name]
+            data, make = prepared.data, self.make
+            values += [None if span is None else make(data[span[0] : span[1]]) for span in prepared.spans(piece.rows)]
+        return selection.scatter(values)
+
+    def _list_values(self, values: pa.Array) -> npt.NDArray[Any]:
+        if values.null_count:
+            raise BadInputError(f"field {self.name!r} has nulls inside its lists: fill or drop them when converting")
+        return values.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageColumn:
+    """Encoded images, decoded: one uint8 array where all of the batch agree in shape, else a list of arrays."""
+
+    name: str
+
+    def prepare(self, array: pa.Array) -> _Varying:
+        """View the encoded bytes."""
+        return VaryingColumn(self.name, bytes).prepare(array)
+
+    def gather(self, selection: Selection, allocate: Allocate) -> npt.NDArray[Any] | list[Any]:
+        """Decode every image, straight into the batch where headers promise one shape."""
+        files: list[Any] = []
+        for piece in selection.pieces:
+            prepared = piece.prepared[self.name]
+            files += [None if span is None else prepared.data[span[0] : span[1]] for span in prepared.spans(piece.rows)]
+        files = selection.scatter(files)
+        images = [self._open(file, sample) for file, sample in zip(files, selection.samples, strict=True)]
+        shapes = {_shape(image) for image in images}
+        out: Any = [None] * len(images)
+        if len(shapes) == 1 and (shape := shapes.pop()) is not None:
+            out = allocate(self.name, (len(images), *shape), np.dtype(np.uint8))
+        for place, image in enumerate(images):
+            if image is not None:
+                out[place] = self._pixels(image, selection.samples[place])
+        return out  # type: ignore[no-any-return]
+
+    def _open(self, file: memoryview | None, sample: int) -> Image.Image | None:
+        if file is None:
+            return None
+        try:
+            return Image.open(io.BytesIO(file))
+        except _UNDECODABLE as error:
+            raise self._undecodable(error, sample) from error
+
+    def _pixels(self, image: Image.Image, sample: int) -> npt.NDArray[np.uint8]:
+        try:
+            target = _target_mode(image)
+            return np.array(image if target == image.mode else image.convert(target))
+        except _UNDECODABLE as error:
+            raise self._undecodable(error, sample) from error
+
+    def _undecodable(self, error: Exception, sample: int) -> CorruptError:
+        return CorruptError(f"field {self.name!r} of sample {sample} is not a readable image: {error}")
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectColumn:
+    """Everything else (structs, maps, nested lists, decimals): Python objects as pyarrow makes them."""
+
+    name: str
+
+    def prepare(self, array: pa.Array) -> pa.Array:
+        """Keep the array."""
+        return array
+
+    def gather(self, selection: Selection, allocate: Allocate) -> list[Any]:
+        """Take the rows and convert them."""
+        values: list[Any] = []
+        for piece in selection.pieces:
+            values += piece.prepared[self.name].take(pa.array(piece.rows)).to_pylist()
+        return selection.scatter(values)
+
+
+# What Pillow raises for files that are not images, or are damaged or too large.
+_UNDECODABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+_CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
+
+
+def _target_mode(image: Image.Image) -> str:
+    """Return the 8-bit mode that an image is handed out in. Orientation tags are not applied."""
+    if image.mode in _CHANNELS:
+        return image.mode
+    if image.mode == "1":
+        return "L"
+    if image.mode in {"P", "PA"}:
+        return "RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB"
+    if image.mode in {"CMYK", "YCbCr", "LAB", "HSV", "RGBX", "RGBa"}:
+        return "RGB"
+    raise ValueError(f"it has mode {image.mode}, more than 8 bits a channel; store it as a tensor")
+
+
+def _shape(image: Image.Image | None) -> tuple[int, ...] | None:
+    if image is None:
+        return None
+    try:
+        channels = _CHANNELS[_target_mode(image)]
+    except ValueError:
+        return None  # decoding says what is wrong
+    return (image.height, image.width) if channels == 1 else (image.height, image.width, channels)
+
+
+def _text(data: memoryview) -> str:
+    return str(data, "utf-8")
+
+
+def column_of(field: pa.Field) -> Column:
+    """Return how a field travels."""
+    name, kind, types = field.name, field.type, pa.types
+    if field_kind(field) == "image":
+        return ImageColumn(name)
+    if isinstance(kind, pa.FixedShapeTensorType):
+        return _tensor_column(name, kind)
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    if types.is_string(kind) or types.is_large_string(kind):
+        return VaryingColumn(name, _text)
+    if types.is_binary(kind) or types.is_large_binary(kind):
+        return VaryingColumn(name, bytes)
+    if (types.is_list(kind) or types.is_large_list(kind)) and _dtype(kind.value_type) is not None:
+        return VaryingColumn(name, np.array)
+    if types.is_fixed_size_list(kind) and (dtype := _dtype(kind.value_type)) is not None:
+        return FixedColumn(name, dtype, (kind.list_size,))
+    if (dtype := _dtype(kind)) is not None:
+        return FixedColumn(name, dtype, ())
+    return ObjectColumn(name)
+
+
+def _tensor_column(name: str, kind: Any) -> FixedColumn:
+    dtype = _dtype(kind.value_type)
+    if dtype is None:
+        raise BadInputError(f"field {name!r} is a tensor of {kind.value_type}, which numpy cannot hold")
+    permutation = None if kind.permutation is None else tuple(kind.permutation)
+    shape = tuple(kind.shape) if permutation is None else tuple(kind.shape[axis] for axis in permutation)
+    return FixedColumn(name, dtype, shape, permutation)
+
+
+def _dtype(kind: pa.DataType) -> np.dtype[Any] | None:
+    """Return the numpy type with the same bytes as an Arrow type, or None where there is none."""
+    types = pa.types
+    if types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind):
+        dtype: np.dtype[Any] = np.dtype(kind.to_pandas_dtype())
+        return dtype
+    if types.is_timestamp(kind):  # instants; a time zone only says how to show them
+        return np.dtype(f"datetime64[{kind.unit}]")
+    if types.is_duration(kind):
+        return np.dtype(f"timedelta64[{kind.unit}]")
+    return None

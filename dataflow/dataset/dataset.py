@@ -1,0 +1,178 @@
+"""The map-style dataset: sample numbers in, batches out.
+
+    numbers -> locate -> blocks missing from the buffer -> one `read_blocks` -> decode -> gather -> columns
+
+Whatever the format, a batch costs at most one request to the reader, each block is decoded once, and the gather is
+vectorised.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+import numpy as np
+import numpy.typing as npt
+
+from dataflow.dataset.batch import Batch, Sample
+from dataflow.dataset.buffer import BlockBuffer
+from dataflow.dataset.columns import Allocate, Piece, Selection, column_of
+from dataflow.formats.fields import select_fields
+from dataflow.observe.stages import count, stage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from cache.access import BlockReader
+    from dataflow.formats.protocol import Source
+    from dataflow.index import Index
+
+__all__ = ["Dataset"]
+
+
+class Dataset:
+    """A dataset of `open_dataset`: map-style, as torch's samplers and loaders expect.
+
+    May be shared by threads, inherited by a fork and pickled. Arrays that it returns are writable and own their memory;
+    no later read changes them.
+
+    Args:
+        source: The opened format.
+        reader: Where block bytes come from. The dataset uses it and never closes it.
+        columns: Fields to read, in this order; all of them for None.
+        buffer_bytes: Limit on the decoded blocks that each process keeps.
+    """
+
+    def __init__(
+        self, source: Source, reader: BlockReader, *, columns: Sequence[str] | None = None, buffer_bytes: int
+    ) -> None:
+        self._source = source
+        self._reader = reader
+        self._schema = select_fields(source.schema, columns)
+        self._columns = [column_of(field) for field in self._schema]
+        self._buffer = BlockBuffer(buffer_bytes)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Fields of a sample, after projection."""
+        return self._schema
+
+    @property
+    def fingerprint(self) -> str:
+        """Names content, schema and block layout; the same wherever the dataset lies."""
+        return self._source.index.fingerprint
+
+    @property
+    def index(self) -> Index:
+        """Where the samples lie."""
+        return self._source.index
+
+    @property
+    def source(self) -> Source:
+        """The opened format behind this dataset."""
+        return self._source
+
+    @property
+    def reader(self) -> BlockReader:
+        """Where block bytes come from; `reader.stats()` says how that went."""
+        return self._reader
+
+    def __len__(self) -> int:
+        return self._source.index.num_samples
+
+    def __getitem__(self, number: SupportsIndex) -> Sample:
+        """Return one sample; negative numbers count from the end.
+
+        Raises:
+            IndexError: Out of range; names the number and the length.
+        """
+        try:
+            index = number.__index__()
+        except AttributeError:
+            raise TypeError(f"a sample number must be an integer, got {type(number).__name__}") from None
+        return {name: column[0] for name, column in self.get_batch([index]).items()}
+
+    def __getitems__(self, numbers: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Batch:
+        """Return many samples at once; torch's loaders call this with a whole batch."""
+        columns = self.get_batch(numbers)
+        return Batch(columns, len(numbers))
+
+    def __iter__(self) -> Iterator[Sample]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __repr__(self) -> str:
+        index = self.index
+        return f"Dataset({index.url!r}, {len(self)} samples in {index.num_blocks} blocks of {len(index.shards)} shards)"
+
+    def get_batch(
+        self, numbers: Sequence[int] | npt.NDArray[np.integer[Any]], allocate: Allocate | None = None
+    ) -> dict[str, npt.NDArray[Any] | list[Any]]:
+        """Return the columns of some samples, in the order asked; a number may come more than once.
+
+        Args:
+            numbers: Sample numbers; negative ones count from the end.
+            allocate: `allocate(field, shape, dtype)` gives the C-contiguous array that a column is written to, such as
+                a slot in shared memory; by default fresh memory. Called at most once a field, and not for fields that
+                become lists.
+
+        Raises:
+            IndexError: A number is out of range.
+            DataError: The bytes could not be had or are not what the index says; names shard and offset.
+        """
+        samples = _sample_numbers(numbers, len(self))
+        block, row = self.index.locate(samples)
+        places = None
+        if len(block) > 1 and (block[1:] < block[:-1]).any():
+            places = np.argsort(block, kind="stable")
+            block, row = block[places], row[places]
+        starts = np.flatnonzero(np.diff(block, prepend=-1))
+        wanted = block[starts].tolist()
+        prepared = self._blocks(wanted)
+        with stage("decode"):
+            bounds = [*starts.tolist(), len(samples)]
+            pieces = [
+                Piece(prepared[number], row[bounds[position] : bounds[position + 1]], bounds[position])
+                for position, number in enumerate(wanted)
+            ]
+            selection = Selection(samples, pieces, places)
+            return {column.name: column.gather(selection, allocate or _allocate) for column in self._columns}
+
+    def _blocks(self, wanted: list[int]) -> dict[int, dict[str, Any]]:
+        """Return the prepared blocks, fetching and decoding those that the buffer lacks."""
+        prepared = self._buffer.find(wanted)
+        missing = [block for block in wanted if block not in prepared]
+        if not missing:
+            return prepared
+        with stage("fetch"):
+            blocks = self._reader.read_blocks([self.index.block_ref(block) for block in missing])
+        for source, number in Counter(data.source for data in blocks).items():
+            count(f"blocks.{source}", number)
+            count(f"bytes.{source}", sum(len(data.view) for data in blocks if data.source == source))
+        with stage("decode"):
+            for block, data in zip(missing, blocks, strict=True):
+                batch = self._source.decode(block, data.view)
+                columns = {column.name: column.prepare(batch.column(column.name)) for column in self._columns}
+                prepared[block] = columns
+                if batch.num_rows > 1:  # a block of one sample is not asked for again soon
+                    self._buffer.put(block, columns, batch.nbytes)
+        return prepared
+
+
+def _allocate(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:  # noqa: ARG001
+    return np.empty(shape, dtype)
+
+
+def _sample_numbers(numbers: Sequence[int] | npt.NDArray[np.integer[Any]], length: int) -> npt.NDArray[np.int64]:
+    samples = np.asarray(numbers)
+    if samples.size == 0:
+        return np.empty(0, np.int64)
+    if samples.ndim != 1 or samples.dtype.kind not in "iu":
+        raise TypeError(f"sample numbers must be a sequence of integers, got {samples.dtype} of shape {samples.shape}")
+    samples = samples.astype(np.int64)
+    negative = samples < 0
+    if negative.any():
+        if (wrong := samples < -length).any():
+            raise IndexError(f"sample {samples[wrong][0]} is out of range for a dataset of {length} samples")
+        samples = np.where(negative, samples + length, samples)
+    return samples

@@ -1,0 +1,53 @@
+"""`open_dataset`: the one door to reading."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cache.access import open_reader
+from connectors.objects import normalise_url
+from dataflow.dataset.dataset import Dataset
+from dataflow.formats import open_source
+
+if TYPE_CHECKING:
+    from cache.config import CacheConfig
+
+__all__ = ["open_dataset"]
+
+
+def open_dataset(
+    url: str | os.PathLike[str],
+    *,
+    cache: str | CacheConfig | None = "auto",
+    columns: Sequence[str] | None = None,
+    verify: bool = True,
+    format: str | None = None,  # noqa: A002  the word users know
+    buffer_bytes: int = 128 << 20,
+) -> Dataset:
+    """Open the dataset at `url`: a path, or a URL such as `s3://bucket/prefix`.
+
+    Args:
+        url: The folder or prefix of the dataset.
+        cache: Where its bytes are kept near. `"auto"`: files of a local disk are read in place, remote data goes
+            through this node's cache daemon, or a private cache where none answers. None: no caching. A string: a
+            daemon's address. A `CacheConfig`: a private cache with those tiers.
+        columns: Fields to read; all by default.
+        verify: Check each block against its checksum when it is first read in place. Bytes that enter a cache are
+            always checked.
+        format: Name of the format (`arrow`, `folder`); by default it is found out.
+        buffer_bytes: Limit on the decoded blocks that each process keeps.
+
+    Raises:
+        NotFoundError: There is nothing at `url`.
+        BadInputError: There is something that is no dataset, or an argument is wrong.
+        CorruptError: The dataset is damaged.
+    """
+    location = normalise_url(url)
+    reader = open_reader(location, cache, verify=verify)
+    try:
+        return Dataset(open_source(location, reader, format), reader, columns=columns, buffer_bytes=buffer_bytes)
+    except BaseException:
+        reader.close()
+        raise

@@ -1,0 +1,96 @@
+"""Opening native datasets: manifest, index, and one record batch per block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from connectors.errors import CorruptError, NotFoundError
+from connectors.objects import join_uri
+from dataflow.formats.arrow.manifest import INDEX_NAME, MANIFEST_NAME, Manifest, content_digest
+from dataflow.index import Index, decode_index
+
+if TYPE_CHECKING:
+    from cache.access import BlockReader
+
+__all__ = ["ArrowFormat", "ArrowSource"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ArrowSource:
+    """One native dataset, opened; see `dataflow.formats.protocol.Source`.
+
+    Attributes:
+        schema: Fields of a sample.
+        index: Where the samples lie.
+        manifest: What the dataset says of itself.
+    """
+
+    schema: pa.Schema
+    index: Index
+    manifest: Manifest
+    format: str = field(default="arrow", init=False)
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """Where the data came from."""
+        return self.manifest.lineage
+
+    def decode(self, block: int, data: memoryview) -> pa.RecordBatch:
+        """Return the record batch that `data` is; without compression its columns are views of `data`."""
+        try:
+            batch = pa.ipc.read_record_batch(pa.py_buffer(data), self.schema)
+            batch.validate()
+        except (pa.ArrowException, OSError, EOFError) as error:
+            raise self._corrupt(block, str(error)) from error
+        first_sample = self.index.blocks.first_sample
+        expected = int(first_sample[block + 1] - first_sample[block])
+        if batch.num_rows != expected:
+            raise self._corrupt(block, f"it has {batch.num_rows} samples, the index says {expected}")
+        return batch
+
+    def _corrupt(self, block: int, reason: str) -> CorruptError:
+        ref = self.index.block_ref(block)
+        return CorruptError(
+            f"block {block} ({ref.length} bytes at offset {ref.offset} of {ref.uri}) is not a record batch of this "
+            f"dataset: {reason}",
+            uri=ref.uri,
+        )
+
+
+class ArrowFormat:
+    """Native datasets: Arrow IPC shards, `index.arrow`, `dataset.json`."""
+
+    name = "arrow"
+
+    def open(self, url: str, reader: BlockReader) -> ArrowSource | None:
+        """Open the dataset at `url`, or return None where there is no `dataset.json`.
+
+        Raises:
+            CorruptError: Manifest or index are damaged or do not belong together.
+            BadInputError: Written by a newer release.
+        """
+        manifest_uri, index_uri = join_uri(url, MANIFEST_NAME), join_uri(url, INDEX_NAME)
+        try:
+            data = reader.read_object(manifest_uri).data
+        except NotFoundError:
+            return None
+        manifest = Manifest.from_json(data, uri=manifest_uri)
+        try:
+            content = reader.read_object(index_uri).data
+        except NotFoundError as error:
+            raise CorruptError(f"{manifest_uri} exists but its index {index_uri} is missing", uri=index_uri) from error
+        if len(content) != manifest.index.size_bytes or content_digest(content) != manifest.index.digest:
+            raise CorruptError(
+                f"{index_uri} ({len(content)} bytes) is not the index that {manifest_uri} was written with "
+                f"({manifest.index.size_bytes} bytes): damaged, or from another version of the dataset",
+                uri=index_uri,
+            )
+        index = decode_index(content, url=url, fingerprint=manifest.fingerprint, uri=index_uri)
+        if index.num_samples != manifest.num_samples:
+            raise CorruptError(
+                f"{manifest_uri} counts {manifest.num_samples} samples, its index {index.num_samples}", uri=manifest_uri
+            )
+        return ArrowSource(manifest.read_schema(uri=manifest_uri), index, manifest)

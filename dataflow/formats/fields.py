@@ -1,0 +1,104 @@
+"""Fields of a sample, as Arrow fields: what kinds there are and how one is declared.
+
+A plain Arrow type means itself. What Arrow has no type for stands in the field's metadata: `dataflow.kind` = `image`
+for encoded images in a binary field, `dataflow.classes` for the names behind integer labels.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from connectors.errors import BadInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import numpy.typing as npt
+
+__all__ = [
+    "class_names",
+    "field_kind",
+    "image_field",
+    "label_field",
+    "select_fields",
+    "storable_schema",
+    "tensor_field",
+]
+
+KIND = b"dataflow.kind"
+CLASSES = b"dataflow.classes"
+
+
+def image_field(name: str) -> pa.Field:
+    """Declare encoded images (PNG, JPEG, WebP, BMP); samples carry them decoded, uint8 `(H, W)` or `(H, W, C)`."""
+    return pa.field(name, pa.binary(), nullable=False, metadata={KIND: b"image"})
+
+
+def tensor_field(name: str, dtype: npt.DTypeLike, shape: Sequence[int]) -> pa.Field:
+    """Declare arrays of one dtype and one shape."""
+    return pa.field(name, pa.fixed_shape_tensor(pa.from_numpy_dtype(dtype), tuple(shape)), nullable=False)
+
+
+def label_field(name: str, classes: Iterable[str]) -> pa.Field:
+    """Declare int64 labels and the class names that they number."""
+    return pa.field(name, pa.int64(), nullable=False, metadata={CLASSES: json.dumps(list(classes)).encode()})
+
+
+def field_kind(field: pa.Field) -> str | None:
+    """Return what `dataflow.kind` says of a field, or None for a plain Arrow type."""
+    kind = (field.metadata or {}).get(KIND)
+    return None if kind is None else kind.decode()
+
+
+def class_names(field: pa.Field) -> list[str] | None:
+    """Return the class names behind an integer field, or None where it has none."""
+    classes = (field.metadata or {}).get(CLASSES)
+    return None if classes is None else [str(name) for name in json.loads(classes)]
+
+
+def select_fields(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
+    """Return `schema` with only `columns`, in that order; all of them for None.
+
+    Raises:
+        BadInputError: A column does not exist or is named twice.
+    """
+    if columns is None:
+        return schema
+    if isinstance(columns, str):
+        raise BadInputError(f"columns must be a list of field names, got the string {columns!r}")
+    missing = [name for name in columns if name not in schema.names]
+    if missing or len(set(columns)) != len(columns):
+        raise BadInputError(f"columns {list(columns)} must be distinct names out of {schema.names}")
+    return pa.schema([schema.field(name) for name in columns], metadata=schema.metadata)
+
+
+def storable_schema(schema: pa.Schema) -> pa.Schema:
+    """Return the schema that native shards store for `schema`: dictionary-encoded fields become plain ones.
+
+    A block must be readable from its own bytes, and dictionaries live outside the record batches.
+
+    Raises:
+        BadInputError: No fields, a duplicate name, or a dictionary inside a nested type.
+    """
+    if not len(schema) or len(set(schema.names)) != len(schema):
+        raise BadInputError(f"a schema needs at least one field and distinct names, got {schema.names}")
+    return pa.schema([_storable(field) for field in schema], metadata=schema.metadata)
+
+
+def _storable(field: pa.Field) -> pa.Field:
+    if pa.types.is_dictionary(field.type):
+        field = field.with_type(field.type.value_type)
+    if _has_dictionary(field.type):
+        raise BadInputError(f"field {field.name!r} has a dictionary inside {field.type}: cast it to plain values first")
+    return field
+
+
+def _has_dictionary(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return True
+    if pa.types.is_nested(kind):
+        return any(_has_dictionary(kind.field(position).type) for position in range(kind.num_fields))
+    return False

@@ -1,0 +1,44 @@
+"""Which formats there are, and which one a dataset has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from connectors.errors import BadInputError, NotFoundError
+from dataflow.formats.arrow.reading import ArrowFormat
+from dataflow.formats.folder import FolderFormat
+
+if TYPE_CHECKING:
+    from cache.access import BlockReader
+    from dataflow.formats.protocol import Format, Source
+
+__all__ = ["FORMATS", "open_source"]
+
+# In the order in which they are tried: what says by itself what it is comes first.
+FORMATS: tuple[Format, ...] = (ArrowFormat(), FolderFormat())
+
+
+def open_source(url: str, reader: BlockReader, name: str | None = None) -> Source:
+    """Open the dataset at `url` by the first format that recognises it, or by the one that is named.
+
+    Raises:
+        NotFoundError: There is nothing at `url`.
+        BadInputError: No format recognises it, or `name` is none of ours.
+        CorruptError: It is a dataset, and damaged.
+    """
+    formats = FORMATS if name is None else [entry for entry in FORMATS if entry.name == name]
+    if not formats:
+        raise BadInputError(f"no format is called {name!r}; there are {', '.join(entry.name for entry in FORMATS)}")
+    for entry in formats:
+        source = entry.open(url, reader)
+        if source is not None:
+            return source
+    found = reader.list_objects(url)
+    if not found:
+        raise NotFoundError(f"nothing at {url}", uri=url)
+    unfinished = any(meta.key.endswith(".part") for meta in found)
+    raise BadInputError(
+        f"no dataset at {url}: {len(found)} objects ({found[0].key}, ...) "
+        + ("of an unfinished conversion; finish it with --resume" if unfinished else "in no format that is known"),
+        uri=url,
+    )

@@ -1,0 +1,98 @@
+"""The index as bytes: an Arrow IPC file of one row, readable by any Arrow reader.
+
+    shards        list<struct<name: string, size_bytes: int64, version: string>>
+    blocks        list<struct<shard: int32, offset: int64, length: int64[, crc32c: uint32]>>
+    first_sample  list<int64>                                      one more than blocks
+
+One row of lists, because the three tables differ in length and an Arrow file has one schema. Vectors are read without a
+copy, whatever their length, from bytes or from a map. Equal tables give equal bytes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from connectors.errors import CorruptError
+from dataflow.index.table import Blocks, Index, Shards
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["decode_index", "encode_index"]
+
+SHARD_FIELDS = [("name", pa.string()), ("size_bytes", pa.int64()), ("version", pa.string())]
+BLOCK_FIELDS = [("shard", pa.int32()), ("offset", pa.int64()), ("length", pa.int64())]
+CRC_FIELD = ("crc32c", pa.uint32())
+
+
+def encode_index(shards: Shards, blocks: Blocks, metadata: Mapping[str, str] | None = None) -> bytes:
+    """Write the two tables as one Arrow IPC file; `metadata` goes into its schema."""
+    shard_columns = [shards.names, pa.array(shards.size_bytes), shards.versions]
+    block_columns = [pa.array(blocks.shard), pa.array(blocks.offset), pa.array(blocks.length)]
+    block_fields = list(BLOCK_FIELDS)
+    if blocks.crc32c is not None:
+        block_columns.append(pa.array(blocks.crc32c))
+        block_fields.append(CRC_FIELD)
+    columns = {
+        "shards": _struct(shard_columns, SHARD_FIELDS),
+        "blocks": _struct(block_columns, block_fields),
+        "first_sample": pa.array(blocks.first_sample),
+    }
+    rows = [pa.ListArray.from_arrays(pa.array([0, len(column)], pa.int32()), column) for column in columns.values()]
+    batch = pa.record_batch(rows, names=list(columns)).replace_schema_metadata(dict(metadata) if metadata else None)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+
+def decode_index(data: bytes | memoryview, *, url: str, fingerprint: str, uri: str) -> Index:
+    """Read an index; its vectors are views of `data`.
+
+    Args:
+        data: What `encode_index` wrote.
+        url: The dataset's URL.
+        fingerprint: The dataset's fingerprint.
+        uri: Where `data` came from, for errors.
+
+    Raises:
+        CorruptError: Not an index, or one that contradicts itself.
+    """
+    try:
+        batch = pa.ipc.open_file(pa.py_buffer(data)).get_batch(0)
+        shard_table, block_table = (batch.column(name).values for name in ("shards", "blocks"))
+        block_names = {field.name for field in block_table.type}
+        shards = Shards(shard_table.field("name"), _vector(shard_table, "size_bytes"), shard_table.field("version"))
+        shard, offset, length = (_vector(block_table, name) for name, _ in BLOCK_FIELDS)
+        blocks = Blocks(
+            shard,
+            offset,
+            length,
+            batch.column("first_sample").values.to_numpy(),
+            _vector(block_table, "crc32c") if "crc32c" in block_names else None,
+        )
+    except (pa.ArrowException, OSError, EOFError, KeyError, AttributeError) as error:
+        raise CorruptError(f"{uri} is not an index: {error}", uri=uri) from error
+    index = Index(url, fingerprint, shards, blocks)
+    index.check()
+    return index
+
+
+def read_metadata(data: bytes | memoryview, *, uri: str) -> dict[str, str]:
+    """Return what `encode_index` was given as `metadata`."""
+    try:
+        metadata = pa.ipc.open_file(pa.py_buffer(data)).schema.metadata or {}
+    except (pa.ArrowException, OSError, EOFError) as error:
+        raise CorruptError(f"{uri} is not an index: {error}", uri=uri) from error
+    return {key.decode(): value.decode() for key, value in metadata.items()}
+
+
+def _struct(columns: list[Any], fields: list[tuple[str, pa.DataType]]) -> pa.StructArray:
+    return pa.StructArray.from_arrays(columns, fields=[pa.field(name, kind, nullable=False) for name, kind in fields])
+
+
+def _vector(table: pa.StructArray, name: str) -> np.ndarray[Any, Any]:
+    return table.field(name).to_numpy(zero_copy_only=True)  # type: ignore[no-any-return]

@@ -1,0 +1,150 @@
+"""Which bytes hold which samples: shards, and the blocks inside them. Pure.
+
+Everything is a column. Nothing is kept per sample, and nothing per block is a Python object, so a table of 10^6 blocks
+opens as fast as its bytes arrive and is shared by forked workers without copies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from cache.keys import BlockRef
+from connectors.errors import CorruptError
+from connectors.objects import join_uri
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+__all__ = ["Blocks", "Index", "Shards"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shards:
+    """The objects that hold a dataset's blocks.
+
+    Attributes:
+        names: Keys relative to the dataset's URL; a `pyarrow.StringArray`.
+        size_bytes: int64 per shard.
+        versions: What `BlockRef.version` carries: a digest of the content where blocks have checksums, else the store's
+            token; a `pyarrow.StringArray`.
+    """
+
+    names: pa.StringArray
+    size_bytes: npt.NDArray[np.int64]
+    versions: pa.StringArray
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Blocks:
+    """The blocks of a dataset, in the order of their samples.
+
+    Attributes:
+        shard: int32 per block: its row in `Shards`.
+        offset: int64 per block: first byte inside the shard.
+        length: int64 per block: number of bytes, at least 1.
+        first_sample: int64, one more than blocks: block `b` holds `[first_sample[b], first_sample[b + 1])`.
+        crc32c: uint32 per block (Castagnoli, of the block's bytes), or None where the format has none.
+    """
+
+    shard: npt.NDArray[np.int32]
+    offset: npt.NDArray[np.int64]
+    length: npt.NDArray[np.int64]
+    first_sample: npt.NDArray[np.int64]
+    crc32c: npt.NDArray[np.uint32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Index:
+    """Where every sample of one version of a dataset lies. Immutable, picklable.
+
+    Attributes:
+        url: The dataset's URL, which shard names are relative to.
+        fingerprint: Names content, schema and block layout; equal wherever the same dataset lies.
+        shards: The objects.
+        blocks: The blocks inside them.
+    """
+
+    url: str
+    fingerprint: str
+    shards: Shards
+    blocks: Blocks
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples in the dataset."""
+        return int(self.blocks.first_sample[-1])
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks in the dataset."""
+        return len(self.blocks)
+
+    def locate(self, samples: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the block of each sample and the row inside that block, both int64, in the order asked.
+
+        Args:
+            samples: Sample numbers in `[0, num_samples)`.
+
+        Raises:
+            IndexError: A sample number is out of range; names it and the length.
+        """
+        if len(samples) and (samples.min() < 0 or samples.max() >= self.num_samples):
+            wrong = samples[(samples < 0) | (samples >= self.num_samples)][0]
+            raise IndexError(f"sample {wrong} is out of range for a dataset of {self.num_samples} samples")
+        first_sample = self.blocks.first_sample
+        block = np.searchsorted(first_sample, samples, side="right") - 1
+        return block, samples - first_sample[block]
+
+    def block_ref(self, block: int) -> BlockRef:
+        """Name the bytes of one block for the cache."""
+        blocks = self.blocks
+        shard = int(blocks.shard[block])
+        return BlockRef(
+            self.shard_uri(shard),
+            self.shards.versions[shard].as_py(),
+            int(blocks.offset[block]),
+            int(blocks.length[block]),
+            None if blocks.crc32c is None else int(blocks.crc32c[block]),
+        )
+
+    def shard_uri(self, shard: int) -> str:
+        """Name one shard whole."""
+        return join_uri(self.url, self.shards.names[shard].as_py())
+
+    def check(self) -> None:
+        """Insist that the table is consistent, in a few vectorised passes.
+
+        Raises:
+            CorruptError: Names the first shard whose blocks cannot be where the table says.
+        """
+        shards, blocks = self.shards, self.blocks
+        num_blocks = len(blocks)
+        first = blocks.first_sample
+        if len(first) != num_blocks + 1 or first[0] != 0 or (num_blocks and np.diff(first).min() < 0):
+            raise CorruptError(
+                f"the index of {self.url} counts samples backwards; convert the dataset again", uri=self.url
+            )
+        if not num_blocks:
+            return
+        if blocks.shard.min() < 0 or blocks.shard.max() >= len(shards):
+            raise CorruptError(f"the index of {self.url} names a shard that it does not list", uri=self.url)
+        outside = (blocks.offset < 0) | (blocks.length < 1)
+        outside |= blocks.offset + blocks.length > shards.size_bytes[blocks.shard]
+        if outside.any():
+            block = int(np.argmax(outside))
+            uri = self.shard_uri(int(blocks.shard[block]))
+            raise CorruptError(
+                f"the index puts block {block} at [{blocks.offset[block]}, +{blocks.length[block]}) of {uri}, outside "
+                f"its {shards.size_bytes[blocks.shard[block]]} bytes; convert the dataset again",
+                uri=uri,
+            )
