@@ -21,7 +21,7 @@ def _modules() -> dict[str, Path]:
     found = {}
     for package in ["cache", "connectors", "dataflow"]:
         root = Path(find_spec(package).origin).parent
-        for file in sorted(root.rglob("*.py")):
+        for file in sorted(set(root.rglob("*.py")) - set(root.rglob("__main__.py"))):
             parts = [package, *file.relative_to(root).with_suffix("").parts]
             found[".".join(part for part in parts if part != "__init__")] = file
     return found
