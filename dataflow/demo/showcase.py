@@ -139,19 +139,9 @@ def _origin(origin: Origin, folder: Path, say: Callable[[str], None]) -> Iterato
 @contextlib.contextmanager
 def _daemon(folder: Path) -> Iterator[str]:
     config, address = folder / "cache.toml", str(folder / "cache.sock")
-    config.write_text(_tiers(folder).to_toml())
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "dataflow.cli.main",
-        "cache",
-        "serve",
-        "--config",
-        str(config),
-        "--socket",
-        address,
-    ]
+    config.write_text(_toml(_tiers(folder)))
+    command = [sys.executable, "-P", "-m", "dataflow", "cache", "serve"]
+    command += ["--config", str(config), "--socket", address]
     with (folder / "daemon.log").open("w") as log:
         daemon = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         try:
@@ -162,6 +152,16 @@ def _daemon(folder: Path) -> Iterator[str]:
         finally:
             daemon.send_signal(signal.SIGTERM)
             daemon.wait(timeout=30)
+
+
+def _toml(config: CacheConfig) -> str:
+    """Write the configuration as an operator would."""
+    lines = [f"ring_bytes = {config.ring_bytes}"]
+    for tier in config.tiers:
+        lines += ["", "[[tiers]]", f'name = "{tier.name}"', f"capacity_bytes = {tier.capacity_bytes}"]
+        if tier.path is not None:
+            lines += [f"path = {json.dumps(tier.path)}", f'medium = "{tier.medium}"']
+    return "\n".join(lines) + "\n"
 
 
 def _train(folder: Path, root: str, cache: str | None, *, epochs: int, say: Callable[[str], None]) -> Facts:

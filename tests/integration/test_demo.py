@@ -1,0 +1,34 @@
+"""The demo is the product's main road; here it runs with fewer epochs, and each of its claims is checked."""
+
+import pytest
+from click.testing import CliRunner
+
+from dataflow.cli.main import main
+from dataflow.demo.showcase import run_demo
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+@pytest.mark.parametrize("origin", ["local", pytest.param("s3", marks=pytest.mark.s3)])
+def test_every_claim_of_the_demo_holds(tmp_path, origin):
+    lines = []
+    facts = run_demo(tmp_path, origin=origin, epochs=3, say=lines.append)
+    assert facts.accuracy > 0.85  # three epochs are few; the command itself insists on 95 % after six
+    assert facts.same_sequence
+    assert 0 < facts.resumed_at < facts.killed_at < facts.compared_steps
+    first, *later = facts.epochs
+    assert first.origin_requests >= facts.blocks
+    for epoch in later:
+        assert facts.blocks_outside - facts.ring_blocks <= epoch.origin_requests <= facts.blocks_outside
+        assert epoch.hits["ram"] > 0
+        assert epoch.hits["disk"] > 0
+    assert {"fetch", "decode", "collate", "wait", "model"} <= set(facts.seconds)
+    assert lines
+
+
+def test_demo_refuses_a_folder_that_holds_something(tmp_path):
+    (tmp_path / "mine").write_text("keep")
+    result = CliRunner().invoke(main, ["demo", "--folder", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "not empty" in result.output
+    assert (tmp_path / "mine").read_text() == "keep"
