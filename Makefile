@@ -16,7 +16,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Two processes keep two cores busy; the suite's own servers and workers take what more there is.
 WORKERS ?= 2
-PIP_INSTALL := $(BIN)/python -m pip install -q -c constraints.txt
+# -qq: pip warns of each folder of packages that lacks one, and still prints errors.
+PIP_INSTALL := $(BIN)/python -m pip install -qq -c constraints.txt
 
 # Directories are listed too: their time changes when a file in them is removed.
 SOURCES := pyproject.toml README.md LICENSE $(shell find connectors cache dataflow -name __pycache__ -prune -o -print)
