@@ -6,6 +6,7 @@ import os
 import re
 import tomllib
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -64,7 +65,7 @@ class TierConfig:
             if not self.path:
                 raise BadInputError(f"tier {self.name}: path is empty; leave it out for a tier in memory")
             # The server that opens it may run in another working directory.
-            object.__setattr__(self, "path", os.path.abspath(self.path))
+            object.__setattr__(self, "path", os.path.abspath(Path(self.path).expanduser()))
 
 
 @dataclass(frozen=True, slots=True)

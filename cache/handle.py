@@ -1,7 +1,7 @@
 """Open files that several holders share, and the handle that the engine gives out.
 
-A block in memory is one sealed memfd. The tier, every reader and a placement under way hold the same `Descriptor`; the file is
-closed when the last of them lets go, so eviction never breaks a reader and a hit costs no system call.
+A block in memory is one sealed memfd. The tier, every reader and a placement under way hold the same `Descriptor`; the
+file is closed when the last of them lets go, so eviction never breaks a reader and a hit costs no system call.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """The kept set: the blocks with the lowest keys stay.
 
-When every block is read once an epoch in a fresh random order, no policy hits more than capacity / data set, and filling
-once and never evicting reaches that. Which blocks stay is therefore free to choose, and choosing by key (a hash) makes the
-choice the same on every node, after every restart and for every order of arrival.
+When every block is read once an epoch in a fresh random order, no policy hits more than capacity / data set, and
+filling once and never evicting reaches that. Which blocks stay is therefore free to choose, and choosing by key (a
+hash) makes the choice the same on every node, after every restart and for every order of arrival.
 
 A newcomer may displace only higher keys. So the lowest key that fits stays for good, then the lowest that fits beside
-it, and so on: whatever the order, offering all blocks again and again ends in this one set, after which nothing is written.
+it, and so on: whatever the order, offering all blocks again and again ends in this one set, after which nothing is
+written.
 """
 
 from __future__ import annotations

@@ -1,0 +1,175 @@
+"""Blocks as files of one directory, owned by one server at a time; they survive it.
+
+    <path>/lock          flock held by the server, its process id inside
+    <path>/tmp/          files being written; all of them are swept when the next server opens the directory
+    <path>/blocks-1/xx/  published block files (`cache.block`), by format version
+
+A block is written under `tmp/` and renamed: a name under `blocks-1/` was complete when it appeared, whoever was killed
+between any two lines. It is removed by unlink and never truncated, so an open or mapped file stays whole for its
+holder. Nothing is fsynced: a cache that loses its last seconds in a power failure only fetches them again, and a file
+that the failure left torn under its final name does not verify, which is a miss. Files that are not ours are left
+alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from cache.block import FORMAT_VERSION, block_path, encode_trailer, file_bytes, parse_name, verify
+from cache.handle import Block, Descriptor, seal_block
+from connectors.errors import BadInputError, CorruptError
+from connectors.protocols import Buffer
+
+__all__ = ["DirectoryShelf", "LeftBehindError"]
+
+_log = logging.getLogger(__name__)
+
+_PAGE_BYTES = 4096
+"""The unit in which file systems give space."""
+
+
+class LeftBehindError(OSError):
+    """A write failed and so did the removal of its temporary file: the space stays taken."""
+
+
+class DirectoryShelf:
+    """See `cache.shelf.Shelf`.
+
+    Args:
+        path: The directory; made if missing. Opened by `lock`.
+        read_ahead: Ask the kernel to begin reading a file when it is opened (disks, not tmpfs).
+        system: The module of system calls; tests give one that fails or dies.
+    """
+
+    def __init__(self, path: str, *, read_ahead: bool, system: Any) -> None:
+        self.path = path
+        self._blocks = os.path.join(path, f"blocks-{FORMAT_VERSION}")
+        self._temporary = os.path.join(path, "tmp")
+        self._read_ahead = read_ahead
+        self._system = system
+        self._lock: Descriptor | None = None
+
+    def lock(self) -> None:
+        """Become the directory's only server and sweep what a killed one was writing.
+
+        Raises:
+            BadInputError: Another process serves the directory; it is named.
+            OSError: The directory cannot be made or written.
+        """
+        for folder in (self._blocks, self._temporary):
+            Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = Descriptor(os.open(os.path.join(self.path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        try:
+            fcntl.flock(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(lock.fd, 32, 0).decode(errors="replace").strip() or "unknown"
+            raise BadInputError(
+                f"the cache directory {self.path} is in use by process {holder}; "
+                "connect to that server, stop it, or give this one another directory"
+            ) from None
+        os.ftruncate(lock.fd, 0)
+        os.pwrite(lock.fd, f"{os.getpid()}\n".encode(), 0)
+        with os.scandir(self._temporary) as left:
+            for entry in left:
+                if not entry.is_dir(follow_symlinks=False):
+                    Path(entry.path).unlink()
+        ours = {"lock", "tmp", os.path.basename(self._blocks)}
+        foreign = sorted(set(os.listdir(self.path)) - ours)
+        if foreign:
+            _log.warning("%s holds what is not of this cache or this version and is left alone: %s", self.path, foreign)
+        self._lock = lock
+
+    def folders(self) -> list[str]:
+        """Return the folders that hold blocks, each for `scan`."""
+        with os.scandir(self._blocks) as entries:
+            return sorted(entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
+
+    def scan(self, folder: str) -> tuple[list[tuple[bytes, int]], int]:
+        """Return key and length of each block in the folder, from names alone, and the number of other files."""
+        with os.scandir(folder) as entries:
+            names = [parse_name(entry.name) for entry in entries]
+        blocks = [name for name in names if name is not None]
+        return blocks, len(names) - len(blocks)
+
+    def cost_bytes(self, length: int) -> int:
+        """Data and trailer, rounded up to 4 KiB."""
+        return -(-file_bytes(length) // _PAGE_BYTES) * _PAGE_BYTES
+
+    def write(self, block: Block) -> None:
+        """Write under `tmp/`, then rename into place."""
+        temporary = os.path.join(self._temporary, block.key.hex())
+        try:
+            self._fill(temporary, block)
+            self._publish(temporary, self._file(block.key, block.length))
+        except OSError as error:
+            try:
+                self._unlink(temporary)
+            except OSError as also:
+                raise LeftBehindError(error.errno, f"{error.strerror}; then unlink: {also.strerror}") from error
+            raise
+
+    def _fill(self, path: str, block: Block) -> None:
+        fd = self._system.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            # A full disk says so here, before anything is copied.
+            self._system.posix_fallocate(fd, 0, file_bytes(block.length))
+            with block.mapped() as data:
+                self._write_all(fd, data)
+                self._write_all(fd, encode_trailer(block.key, data))
+        finally:
+            self._system.close(fd)
+
+    def _write_all(self, fd: int, data: Buffer) -> None:
+        with memoryview(data) as view:
+            written = 0
+            while written < len(view):
+                written += self._system.write(fd, view[written:])
+
+    def _publish(self, temporary: str, path: str) -> None:
+        try:
+            self._system.rename(temporary, path)
+        except FileNotFoundError:
+            with contextlib.suppress(FileExistsError):
+                self._system.mkdir(os.path.dirname(path), 0o700)
+            self._system.rename(temporary, path)
+
+    def open(self, key: bytes, length: int) -> Descriptor:
+        """Open by name; a file of the wrong size is `CorruptError`."""
+        path = self._file(key, length)
+        file = Descriptor(self._system.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
+        if self._system.fstat(file.fd).st_size != file_bytes(length):
+            raise CorruptError(f"{path} is shorter or longer than its block")
+        if self._read_ahead:
+            self._system.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_WILLNEED)
+        return file
+
+    def read(self, key: bytes, length: int) -> Block:
+        """Read and check data and trailer."""
+        file = self.open(key, length)
+        content = memoryview(bytearray(file_bytes(length)))
+        filled = 0
+        # One call gives at most 2 GiB; a file that ends early leaves zeros, which do not verify.
+        while got := self._system.preadv(file.fd, [content[filled:]], filled) if filled < len(content) else 0:
+            filled += got
+        verify(key, content[:length], content[length:])
+        return seal_block(key, content[:length])
+
+    def remove(self, key: bytes, length: int) -> None:
+        """Unlink; the space is free when the last reader has closed the file."""
+        self._unlink(self._file(key, length))
+
+    def close(self) -> None:
+        """Release the directory for the next server."""
+        self._lock = None
+
+    def _unlink(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._system.unlink(path)
+
+    def _file(self, key: bytes, length: int) -> str:
+        return os.path.join(self._blocks, block_path(key, length))

@@ -1,0 +1,304 @@
+"""The heart of a cache server: look up, join or fetch, place.
+
+    get_many -> Stack.find / open       in memory at once; directories in one job each
+             -> SingleFlight.join       somebody fetches it already
+             -> Origin.fetch            one task a request; ends in Stack.place, then every waiter gets the block
+
+A fetched block goes to its waiters from memory, whatever becomes of its placement. The tasks belong to the engine, not to
+the callers: one that gives up changes nothing for the others. Everything runs on one event loop; only blocking file calls
+and the checking of large bodies run in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+from cache.budget import Budget
+from cache.config import CacheConfig, Medium, PolicyName, TierConfig
+from cache.directory_shelf import DirectoryShelf
+from cache.handle import Block, Handle
+from cache.keys import BlockRef, block_key
+from cache.memory_shelf import MemoryShelf, raise_open_file_limit
+from cache.origin import MAX_REQUEST_BYTES, Fetch, Origin
+from cache.policy import KeptSet, Lru, Policy
+from cache.shelf import Shelf
+from cache.singleflight import SingleFlight
+from cache.stack import Stack, Stored
+from cache.tier import UNLIMITED_BLOCKS, Tier
+from connectors.errors import BadInputError, DataError, PermissionDeniedError, TransientError
+from connectors.objects import ObjectMeta
+from connectors.protocols import Store
+from connectors.registry import open_store as open_registered_store
+
+__all__ = ["Engine", "Handle"]
+
+_log = logging.getLogger(__name__)
+
+_POLICIES: dict[PolicyName, Callable[[], Policy]] = {"kept": KeptSet, "lru": Lru}
+_THREADS: dict[Medium, int] = {"ram": 2, "nvme": 8, "hdd": 2}
+_CHECKING_THREADS = 2
+_CLOSE_TIMEOUT_S = 10.0
+
+
+class Engine:
+    """One cache in one process. Every method belongs to the event loop that ran `start`.
+
+    Args:
+        config: Tiers and limits.
+        open_store: Opens the store for a root URL such as `s3://bucket`.
+        system: The module of system calls that directories are written with; tests give one that fails or dies.
+    """
+
+    def __init__(
+        self, config: CacheConfig, *, open_store: Callable[[str], Store] = open_registered_store, system: Any = os
+    ) -> None:
+        self._config = config
+        self._open_store = open_store
+        self._system = system
+        self._running = False
+        self._blocks_requested = 0
+        self._flights: SingleFlight[bytes, Block | DataError] = SingleFlight()
+        self._fetches: set[asyncio.Task[None]] = set()
+        self._scans: list[asyncio.Task[None]] = []
+        self._executors: list[ThreadPoolExecutor] = []
+
+    async def start(self) -> None:
+        """Open the tiers. Directories are scanned behind; blocks in them are found meanwhile, but none is let in.
+
+        Raises:
+            BadInputError: Another server has a directory, or more blocks are asked for than files may be open.
+            PermissionDeniedError: A directory cannot be written.
+        """
+        config = self._config
+        shelves = 1 + sum(tier.path is None for tier in config.tiers)
+        # A quarter stays for files of directories, for sockets, and for blocks that readers hold after eviction.
+        memory_blocks = raise_open_file_limit() * 3 // 4 // shelves
+        tiers: list[Tier] = []
+        directories: list[tuple[Tier, DirectoryShelf]] = []
+        try:
+            for tier_config in config.tiers:
+                if tier_config.path is None:
+                    tiers.append(self._memory_tier(tier_config, tier_config.name, memory_blocks))
+                else:
+                    tier, shelf = await self._directory_tier(tier_config, tier_config.path)
+                    tiers.append(tier)
+                    if shelf is not None:
+                        directories.append((tier, shelf))
+        except BaseException:
+            for tier in tiers:
+                tier.shelf.close()
+            self._shut_executors()
+            raise
+        ring = self._memory_tier(TierConfig("none", config.ring_bytes, policy="lru"), "ring", memory_blocks)
+        self._stack = Stack(tiers, ring, max_promoting_bytes=config.max_inflight_bytes)
+        self._origin = Origin(
+            self._open_store,
+            budget=Budget(max_bytes=config.max_inflight_bytes, max_requests=config.max_inflight_requests),
+            executor=self._executor("check", _CHECKING_THREADS),
+            max_request_bytes=min(MAX_REQUEST_BYTES, config.max_inflight_bytes),
+        )
+        self._scans = [self._stack.begin(tier.adopt(shelf)) for tier, shelf in directories]
+        self._running = True
+
+    async def scanned(self) -> None:
+        """Wait until every directory is known, and so lets blocks in."""
+        if self._scans:
+            await asyncio.wait(self._scans)
+
+    async def close(self) -> None:
+        """End the fetches with an error for their waiters, finish the placements, let go of everything.
+
+        Handles already given out stay valid. Closing twice is harmless.
+        """
+        if not self._running:
+            return
+        self._running = False
+        while self._fetches:
+            for task in self._fetches:
+                task.cancel()
+            await asyncio.wait(list(self._fetches))
+        finished = await self._stack.close(_CLOSE_TIMEOUT_S)
+        await self._origin.close()
+        self._shut_executors(wait=finished)
+
+    async def get_many(self, refs: Sequence[BlockRef]) -> list[Handle | DataError]:
+        """Find or fetch blocks; one result each, in the order of `refs`.
+
+        A block that several callers miss at once is fetched once. A failed fetch is reported to all who wait for it and
+        is not remembered. The caller owns the handles.
+        """
+        self._blocks_requested += len(refs)
+        if not self._running:
+            return [_closed(ref) for ref in refs]
+        results: dict[int, Handle | DataError] = {}
+        flights: dict[int, asyncio.Future[Block | DataError]] = {}
+        missed: set[tuple[Tier, bytes]] = set()
+        find = self._stack.find
+        todo = [(position, block_key(ref)) for position, ref in enumerate(refs)]
+        # A second round looks again for what a directory was thought to hold.
+        while todo:
+            stored: defaultdict[Tier, list[tuple[int, Stored]]] = defaultdict(list)
+            cold: list[tuple[bytes, BlockRef]] = []
+            for position, key in todo:
+                found = find(key, refs[position].length, missed)
+                if isinstance(found, Handle):
+                    results[position] = found
+                elif found is not None:
+                    stored[found.tier].append((position, found))
+                else:
+                    flight = self._flights.join(key)
+                    if flight is None:
+                        flight = self._flights.begin(key)
+                        cold.append((key, refs[position]))
+                    flights[position] = flight
+            # No await since `find`: nobody else has begun to fetch these.
+            for fetch in self._origin.plan(cold) if cold else ():
+                self._begin_fetch(fetch)
+            todo = []
+            for tier, entries in stored.items():
+                try:
+                    handles = await self._stack.open(tier, [entry for _, entry in entries])
+                except OSError as error:
+                    results.update((position, _no_files(refs[position], error)) for position, _ in entries)
+                    continue
+                for (position, entry), handle in zip(entries, handles, strict=True):
+                    if handle is not None:
+                        results[position] = handle
+                    else:
+                        missed.add((tier, entry.key))
+                        todo.append((position, entry.key))
+        if flights:
+            await asyncio.wait(set(flights.values()))
+        for position, flight in flights.items():
+            result = flight.result()
+            results[position] = (
+                result if isinstance(result, DataError) else Handle(result.memory, result.length, "origin")
+            )
+        return [results[position] for position in range(len(refs))]
+
+    async def report_bad(self, key: bytes) -> None:
+        """Remove a block whose bytes a reader found to be wrong; the next reader gets it from the origin."""
+        if self._running:
+            await self._stack.drop(key)
+
+    async def get_object(self, uri: str) -> tuple[bytes, str]:
+        """Return content and version of the newest version of a small object, past all tiers; see `Origin`."""
+        self._check_running()
+        return await self._origin.get_object(uri)
+
+    async def head(self, uri: str) -> ObjectMeta:
+        """Return size and version of an object, its key relative to its store."""
+        self._check_running()
+        return await self._origin.head(uri)
+
+    async def list_objects(self, url: str) -> list[ObjectMeta]:
+        """Return all objects below `url`, sorted, their keys relative to it."""
+        self._check_running()
+        return await self._origin.list_objects(url)
+
+    def stats(self) -> dict[str, Any]:
+        """Return what happened since `start`, as JSON types."""
+        return {
+            "tiers": [tier.stats() for tier in self._stack.tiers],
+            "ring": self._stack.ring.stats(),
+            "origin": self._origin.stats(),
+            "blocks_requested": self._blocks_requested,
+            "joined": self._flights.joined,
+        }
+
+    def _begin_fetch(self, fetch: Fetch) -> None:
+        task = asyncio.create_task(self._fetch(fetch))
+        self._fetches.add(task)
+        task.add_done_callback(self._fetches.discard)
+
+    async def _fetch(self, fetch: Fetch) -> None:
+        results: Sequence[Block | DataError]
+        try:
+            results = await self._origin.fetch(fetch)
+        except asyncio.CancelledError:
+            results = [_closed(ref) for _, ref in fetch.blocks]
+        except Exception as error:  # noqa: BLE001  whatever went wrong, the waiters are told
+            _log.exception("a fetch failed in an unknown way")
+            results = [DataError(f"the fetch of {ref.uri} failed: {error!r}", uri=ref.uri) for _, ref in fetch.blocks]
+        for (key, _), result in zip(fetch.blocks, results, strict=True):
+            self._flights.land(key, result)
+        for result in results:
+            if isinstance(result, Block):
+                self._stack.place(result)
+
+    def _memory_tier(self, config: TierConfig, name: str, max_blocks: int) -> Tier:
+        if (config.capacity_blocks or 0) > max_blocks:
+            raise BadInputError(
+                f"tier {name}: {config.capacity_blocks} blocks in memory need as many open files, at most {max_blocks} "
+                "are possible here; lower capacity_blocks or raise the hard limit (ulimit -Hn)"
+            )
+        blocks = max_blocks if config.capacity_blocks is None else config.capacity_blocks
+        return self._tier(config, name, MemoryShelf(), capacity_blocks=blocks, executor=None)
+
+    async def _directory_tier(self, config: TierConfig, path: str) -> tuple[Tier, DirectoryShelf | None]:
+        """Open a directory; one that is full or broken gives a tier that lets nothing in, and None."""
+        shelf = DirectoryShelf(path, read_ahead=config.medium != "ram", system=self._system)
+        executor = self._executor(config.name, _THREADS[config.medium])
+        try:
+            await asyncio.get_running_loop().run_in_executor(executor, shelf.lock)
+        except PermissionError as error:
+            raise PermissionDeniedError(f"tier {config.name}: cannot write the directory {path}: {error}") from error
+        except (FileExistsError, NotADirectoryError) as error:
+            raise BadInputError(f"tier {config.name}: {path} is not a directory: {error}") from error
+        except OSError as error:
+            _log.warning("tier %s: %s cannot be used, so nothing is kept there: %s", config.name, path, error)
+            closed = replace(config, capacity_bytes=0)
+            tier = self._tier(closed, config.name, MemoryShelf(), capacity_blocks=0, executor=None)
+            tier.fault = str(error)
+            return tier, None
+        blocks = UNLIMITED_BLOCKS if config.capacity_blocks is None else config.capacity_blocks
+        tier = self._tier(config, config.name, shelf, capacity_blocks=blocks, executor=executor)
+        tier.scanning = True
+        return tier, shelf
+
+    def _tier(
+        self, config: TierConfig, name: str, shelf: Shelf, *, capacity_blocks: int, executor: Executor | None
+    ) -> Tier:
+        return Tier(
+            name=name,
+            medium=config.medium,
+            policy_name=config.policy,
+            policy=_POLICIES[config.policy](),
+            shelf=shelf,
+            capacity_bytes=config.capacity_bytes,
+            capacity_blocks=capacity_blocks,
+            max_queued_bytes=self._config.max_inflight_bytes,
+            executor=executor,
+        )
+
+    def _executor(self, name: str, threads: int) -> ThreadPoolExecutor:
+        executor = ThreadPoolExecutor(threads, thread_name_prefix=f"cache-{name}")
+        self._executors.append(executor)
+        return executor
+
+    def _shut_executors(self, *, wait: bool = True) -> None:
+        for executor in self._executors:
+            executor.shutdown(wait=wait, cancel_futures=True)
+
+    def _check_running(self) -> None:
+        if not self._running:
+            raise TransientError("the cache is closed")
+
+
+def _closed(ref: BlockRef) -> DataError:
+    return TransientError(
+        f"the cache closed before it had {ref.length} bytes at offset {ref.offset} of {ref.uri}", uri=ref.uri
+    )
+
+
+def _no_files(ref: BlockRef, error: OSError) -> DataError:
+    return TransientError(
+        f"cannot open a cached block of {ref.uri}: {error}; ask for fewer blocks at once", uri=ref.uri
+    )

@@ -1,0 +1,198 @@
+"""The tiers one below the other, and the ring under them.
+
+A block is offered from the first tier to the last; the first that lets it in keeps it, what leaves for it is offered
+to the tiers below, and what no tier keeps passes through the ring, a small LRU in memory. A block found below is offered
+to the tiers above it: LRU takes it, a full kept set of lower keys does not. The copy in a directory stays where it is,
+so that its later return from above costs no write; from memory the block moves. A directory's victim is read only for a
+tier that wants it, never for the ring.
+
+Placing in memory happens at once. Placing in a directory is a task; until it ends, the block is found in `_moving`, so
+nobody fetches it a second time. What waits to be written to one directory is bounded by its tier, which refuses more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cache.handle import Block, Handle
+from cache.tier import Reservation, Tier
+from connectors.errors import CorruptError
+
+__all__ = ["Stack", "Stored"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Where a block may lie in a directory; whether it still does, opening it will tell."""
+
+    tier: Tier
+    key: bytes
+    length: int
+
+
+class Stack:
+    """Belongs to the event loop's thread.
+
+    Args:
+        tiers: From the first one asked to the last; owned.
+        ring: A tier in memory for what no tier keeps; owned.
+        max_promoting_bytes: Most bytes being read from directories for the tiers above; past it a hit promotes nothing.
+    """
+
+    def __init__(self, tiers: Sequence[Tier], ring: Tier, *, max_promoting_bytes: int) -> None:
+        self.tiers = tuple(tiers)
+        self.ring = ring
+        self._levels = (*self.tiers, ring)
+        self._max_promoting_bytes = max_promoting_bytes
+        self._promoting: set[bytes] = set()
+        self._promoting_bytes = 0
+        self._moving: dict[bytes, Block] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def find(self, key: bytes, length: int, missed: set[tuple[Tier, bytes]]) -> Handle | Stored | None:
+        """Look a block up, first tier first.
+
+        Args:
+            key: The block.
+            length: Its bytes.
+            missed: Directories where this caller looked for the block in vain.
+
+        Returns:
+            The block, where it is in memory; the directory to `open` it in; None where nobody has it.
+        """
+        for level, tier in enumerate(self._levels):
+            if tier.holds(key):
+                if not tier.in_memory:
+                    return Stored(tier, key, length)
+                block = tier.shelf.read(key, length)
+                handle = tier.handle(key, block.memory, length)
+                if level:
+                    self._raise(block, level)
+                return handle
+            if tier.may_hold(key) and (tier, key) not in missed:
+                return Stored(tier, key, length)
+        moving = self._moving.get(key)
+        return None if moving is None else self.ring.handle(key, moving.memory, length)
+
+    async def open(self, tier: Tier, stored: Sequence[Stored]) -> list[Handle | None]:
+        """Open blocks that `find` placed in `tier`; None: it is not there, look again below.
+
+        Raises:
+            OSError: This process has no descriptor left.
+        """
+        files = await tier.open_many([(entry.key, entry.length) for entry in stored])
+        handles: list[Handle | None] = []
+        for entry, file in zip(stored, files, strict=True):
+            if file is None:
+                handles.append(None)
+                continue
+            handles.append(tier.handle(entry.key, file, entry.length))
+            self._promote(entry)
+        return handles
+
+    def place(self, block: Block) -> None:
+        """Offer a fetched block to the tiers, else to the ring. Returns at once; directories are written behind."""
+        self._offer(block, 0, len(self._levels))
+
+    async def drop(self, key: bytes) -> None:
+        """Remove a block that a reader found to be wrong, wherever it is."""
+        reason = CorruptError(f"a reader found block {key.hex()} to be wrong")
+        for tier in self._levels:
+            await tier.drop(key, reason)
+
+    async def close(self, timeout_s: float) -> bool:
+        """Finish what is being placed and let go of the shelves; False where `timeout_s` did not suffice."""
+        deadline_s = asyncio.get_running_loop().time() + timeout_s
+        # A placement may begin another one, for its victims.
+        while self._tasks:
+            left_s = deadline_s - asyncio.get_running_loop().time()
+            _, late = await asyncio.wait(list(self._tasks), timeout=max(0.0, left_s))
+            if late:
+                _log.warning("%d placements are dropped: a directory did not answer in %g s", len(late), timeout_s)
+                for task in late:
+                    task.cancel()
+                # A thread may still write there, so the locks stay ours until the process ends.
+                return False
+        for tier in self._levels:
+            tier.shelf.close()
+        return True
+
+    def _offer(self, block: Block, first: int, end: int) -> bool:
+        """Offer a block to the levels `[first, end)`; its victims go on below."""
+        for level in range(first, end):
+            tier = self._levels[level]
+            if tier.in_memory:
+                evicted = tier.put(block)
+                if evicted is None:
+                    continue
+                for victim in evicted:
+                    self._offer(victim, level + 1, len(self._levels))
+                return True
+            reservation = tier.reserve(block.key, block.length)
+            if reservation is not None:
+                self._moving[block.key] = block
+                self.begin(self._store(block, level, reservation))
+                return True
+        return False
+
+    async def _store(self, block: Block, level: int, reservation: Reservation) -> None:
+        below = self._levels[level + 1 : -1]
+
+        def wanted(key: bytes, length: int) -> bool:
+            return any(tier.wants(key, length) for tier in below)
+
+        try:
+            stored, evicted = await self._levels[level].store(block, reservation, keep=wanted)
+        finally:
+            del self._moving[block.key]
+        for victim in evicted:
+            self._offer(victim, level + 1, len(self.tiers))
+        if not stored:
+            self._offer(block, level + 1, len(self._levels))
+
+    def _raise(self, block: Block, level: int) -> None:
+        """Move a block found in memory to a tier above that wants it."""
+        if any(tier.wants(block.key, block.length) for tier in self._levels[:level]):
+            self._levels[level].take(block)
+            self._offer(block, 0, level)
+
+    def _promote(self, stored: Stored) -> None:
+        """Copy a block found in a directory to a tier above that wants it."""
+        key, length = stored.key, stored.length
+        level = self.tiers.index(stored.tier)
+        if key in self._promoting or key in self._moving:
+            return
+        if self._promoting and self._promoting_bytes + length > self._max_promoting_bytes:
+            return
+        if any(tier.wants(key, length) for tier in self.tiers[:level]):
+            self._promoting.add(key)
+            self._promoting_bytes += length
+            self.begin(self._copy_up(stored, level))
+
+    async def _copy_up(self, stored: Stored, level: int) -> None:
+        try:
+            block = await stored.tier.read(stored.key, stored.length)
+        finally:
+            self._promoting.remove(stored.key)
+            self._promoting_bytes -= stored.length
+        # Meanwhile it may have come up another way.
+        if block is not None and not any(tier.holds(stored.key) for tier in self.tiers[:level]):
+            self._offer(block, 0, level)
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run work on the tiers behind; `close` waits for it."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("a placement failed", exc_info=error)
