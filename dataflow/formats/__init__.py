@@ -1,7 +1,17 @@
 """Formats: each turns a URL into an index and a block's bytes into a record batch."""
 
-from dataflow.formats.fields import class_names, image_field, label_field, tensor_field
+from dataflow.formats.fields import class_names, field_kind, image_field, label_field, tensor_field
 from dataflow.formats.protocol import Format, Source
 from dataflow.formats.registry import FORMATS, open_source
 
-__all__ = ["FORMATS", "Format", "Source", "class_names", "image_field", "label_field", "open_source", "tensor_field"]
+__all__ = [
+    "FORMATS",
+    "Format",
+    "Source",
+    "class_names",
+    "field_kind",
+    "image_field",
+    "label_field",
+    "open_source",
+    "tensor_field",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import TYPE_CHECKING
 
 from connectors.bridge import run_sync
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
     from connectors.protocols import Buffer, Store
 
-__all__ = ["Destination"]
+__all__ = ["PART_SUFFIX", "Destination"]
+
+PART_SUFFIX = ".part"  # what a conversion remembers of a finished shard until the manifest is written
 
 
 class Destination:
@@ -50,9 +52,9 @@ class Destination:
         """Read one object whole."""
         return run_sync(self._store.get(name))
 
-    def names(self) -> list[str]:
-        """Return what lies below the prefix; nothing where it does not exist."""
-        return run_sync(self._names())
+    def sizes(self) -> dict[str, int]:
+        """Return name and size of what lies below the prefix; nothing where it does not exist."""
+        return run_sync(self._sizes())
 
     def delete(self, names: Iterable[str]) -> None:
         """Remove objects; those that are gone already are fine."""
@@ -62,25 +64,40 @@ class Destination:
             except NotFoundError:
                 continue
 
-    def insist_on_empty(self, *, overwrite: bool, manifest: str) -> None:
-        """Refuse a prefix that holds something, or clear it, manifest first: a dataset is gone before its parts are.
+    def clear(self, *, overwrite: bool, owns: Callable[[str], bool], manifest: str) -> None:
+        """Make sure that the prefix is empty: refuse what it holds, or remove it, manifest first.
+
+        Args:
+            overwrite: Remove an older dataset.
+            owns: Whether an object of this name is part of such a dataset; nothing else is ever removed.
+            manifest: Goes first, so that the old dataset is gone before its parts are.
 
         Raises:
-            BadInputError: There is something and `overwrite` is False.
+            BadInputError: It holds something that may not be removed.
         """
-        found = self.names()
-        if found and not overwrite:
+        found = list(self.sizes())
+        foreign = [name for name in found if not owns(name)]
+        if foreign and overwrite:
             raise BadInputError(
-                f"{self.url} is not empty: {len(found)} objects ({found[0]}, ...); choose another place, or overwrite",
+                f"{self.url} holds {len(foreign)} objects that are no part of a dataset of this format ({foreign[0]}, "
+                "...), and only such parts are overwritten: remove them yourself, or choose another place",
+                uri=self.url,
+            )
+        if found and not overwrite:
+            unfinished = any(name.endswith(PART_SUFFIX) for name in found)
+            hint = " finish the conversion there with --resume," if unfinished else ""
+            raise BadInputError(
+                f"{self.url} is not empty: {len(found)} objects ({found[0]}, ...);{hint} choose another place, "
+                "or overwrite it",
                 uri=self.url,
             )
         self.delete(sorted(found, key=lambda name: name != manifest))
 
-    async def _names(self) -> list[str]:
+    async def _sizes(self) -> dict[str, int]:
         try:
-            return [meta.key async for meta in self._store.list()]
+            return {meta.key: meta.size_bytes async for meta in self._store.list()}
         except NotFoundError:
-            return []
+            return {}
 
 
 async def _stream(chunks: Iterable[Buffer]) -> AsyncIterator[Buffer]:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     import pyarrow as pa
 
     from cache.access import BlockReader
+    from connectors.protocols import Buffer
+    from dataflow.formats.destination import Destination
     from dataflow.index import Index
 
-__all__ = ["Format", "Source"]
+__all__ = ["Format", "Part", "Source", "Target"]
+
+# What a target keeps of one shard until the dataset is published; JSON types.
+Part: TypeAlias = dict[str, Any]
 
 
 class Source(Protocol):
@@ -54,4 +61,44 @@ class Format(Protocol):
         Raises:
             DataError: There is one, and it cannot be used.
         """
+        ...
+
+
+class Target(Protocol):
+    """A format that can be written, with its settings. Immutable and picklable; equal input gives equal bytes."""
+
+    @property
+    def format(self) -> str:
+        """Name of the format."""
+        ...
+
+    @property
+    def manifest_name(self) -> str:
+        """The object that makes the dataset exist, written last; empty where the format has none."""
+        ...
+
+    def shard_name(self, number: int) -> str:
+        """Return the name of a shard."""
+        ...
+
+    def owns(self, name: str) -> bool:
+        """Return whether an object of this name is part of a dataset of this format, finished or not."""
+        ...
+
+    def stored_schema(self, schema: pa.Schema) -> pa.Schema:
+        """Return what is stored for `schema`.
+
+        Raises:
+            BadInputError: The format cannot hold it; names the field.
+        """
+        ...
+
+    def build(self, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> tuple[Part, list[Buffer]]:
+        """Build one shard in memory; return what is remembered of it, `size_bytes` included, and its bytes."""
+        ...
+
+    def publish(
+        self, destination: Destination, schema: pa.Schema, parts: Sequence[Part], lineage: dict[str, Any]
+    ) -> None:
+        """Make a dataset of the shards, all of which are in place; atomic."""
         ...

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from connectors.errors import BadInputError, NotFoundError
 from dataflow.formats.arrow.reading import ArrowFormat
+from dataflow.formats.destination import PART_SUFFIX
 from dataflow.formats.folder import FolderFormat
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def open_source(url: str, reader: BlockReader, name: str | None = None) -> Sourc
     found = reader.list_objects(url)
     if not found:
         raise NotFoundError(f"nothing at {url}", uri=url)
-    unfinished = any(meta.key.endswith(".part") for meta in found)
+    unfinished = any(meta.key.endswith(PART_SUFFIX) for meta in found)
     raise BadInputError(
         f"no dataset at {url}: {len(found)} objects ({found[0].key}, ...) "
         + ("of an unfinished conversion; finish it with --resume" if unfinished else "in no format that is known"),

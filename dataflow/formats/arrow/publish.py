@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,12 +26,19 @@ if TYPE_CHECKING:
     from dataflow.formats.arrow.shard import Shard
     from dataflow.formats.destination import Destination
 
-__all__ = ["publish", "shard_name"]
+__all__ = ["owns", "publish", "shard_name"]
+
+_SHARD = re.compile(r"shard-\d{5,}\.arrow(\.part)?")
 
 
 def shard_name(number: int) -> str:
     """Return the name of a shard."""
     return f"shard-{number:05d}.arrow"
+
+
+def owns(name: str) -> bool:
+    """Return whether an object of this name is part of a native dataset, finished or not."""
+    return name in {MANIFEST_NAME, INDEX_NAME} or _SHARD.fullmatch(name) is not None
 
 
 def publish(

@@ -18,7 +18,7 @@ import pyarrow as pa
 from connectors.errors import BadInputError, DataError
 from dataflow.formats.arrow.blocks import BlockCutter
 from dataflow.formats.arrow.manifest import INDEX_NAME, MANIFEST_NAME, Manifest
-from dataflow.formats.arrow.publish import publish, shard_name
+from dataflow.formats.arrow.publish import owns, publish, shard_name
 from dataflow.formats.arrow.rows import rows_to_batch, value_size
 from dataflow.formats.arrow.shard import COMPRESSIONS, Shard, ShardBuilder
 from dataflow.formats.destination import Destination
@@ -79,7 +79,7 @@ class ShardWriter:
         self._open = False
 
     def __enter__(self) -> ShardWriter:
-        self._destination.insist_on_empty(overwrite=self._overwrite, manifest=MANIFEST_NAME)
+        self._destination.clear(overwrite=self._overwrite, owns=owns, manifest=MANIFEST_NAME)
         self._open = True
         return self
 

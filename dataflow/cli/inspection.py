@@ -1,0 +1,123 @@
+"""`dataflow inspect`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from dataflow.cli.sizes import format_size
+from dataflow.dataset import Dataset, open_dataset
+from dataflow.formats import class_names, field_kind
+
+__all__ = ["inspect"]
+
+MAX_SHARDS_SHOWN = 10
+MAX_TEXT = 60
+
+
+@click.command()
+@click.argument("url")
+@click.option("--samples", type=click.IntRange(0), default=3, show_default=True, help="How many samples to show.")
+@click.option("--json", "as_json", is_flag=True, help="Everything as one JSON object.")
+def inspect(*, url: str, samples: int, as_json: bool) -> None:
+    """Show the fields, shards, blocks and first samples of the dataset at URL."""
+    dataset = open_dataset(url, cache=None)
+    try:
+        report = describe(dataset, samples)
+    finally:
+        dataset.reader.close()
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        _show(report, Console())
+
+
+def describe(dataset: Dataset, num_shown: int) -> dict[str, Any]:
+    """Return what there is to say of a dataset, as JSON types."""
+    index = dataset.index
+    shards, blocks = index.shards, index.blocks
+    shown = dataset.__getitems__(range(min(num_shown, len(dataset))))
+    samples_per_shard = np.bincount(blocks.shard, np.diff(blocks.first_sample), len(shards)).astype(np.int64)
+    return {
+        "url": index.url,
+        "format": dataset.source.format,
+        "fingerprint": dataset.fingerprint,
+        "num_samples": len(dataset),
+        "num_blocks": index.num_blocks,
+        "num_shards": len(shards),
+        "size_bytes": int(shards.size_bytes.sum()),
+        "block_bytes": _spread(blocks.length),
+        "fields": [_describe_field(field) for field in dataset.schema],
+        "lineage": dataset.source.lineage,
+        "shards": [
+            {"name": name, "size_bytes": size, "num_samples": count}
+            for name, size, count in zip(
+                shards.names.to_pylist(), shards.size_bytes.tolist(), samples_per_shard.tolist(), strict=True
+            )
+        ],
+        "samples": [{name: _describe_value(value) for name, value in sample.items()} for sample in shown],
+    }
+
+
+def _spread(lengths: np.ndarray[Any, Any]) -> dict[str, int] | None:
+    if not len(lengths):
+        return None
+    return {"min": int(lengths.min()), "median": int(np.median(lengths)), "max": int(lengths.max())}
+
+
+def _describe_field(field: Any) -> dict[str, Any]:
+    described: dict[str, Any] = {"name": field.name, "type": str(field.type), "nullable": field.nullable}
+    if kind := field_kind(field):
+        described["kind"] = kind
+    if (classes := class_names(field)) is not None:
+        described["classes"] = classes
+    return described
+
+
+def _describe_value(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
+    if isinstance(value, np.generic):
+        value = value.item()
+    text = str(value)
+    if len(text) > MAX_TEXT:
+        return text[: MAX_TEXT - 3] + "..."
+    return value if isinstance(value, (bool, int, float)) or value is None else text
+
+
+def _show(report: dict[str, Any], console: Console) -> None:
+    spread = report["block_bytes"]
+    blocks = f" of {format_size(spread['min'])} to {format_size(spread['max'])}" if spread else ""
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("dataset", report["url"])
+    facts.add_row("format", report["format"])
+    facts.add_row("samples", f"{report['num_samples']:,}")
+    facts.add_row("blocks", f"{report['num_blocks']:,}{blocks}")
+    facts.add_row("shards", f"{report['num_shards']:,}, {format_size(report['size_bytes'])}")
+    facts.add_row("fingerprint", report["fingerprint"])
+    if source := report["lineage"].get("source"):
+        facts.add_row("converted from", f"{source['url']} ({source['format']})")
+    console.print(facts)
+    fields = Table("field", "type", "kind", "classes")
+    for field in report["fields"]:
+        classes = field.get("classes")
+        fields.add_row(field["name"], field["type"], field.get("kind", ""), str(len(classes)) if classes else "")
+    console.print(fields)
+    shards = Table("shard", "size", "samples")
+    for shard in report["shards"][:MAX_SHARDS_SHOWN]:
+        shards.add_row(shard["name"], format_size(shard["size_bytes"]), f"{shard['num_samples']:,}")
+    if (hidden := len(report["shards"]) - MAX_SHARDS_SHOWN) > 0:
+        shards.add_row(f"and {hidden:,} more", "", "")
+    console.print(shards)
+    if report["samples"]:
+        samples = Table(*report["samples"][0])
+        for sample in report["samples"]:
+            samples.add_row(*map(str, sample.values()))
+        console.print(samples)
