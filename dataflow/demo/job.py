@@ -20,6 +20,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         epochs: Number of passes over the training set.
         global_batch_size: Samples per optimizer step over all ranks.
         window_blocks: Blocks whose samples are shuffled together.
+        buffer_bytes: Limit on the decoded blocks that each loader process keeps.
         num_workers: Loader processes per rank.
         checkpoint_every: Steps between checkpoints.
         die_at_step: Rank 1 kills itself (SIGKILL) after this many steps of the run; -1 for never.
@@ -35,6 +36,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     epochs: int
     global_batch_size: int
     window_blocks: int
+    buffer_bytes: int
     num_workers: int
     checkpoint_every: int
     die_at_step: int = -1

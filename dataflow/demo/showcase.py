@@ -180,6 +180,7 @@ def _train(folder: Path, root: str, cache: str | None, *, epochs: int, say: Call
         epochs=epochs,
         global_batch_size=GLOBAL_BATCH,
         window_blocks=WINDOW_BLOCKS,
+        buffer_bytes=2 * WINDOW_BLOCKS * BLOCK_BYTES,
         num_workers=2,
         checkpoint_every=5,
     )

@@ -55,7 +55,7 @@ class Trainer:
         self.model = DistributedDataParallel(Classifier())
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=2e-3)
         cache = job.cache if job.cache is not None else CacheConfig.from_json(job.tiers)
-        self.dataset = open_dataset(job.train_url, cache=cache)
+        self.dataset = open_dataset(job.train_url, cache=cache, buffer_bytes=job.buffer_bytes)
         sampler = ElasticBatchSampler(
             self.dataset, job.global_batch_size, seed=7, shuffle="block", window_blocks=job.window_blocks
         )
