@@ -6,12 +6,25 @@ import re
 from pathlib import Path
 
 import pytest
-from sybil import Sybil
-from sybil.parsers.myst import PythonCodeBlockParser, SkipParser
+from sybil import Example, Sybil
+from sybil.parsers.myst import CodeBlockParser, PythonCodeBlockParser, SkipParser
+
+from cache.config import CacheConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-EXAMPLES = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()], path=str(ROOT), patterns=["**/*.md"])
+
+
+def _check_cache_configuration(example: Example) -> None:
+    Path("cache.toml").write_text(example.parsed)
+    CacheConfig.from_toml("cache.toml")
+
+
+EXAMPLES = Sybil(
+    parsers=[PythonCodeBlockParser(), SkipParser(), CodeBlockParser("toml", _check_cache_configuration)],
+    path=str(ROOT),
+    patterns=["**/*.md"],
+)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
