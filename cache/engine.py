@@ -4,9 +4,9 @@
              -> SingleFlight.join       somebody fetches it already
              -> Origin.fetch            one task a request; ends in Stack.place, then every waiter gets the block
 
-A fetched block goes to its waiters from memory, whatever becomes of its placement. The tasks belong to the engine, not to
-the callers: one that gives up changes nothing for the others. Everything runs on one event loop; only blocking file calls
-and the checking of large bodies run in threads.
+A fetched block goes to its waiters from memory, whatever becomes of its placement. The tasks belong to the engine, not
+to the callers: one that gives up changes nothing for the others. Everything runs on one event loop; only blocking file
+calls and the checking of large bodies run in threads.
 """
 
 from __future__ import annotations
@@ -163,6 +163,9 @@ class Engine:
                 self._begin_fetch(fetch)
             todo = []
             for tier, entries in stored.items():
+                if not self._running:
+                    results.update((position, _closed(refs[position])) for position, _ in entries)
+                    continue
                 try:
                     handles = await self._stack.open(tier, [entry for _, entry in entries])
                 except OSError as error:
@@ -285,7 +288,7 @@ class Engine:
 
     def _shut_executors(self, *, wait: bool = True) -> None:
         for executor in self._executors:
-            executor.shutdown(wait=wait, cancel_futures=True)
+            executor.shutdown(wait=wait, cancel_futures=not wait)
 
     def _check_running(self) -> None:
         if not self._running:

@@ -13,7 +13,7 @@ class Shelf(Protocol):
     """Holds blocks under their keys. Knows no limits and no order: those are the tier's.
 
     The methods block. Those of memory take microseconds and are called on the event loop; those of a directory are
-    called in threads, never two at once for one key.
+    called in threads. For one key, `write` and `remove` never run at the same time; `open` may meet either.
     """
 
     def cost_bytes(self, length: int) -> int:

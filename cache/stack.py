@@ -1,10 +1,10 @@
 """The tiers one below the other, and the ring under them.
 
 A block is offered from the first tier to the last; the first that lets it in keeps it, what leaves for it is offered
-to the tiers below, and what no tier keeps passes through the ring, a small LRU in memory. A block found below is offered
-to the tiers above it: LRU takes it, a full kept set of lower keys does not. The copy in a directory stays where it is,
-so that its later return from above costs no write; from memory the block moves. A directory's victim is read only for a
-tier that wants it, never for the ring.
+to the tiers below, and what no tier keeps passes through the ring, a small LRU in memory. A block found below is
+offered to the tiers above it: LRU takes it, a full kept set of lower keys does not. The copy in a directory stays where
+it is, so that its later return from above costs no write; from memory the block moves. A directory's victim is read
+only for a tier that wants it, never for the ring.
 
 Placing in memory happens at once. Placing in a directory is a task; until it ends, the block is found in `_moving`, so
 nobody fetches it a second time. What waits to be written to one directory is bounded by its tier, which refuses more.
@@ -127,6 +127,8 @@ class Stack:
         """Offer a block to the levels `[first, end)`; its victims go on below."""
         for level in range(first, end):
             tier = self._levels[level]
+            if tier.holds(block.key):
+                return True
             if tier.in_memory:
                 evicted = tier.put(block)
                 if evicted is None:
@@ -150,7 +152,8 @@ class Stack:
         try:
             stored, evicted = await self._levels[level].store(block, reservation, keep=wanted)
         finally:
-            del self._moving[block.key]
+            if self._moving.get(block.key) is block:
+                del self._moving[block.key]
         for victim in evicted:
             self._offer(victim, level + 1, len(self.tiers))
         if not stored:

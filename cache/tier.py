@@ -77,7 +77,7 @@ class Tier:
         shelf: Holds the blocks; owned.
         capacity_bytes: Most bytes on the medium.
         capacity_blocks: Most blocks.
-        max_queued_bytes: Most bytes waiting to be written; past it a slow disk loses admissions, so that no reader waits.
+        max_queued_bytes: Most bytes waiting to be written; past it a slow disk loses admissions, and no reader waits.
         executor: Threads for the shelf's calls; None where they never block.
     """
 

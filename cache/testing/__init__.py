@@ -1,5 +1,18 @@
-"""What tests of readers share."""
+"""What tests of caches share: faulty disks, invariants, a reader that checks, and strategies."""
 
 from cache.testing.children import send_blocks
+from cache.testing.faulty_system import FaultySystem
+from cache.testing.invariants import check_directory, check_limits
+from cache.testing.reading import read_blocks, read_handle
+from cache.testing.strategies import block_contents, sizes_by_key
 
-__all__ = ["send_blocks"]
+__all__ = [
+    "FaultySystem",
+    "block_contents",
+    "check_directory",
+    "check_limits",
+    "read_blocks",
+    "read_handle",
+    "send_blocks",
+    "sizes_by_key",
+]

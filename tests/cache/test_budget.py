@@ -1,0 +1,68 @@
+"""What is under way stays within the limit, in order of arrival, and nobody is forgotten."""
+
+import asyncio
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache.budget import Budget
+
+STEPS = st.lists(st.tuples(st.integers(0, 15), st.integers(0, 3), st.booleans()), min_size=1, max_size=25)
+
+
+@given(STEPS)
+def test_limits_hold_and_all_get_their_turn_whoever_gives_up(steps: list[tuple[int, int, bool]]) -> None:
+    async def scenario() -> None:
+        budget = Budget(max_bytes=10, max_requests=3)
+        running: list[int] = []
+        started: list[int] = []
+
+        async def work(number: int, size_bytes: int, yields: int) -> None:
+            async with budget.spend(size_bytes):
+                started.append(number)
+                running.append(size_bytes)
+                assert len(running) == 1 or (sum(running) <= 10 and len(running) <= 3)
+                try:
+                    for _ in range(yields):
+                        await asyncio.sleep(0)
+                finally:
+                    running.remove(size_bytes)
+
+        tasks = [asyncio.create_task(work(n, size, yields)) for n, (size, yields, _) in enumerate(steps)]
+        await asyncio.sleep(0)
+        for task, (_, _, gives_up) in zip(tasks, steps, strict=True):
+            if gives_up:
+                task.cancel()
+        patient = [task for task, (_, _, gives_up) in zip(tasks, steps, strict=True) if not gives_up]
+        await asyncio.gather(*patient)
+        await asyncio.wait(tasks)
+        assert started == sorted(started)
+        async with budget.spend(10):
+            pass
+
+    asyncio.run(scenario())
+
+
+async def test_what_exceeds_the_limit_alone_goes_alone() -> None:
+    budget = Budget(max_bytes=10, max_requests=3)
+    async with budget.spend(50):
+        second = asyncio.create_task(_spend(budget, 1))
+        await asyncio.sleep(0)
+        assert not second.done()
+    await second
+
+
+async def test_a_turn_given_to_one_who_just_gave_up_goes_on() -> None:
+    budget = Budget(max_bytes=10, max_requests=1)
+    async with budget.spend(1):
+        first, second = (asyncio.create_task(_spend(budget, 1)) for _ in range(2))
+        await asyncio.sleep(0)
+    # The turn is the first one's already, but it has not run yet.
+    first.cancel()
+    await second
+    assert first.cancelled() or first.cancelling()
+
+
+async def _spend(budget: Budget, size_bytes: int) -> None:
+    async with budget.spend(size_bytes):
+        pass
