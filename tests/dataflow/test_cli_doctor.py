@@ -1,0 +1,83 @@
+"""`dataflow doctor` finds what is wrong and says what to do."""
+
+from __future__ import annotations
+
+import json
+import resource
+import socket
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from dataflow.cli import doctor
+from dataflow.cli.doctor import Finding
+
+
+def test_nothing_is_wrong_where_the_tests_run() -> None:
+    result = CliRunner().invoke(doctor.doctor)
+    assert result.exit_code == 0
+    subjects = {line[6:].split("  ")[0] for line in result.output.splitlines()}
+    assert {"python", "package cache", "RLIMIT_NOFILE", "/dev/shm", "cache daemon", "torch"} <= subjects
+
+
+def test_json_holds_every_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    finding = Finding("disk", "full", "wrong", "Delete something.")
+    monkeypatch.setattr(doctor, "examine", lambda: iter([finding]))
+    result = CliRunner().invoke(doctor.doctor, ["--json"])
+    assert json.loads(result.output) == [
+        {"subject": "disk", "found": "full", "level": "wrong", "advice": "Delete something."}
+    ]
+
+
+@pytest.mark.parametrize(("level", "exit_code"), [("fine", 0), ("note", 0), ("wrong", 1)])
+def test_only_what_is_wrong_fails(level: doctor.Level, exit_code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "examine", lambda: iter([Finding("disk", "as it is", level, "Look at it.")]))
+    result = CliRunner().invoke(doctor.doctor)
+    assert result.exit_code == exit_code
+    assert "Look at it." in result.output
+
+
+def test_few_open_files_are_noted() -> None:
+    assert doctor._descriptors(1024, 1024).level == "note"
+    assert doctor._descriptors(1024, resource.RLIM_INFINITY).level == "fine"
+
+
+def test_a_missing_shared_memory_is_wrong(tmp_path: Path) -> None:
+    finding = doctor._shared_memory(tmp_path / "shm")
+    assert finding.level == "wrong"
+    assert finding.advice
+
+
+def test_a_users_file_that_would_take_our_place_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache.py").touch()
+    monkeypatch.chdir(tmp_path)
+    [finding] = [finding for finding in doctor._places() if finding.level != "fine"]
+    assert finding.subject == "package cache"
+    assert str(tmp_path / "cache.py") in finding.advice
+
+
+def test_a_torch_that_cannot_be_imported_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so is missing')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    finding = doctor._torch()
+    assert finding.level == "wrong"
+    assert "libcudart.so is missing" in finding.found
+
+
+def test_a_daemon_that_was_named_and_does_not_answer_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = str(tmp_path / "cache.sock")
+    assert doctor._daemon([address]).level == "fine"
+    monkeypatch.setenv("DATAFLOW_CACHE", address)
+    assert doctor._daemon([address]).level == "wrong"
+
+
+def test_a_daemon_that_is_stuck_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = str(tmp_path / "cache.sock")
+    monkeypatch.setattr(doctor, "_DAEMON_TIMEOUT_S", 0.1)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+        finding = doctor._daemon([address])
+    assert finding.level == "wrong"
+    assert "stuck" in finding.found
