@@ -77,8 +77,10 @@ def check_prefix(prefix: str) -> tuple[str, str]:
         BadInputError: The folder is one that `check_key` refuses.
     """
     folder, slash, name = prefix.rpartition("/")
-    if slash or "\0" in name:
+    if slash:
         check_key(folder or prefix)
+    if "\0" in name:
+        check_key(name)
     return folder, name
 
 
@@ -151,8 +153,9 @@ def join_uri(root: str | os.PathLike[str], key: str) -> str:
 def _split_path(path: str) -> tuple[str, str]:
     if "\0" in path:
         raise BadInputError(f"{path!r} contains NUL and cannot name a file")
-    # Two leading slashes survive abspath: POSIX gives them a meaning that Linux does not use.
-    return "file:///", os.path.abspath(path).lstrip("/")
+    whole = os.path.normpath(path) if path.startswith("/") else os.path.abspath(path)
+    # Two leading slashes survive both: POSIX gives them a meaning that Linux does not use.
+    return "file:///", whole.lstrip("/")
 
 
 def _split_remote(scheme: str, authority: str, key: str) -> tuple[str, str]:

@@ -1,0 +1,129 @@
+import asyncio
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from connectors import BadInputError, open_store, run_sync
+
+
+async def _where():
+    return os.getpid(), threading.current_thread().name, id(asyncio.get_running_loop())
+
+
+def test_all_threads_share_one_loop():
+    with ThreadPoolExecutor(8) as pool:
+        answers = set(pool.map(lambda _: run_sync(_where()), range(50)))
+    assert len(answers) == 1
+    pid, thread, _ = answers.pop()
+    assert (pid, thread) == (os.getpid(), "connectors-loop")
+
+
+def test_calls_run_side_by_side():
+    barrier = asyncio.Barrier(2)
+
+    async def meet():
+        return await barrier.wait()
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(lambda _: run_sync(meet()), range(2))) == [0, 1]
+
+
+def test_an_exception_arrives_as_it_was_raised():
+    async def fail():
+        raise KeyError("this one")
+
+    with pytest.raises(KeyError, match="this one"):
+        run_sync(fail())
+
+
+async def test_inside_a_running_loop_it_refuses_instead_of_standing_still():
+    with pytest.raises(BadInputError, match="await"):
+        run_sync(_where())
+
+
+def test_inside_the_bridges_own_loop_it_refuses_too():
+    async def nested():
+        run_sync(_where())
+
+    with pytest.raises(BadInputError, match="await"):
+        run_sync(nested())
+
+
+def _in_child(answers):
+    answers.put(run_sync(_where())[:2])
+    answers.put(run_sync(_read("memory://forked")))
+
+
+async def _read(url):
+    return bytes(await open_store(url).get("key"))
+
+
+def test_a_forked_child_gets_its_own_loop():
+    run_sync(open_store("memory://forked").put("key", b"copied with the process"))
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+    child = context.Process(target=_in_child, args=(answers,))
+    child.start()
+    child.join(30)
+    assert child.exitcode == 0
+    assert answers.get() == (child.pid, "connectors-loop")
+    assert answers.get() == b"copied with the process"
+
+
+def test_a_fork_while_the_bridge_is_busy_does_not_hang_the_child():
+    started, release = threading.Event(), threading.Event()
+
+    async def busy():
+        started.set()
+        await asyncio.get_running_loop().run_in_executor(None, release.wait)
+
+    waiting = threading.Thread(target=lambda: run_sync(busy()))
+    waiting.start()
+    started.wait()
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+    child = context.Process(target=lambda: answers.put(run_sync(_where())[0]))
+    child.start()
+    child.join(30)
+    release.set()
+    waiting.join()
+    assert child.exitcode == 0
+    assert answers.get() == child.pid
+
+
+def test_an_interrupt_cancels_the_coroutine():
+    cancelled = threading.Event()
+
+    async def endless():
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # as the terminal does
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    with pytest.raises(KeyboardInterrupt):
+        run_sync(endless())
+    assert cancelled.wait(30)
+
+
+def test_the_interpreter_ends_while_a_call_hangs():
+    program = """
+import asyncio, threading
+from connectors import run_sync
+started = threading.Event()
+async def hang():
+    started.set()
+    await asyncio.Event().wait()
+threading.Thread(target=lambda: run_sync(hang()), daemon=True).start()
+started.wait()
+print("ends")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "ends\n")
