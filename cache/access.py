@@ -1,87 +1,92 @@
-"""How bytes reach the layer above: one Protocol, and the door that picks the implementation.
+"""The door to bytes: picks the reader for a URL and a wish about caching.
 
-A reader is synchronous, may be shared by threads, survives a fork and can be pickled: a copy in another process
-reconnects by itself. Views that it returns are read-only and live as long as they are referenced, also when the cache
-evicts the block behind them.
+Who reads what:
+
+    file:// on a local disk     mapped, in this process, unless a cache is asked for
+    memory://                   in this process; nobody else has it
+    everything else             through a server, since native clients of stores do not survive a fork
+
+What stands behind a server is a ladder: the daemon, then a private server, then, for files, reading in place.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from functools import cache as once
 
-from cache.keys import BlockRef
+from cache.address import ENVIRONMENT, answers, daemon_addresses, private_address, unused_address
+from cache.client import CacheClient
+from cache.config import CacheConfig, TierConfig
+from cache.direct import DirectReader
+from cache.fallback import FallbackReader
+from cache.in_place import InPlaceReader
+from cache.reader import BlockData, BlockReader, ObjectData
 from connectors.errors import BadInputError
 from connectors.filesystems import is_local
-from connectors.objects import ObjectMeta, normalise_url, split_uri
+from connectors.objects import normalise_url, split_uri
 
-__all__ = ["BlockData", "BlockReader", "ObjectData", "open_reader"]
+__all__ = ["DEFAULT_RAM_BYTES", "BlockData", "BlockReader", "ObjectData", "open_reader"]
 
-
-class BlockData(NamedTuple):
-    """The bytes of one block.
-
-    Attributes:
-        view: Read-only bytes, exactly as long as the block.
-        source: Where they were found: `in_place`, `direct`, `origin`, or the name of a cache tier.
-    """
-
-    view: memoryview
-    source: str
+DEFAULT_RAM_BYTES = 1 << 30
+"""Memory for blocks of a private server that nobody configured."""
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectData:
-    """A whole small object and the version it had when it was read."""
-
-    data: bytes
-    version: str
-
-
-@runtime_checkable
-class BlockReader(Protocol):
-    """What a dataset asks of the layers below."""
-
-    def read_blocks(self, refs: Sequence[BlockRef]) -> list[BlockData]:
-        """Return the blocks in the order of `refs`; one request, however many.
-
-        Raises:
-            DataError: The first block that could not be had says why, naming URI and offset.
-        """
-        ...
-
-    def read_object(self, uri: str) -> ObjectData:
-        """Return the newest content of a small object (a manifest), never from the cache."""
-        ...
-
-    def list_objects(self, url: str) -> list[ObjectMeta]:
-        """Return every object below `url`, sorted, keys relative to it."""
-        ...
-
-    def stats(self) -> dict[str, Any]:
-        """Return plain numbers as JSON types: per tier hits, bytes and evictions; origin requests and bytes."""
-        ...
-
-    def close(self) -> None:
-        """Let go of connections and descriptors. Views already handed out stay valid."""
-        ...
-
-
-def open_reader(url: str | os.PathLike[str], cache: str | None = "auto", *, verify: bool = True) -> BlockReader:
-    """Open the right reader for everything below `url`.
+def open_reader(
+    url: str | os.PathLike[str], cache: str | CacheConfig | None = "auto", *, verify: bool = True
+) -> BlockReader:
+    """Open the right reader for everything below `url`. Nothing is contacted before the first read, but for a daemon.
 
     Args:
         url: Where the data lies; a plain path means `file://`.
-        cache: `"auto"` or `None` reads a local disk in place.
-        verify: Check `crc32c` of the references that carry one.
-    """
-    # Imported here: the readers implement the Protocol that this module defines.
-    from cache.in_place import InPlaceReader
+        cache: `"auto"`: a local disk is read in place; for other data the daemon that `DATAFLOW_CACHE` names or that
+            listens at the default address, else a private server with `DEFAULT_RAM_BYTES`. None: a private server that
+            keeps nothing (a local disk is read in place). A `CacheConfig`: a private server with those tiers. Any other
+            string: a daemon's address.
+        verify: Check `crc32c` of the references that carry one where no server does it.
 
+    Raises:
+        BadInputError: `cache` is none of these, or a server cannot reach the data.
+    """
     url = normalise_url(url)
     root, key = split_uri(url)
-    if root == "file:///" and cache in ("auto", None) and is_local("/" + key):
+    if not (cache is None or isinstance(cache, str | CacheConfig)):
+        raise BadInputError(f'cache is "auto", None, an address or a CacheConfig; got {cache!r}')
+    if root.startswith("memory:"):
+        if isinstance(cache, CacheConfig):
+            raise BadInputError("memory:// lives in this process, where no cache server can reach it; leave cache out")
+        return DirectReader(url, verify=verify)
+    is_file = root == "file:///"
+    if is_file and cache in ("auto", None) and is_local("/" + key):
         return InPlaceReader(verify=verify)
-    raise BadInputError(f"no reader for {url} with cache={cache!r}")
+    rungs = _servers(cache)
+    if is_file:
+        rungs.append(("reading in place", InPlaceReader(verify=verify)))
+    return FallbackReader(rungs) if len(rungs) > 1 else rungs[0][1]
+
+
+def _servers(cache: str | CacheConfig | None) -> list[tuple[str, BlockReader]]:
+    """Return the rungs that are servers, each with what the log calls it."""
+    if cache is None:
+        return [("a private server", CacheClient(unused_address(), private=CacheConfig()))]
+    if isinstance(cache, CacheConfig):
+        return [("a private server", CacheClient(private_address(cache), private=cache))]
+    address = _daemon() if cache == "auto" else cache
+    private = (
+        f"a private server with {DEFAULT_RAM_BYTES >> 20} MiB of memory",
+        CacheClient(_process_address(), private=CacheConfig((TierConfig("ram", DEFAULT_RAM_BYTES),))),
+    )
+    return [private] if address is None else [(f"the cache server at {address}", CacheClient(address)), private]
+
+
+def _daemon() -> str | None:
+    """Return the address of the daemon to use: the one that was named, whether it answers or not, or one that does."""
+    addresses = daemon_addresses()
+    if os.environ.get(ENVIRONMENT):
+        return addresses[0]
+    return next(filter(answers, addresses), None)
+
+
+@once
+def _process_address() -> str:
+    """One unconfigured server a process, however many readers, so that its limit is a limit."""
+    return unused_address()

@@ -28,8 +28,8 @@ from typing import Any, TypeAlias
 
 from crc32c import crc32c
 
-from cache.access import BlockData, ObjectData
 from cache.keys import BlockRef
+from cache.reader import BlockData, ObjectData
 from connectors.errors import (
     BadInputError,
     ChangedError,

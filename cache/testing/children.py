@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
-from cache.access import BlockReader
 from cache.keys import BlockRef
+from cache.reader import BlockReader
 
 __all__ = ["send_blocks"]
 

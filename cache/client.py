@@ -1,0 +1,405 @@
+"""The client: a `BlockReader` that asks a cache server.
+
+Threads share a client; each call takes a connection of its own out of a small pool, so nothing is multiplexed. A forked
+child closes what it inherited and makes its own connections (a server counts its users by connections), a pickled copy
+likewise.
+
+A server that dies in the middle of an answer costs nothing but time: what has arrived is kept, the rest is asked again.
+A private server is started again under the same address first. Reading is idempotent, so asking twice is right.
+
+What arrives is not trusted blindly: lengths are compared with what was asked, blocks from a disk are read (a map of a
+failing disk is SIGBUS) and verified by their trailer; a bad one is reported and asked again.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from cache.block import trailer_bytes, verify
+from cache.config import CacheConfig
+from cache.connection import Connection, ServerGoneError
+from cache.frames import (
+    MAX_BLOCKS,
+    MAX_REQUEST_BYTES,
+    Blocks,
+    Done,
+    Failed,
+    Head,
+    Inline,
+    Listing,
+    ListObjects,
+    Meta,
+    Object,
+    Passed,
+    ReadBlocks,
+    ReadObject,
+    Reply,
+    ReportBad,
+    Request,
+    Statistics,
+    Stats,
+    error_of,
+)
+from cache.handle import Descriptor
+from cache.keys import BlockRef, block_key
+from cache.private import ServerLog, start_server
+from cache.reader import BlockData, ObjectData
+from connectors.errors import BadInputError, CorruptError, DataError, ErrorKind
+from connectors.objects import ObjectMeta
+
+__all__ = ["CacheClient", "ClientOptions"]
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+_R = TypeVar("_R", bound=Reply)
+
+# Measured: below this size reading from a memfd is faster than mapping it, and a map keeps a descriptor open.
+MAP_BYTES = 512 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ClientOptions:
+    """How patient a client is.
+
+    Attributes:
+        silence_timeout_s: Longest time without a sign of life from the server, which gives one every 5 s.
+        start_timeout_s: Longest time for a private server to come up.
+        max_attempts: Times that one request is begun, each with a live server that then dies.
+        max_reads: Times that a block is read whose copy in the cache turns out to be corrupt.
+        max_idle: Connections kept for later calls.
+    """
+
+    silence_timeout_s: float = 30.0
+    start_timeout_s: float = 60.0
+    max_attempts: int = 8
+    max_reads: int = 3
+    max_idle: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("silence_timeout_s", "start_timeout_s", "max_attempts", "max_reads", "max_idle"):
+            if getattr(self, name) <= 0:
+                raise BadInputError(f"{name} must be > 0, got {getattr(self, name)}")
+
+
+class CacheClient:
+    """A `BlockReader` that asks the server at an address.
+
+    Args:
+        address: A daemon's socket path, or `@name`.
+        private: Configuration with which a dead server is started again; None leaves that to whoever runs the daemon.
+        options: See there.
+    """
+
+    def __init__(
+        self, address: str, *, private: CacheConfig | None = None, options: ClientOptions | None = None
+    ) -> None:
+        self.address = address
+        self._private = private
+        self._options = options or ClientOptions()
+        self._reset()
+        _clients.add(self)
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[Connection] = []
+        self._connections: set[Connection] = set()
+        self._server_log: ServerLog | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"address": self.address, "private": self._private, "options": self._options}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["address"], private=state["private"], options=state["options"])  # type: ignore[misc]
+
+    def read_blocks(self, refs: Sequence[BlockRef]) -> list[BlockData]:
+        """Return the blocks in the order of `refs`, by one request (one per 4,096 blocks).
+
+        Raises:
+            ServerGoneError: No server answers, and none could be started.
+            DataError: The first block that could not be had says why.
+        """
+        results: list[BlockData | DataError | None] = [None] * len(refs)
+        for _ in range(self._options.max_reads):
+            for batch in _batches(refs, _missing(results)):
+                self._with_server(partial(_read_blocks, refs, batch, results))
+            bad = [block_key(refs[place]) for place in _missing(results)]
+            if not bad:
+                break
+            for begin in range(0, len(bad), MAX_BLOCKS):
+                self._with_server(partial(_ask_once, ReportBad(bad[begin : begin + MAX_BLOCKS]), Done))
+        return [_settle(ref, result) for ref, result in zip(refs, results, strict=True)]
+
+    def read_object(self, uri: str) -> ObjectData:
+        """Return the newest content of a small object, past the cache."""
+        return self._with_server(partial(_read_object, uri))
+
+    def list_objects(self, url: str) -> list[ObjectMeta]:
+        """Return every object below `url`, sorted, keys relative to it."""
+        return self._with_server(partial(_list_objects, url))
+
+    def head(self, uri: str) -> ObjectMeta:
+        """Return size and version of an object; its key is relative to its store."""
+        return self._with_server(partial(_ask_once, Head(uri), Meta)).meta
+
+    def stats(self) -> dict[str, Any]:
+        """Return the server's numbers, which concern all of its clients."""
+        return self._with_server(partial(_ask_once, Stats(), Statistics)).stats
+
+    def close(self) -> None:
+        """Hang up. Views already handed out stay valid, calls under way end in peace, a later call connects again."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+            self._connections.clear()
+            log, self._server_log = self._server_log, None
+        for connection in idle:
+            connection.close()
+        if log is not None:
+            log.drain()
+            log.close()
+
+    def _with_server(self, work: Callable[[Connection], _T | DataError]) -> _T:
+        """Do `work` with a connection, again with another one when the server dies under it."""
+        for attempt in range(1, self._options.max_attempts + 1):
+            connection = self._take()
+            try:
+                result = work(connection)
+            except ServerGoneError as error:
+                connection.close()
+                self._forget_idle()
+                if attempt == self._options.max_attempts or error.kind is ErrorKind.TIMEOUT:
+                    raise
+                _log.info("asking again: %s", error)
+                continue
+            except BaseException:
+                connection.close()  # in the middle of an answer, of no further use
+                raise
+            self._give_back(connection)
+            if isinstance(result, DataError):
+                raise result
+            return result
+        raise AssertionError("the last attempt returns or raises")
+
+    def _take(self) -> Connection:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        connection = self._connect()
+        with self._lock:
+            self._connections.add(connection)
+        return connection
+
+    def _give_back(self, connection: Connection) -> None:
+        with self._lock:
+            keep = connection in self._connections and len(self._idle) < self._options.max_idle
+            if keep:
+                self._idle.append(connection)
+            else:
+                self._connections.discard(connection)
+            log = self._server_log
+        if not keep:
+            connection.close()
+        if log is not None:
+            log.drain()
+
+    def _forget_idle(self) -> None:
+        """Hang up on connections to a server that has died."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+            self._connections.difference_update(idle)
+        for connection in idle:
+            connection.close()
+
+    def _connect(self) -> Connection:
+        for attempt in range(1, self._options.max_attempts + 1):
+            try:
+                return Connection(self.address, timeout_s=self._options.silence_timeout_s)
+            except ServerGoneError as error:
+                if self._private is None or error.kind is ErrorKind.TIMEOUT or attempt == self._options.max_attempts:
+                    raise
+                self._start(self._private)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _start(self, config: CacheConfig) -> None:
+        log = start_server(self.address, config, timeout_s=self._options.start_timeout_s)
+        if log is None:
+            return
+        with self._lock:
+            before, self._server_log = self._server_log, log
+        if before is not None:
+            before.drain()
+            before.close()
+
+    def _leave_to_parent(self) -> None:
+        """In a forked child: hang up on what belongs to the parent, whatever its threads were doing with it."""
+        connections, log = self._connections, self._server_log
+        self._reset()
+        for connection in connections:
+            connection.close()
+        if log is not None:
+            log.close()
+
+
+_clients: weakref.WeakSet[CacheClient] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for client in list(_clients):
+        client._leave_to_parent()  # noqa: SLF001  this module's own
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _missing(results: Sequence[BlockData | DataError | None]) -> list[int]:
+    return [place for place, result in enumerate(results) if result is None]
+
+
+def _batches(refs: Sequence[BlockRef], places: Sequence[int]) -> Iterator[list[int]]:
+    """Cut what is wanted into requests that the server accepts. Pure."""
+    batch: list[int] = []
+    size_bytes = 0
+    for place in places:
+        # Text is at most 4 bytes a character, names and numbers stay below 128.
+        cost_bytes = 4 * (len(refs[place].uri) + len(refs[place].version)) + 128
+        if batch and (len(batch) == MAX_BLOCKS or size_bytes + cost_bytes > MAX_REQUEST_BYTES - 64):
+            yield batch
+            batch, size_bytes = [], 0
+        batch.append(place)
+        size_bytes += cost_bytes
+    if batch:
+        yield batch
+
+
+def _ask_once(request: Request, expected: type[_R], connection: Connection) -> _R | DataError:
+    [(reply, _)] = connection.ask(request)
+    if isinstance(reply, Failed):
+        return error_of(reply)
+    if not isinstance(reply, expected):
+        raise _nonsense(connection, f"answered {type(request).__name__} with {type(reply).__name__}")
+    return reply
+
+
+def _list_objects(url: str, connection: Connection) -> list[ObjectMeta] | DataError:
+    found: list[ObjectMeta] = []
+    for reply, _ in connection.ask(ListObjects(url)):
+        if isinstance(reply, Failed):
+            return error_of(reply)
+        if not isinstance(reply, Listing):
+            raise _nonsense(connection, f"answered a listing with {type(reply).__name__}")
+        found += reply.objects
+    return found
+
+
+def _read_object(uri: str, connection: Connection) -> ObjectData | DataError:
+    [(reply, descriptors)] = connection.ask(ReadObject(uri))
+    if isinstance(reply, Failed):
+        return error_of(reply)
+    if not isinstance(reply, Object):
+        raise _nonsense(connection, f"answered an object with {type(reply).__name__}")
+    data = _read(descriptors[0], reply.size_bytes) if reply.data is None else reply.data
+    if len(data) != reply.size_bytes:
+        raise _nonsense(connection, f"gave {len(data)} bytes of the {reply.size_bytes} of {uri}")
+    return ObjectData(data, reply.version)
+
+
+def _read_blocks(
+    refs: Sequence[BlockRef],
+    batch: Sequence[int],
+    results: list[BlockData | DataError | None],
+    connection: Connection,
+) -> DataError | None:
+    """Fill `results` at the places of `batch` that are still empty. A corrupt copy leaves its place empty."""
+    batch = [place for place in batch if results[place] is None]
+    places = iter(batch)
+    arrived = 0
+    for reply, descriptors in connection.ask(ReadBlocks([refs[place] for place in batch])):
+        if isinstance(reply, Failed):
+            return error_of(reply)
+        if not isinstance(reply, Blocks):
+            raise _nonsense(connection, f"answered blocks with {type(reply).__name__}")
+        arrived += len(reply.items)
+        if arrived > len(batch):
+            break
+        for item in reply.items:
+            place = next(places)
+            descriptor = descriptors.pop(0) if isinstance(item, Passed) else None
+            results[place] = _receive(refs[place], item, descriptor, connection)
+    if arrived != len(batch):
+        raise _nonsense(connection, f"answered {len(batch)} blocks with {arrived}")
+    return None
+
+
+def _receive(
+    ref: BlockRef, item: Inline | Passed | Failed, descriptor: Descriptor | None, connection: Connection
+) -> BlockData | DataError | None:
+    if isinstance(item, Failed):
+        return error_of(item)
+    length = len(item.data) if isinstance(item, Inline) else item.length
+    if length != ref.length:
+        raise _nonsense(connection, f"gave {length} bytes for a block of {ref.length}")
+    if isinstance(item, Inline):
+        return BlockData(memoryview(item.data), item.source)
+    assert descriptor is not None
+    if item.verify:
+        view = _read_verified(ref, descriptor)
+    elif length >= MAP_BYTES:
+        view = _map(descriptor, length)
+    else:
+        view = memoryview(_read(descriptor, length))
+    return None if view is None or len(view) != length else BlockData(view, item.source)
+
+
+def _read_verified(ref: BlockRef, descriptor: Descriptor) -> memoryview | None:
+    try:
+        whole = memoryview(_read(descriptor, ref.length + trailer_bytes(ref.length)))
+        verify(block_key(ref), whole[: ref.length], whole[ref.length :])
+    except (OSError, CorruptError) as error:
+        _log.warning("a cached copy of %s at offset %d is bad and is fetched again: %s", ref.uri, ref.offset, error)
+        return None
+    return whole[: ref.length]
+
+
+def _map(descriptor: Descriptor, length: int) -> memoryview:
+    # Private: older kernels refuse a shared map of a memfd that is sealed against writing.
+    flags = mmap.MAP_PRIVATE | mmap.MAP_POPULATE
+    try:
+        return memoryview(mmap.mmap(descriptor.fd, length, flags=flags, prot=mmap.PROT_READ))
+    except (OSError, ValueError):  # no descriptor left for it (a map keeps one), or no address space
+        return memoryview(_read(descriptor, length))
+
+
+def _read(descriptor: Descriptor, length: int) -> bytes:
+    """Read the first `length` bytes, or what there is of them."""
+    data = os.pread(descriptor.fd, length, 0)
+    if len(data) == length:
+        return data
+    pieces = [data]  # one call gives 2 GiB at most
+    done = len(data)
+    while done < length and (piece := os.pread(descriptor.fd, length - done, done)):
+        pieces.append(piece)
+        done += len(piece)
+    return b"".join(pieces)
+
+
+def _settle(ref: BlockRef, result: BlockData | DataError | None) -> BlockData:
+    if result is None:
+        raise CorruptError(
+            f"every copy of the block of {ref.length} bytes at offset {ref.offset} of {ref.uri} that the cache gave is "
+            "corrupt; look at the disks of the cache",
+            uri=ref.uri,
+        )
+    if isinstance(result, DataError):
+        raise result
+    return result
+
+
+def _nonsense(connection: Connection, what: str) -> DataError:
+    return DataError(f"the cache server at {connection.address} {what}", kind=ErrorKind.PROTOCOL)
