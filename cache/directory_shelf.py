@@ -118,9 +118,9 @@ class DirectoryShelf:
         try:
             # A full disk says so here, before anything is copied.
             self._system.posix_fallocate(fd, 0, file_bytes(block.length))
-            with block.mapped() as data:
-                self._write_all(fd, data)
-                self._write_all(fd, encode_trailer(block.key, data))
+            data = block.map()
+            self._write_all(fd, data)
+            self._write_all(fd, encode_trailer(block.key, data))
         finally:
             self._system.close(fd)
 

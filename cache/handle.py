@@ -6,11 +6,9 @@ file is closed when the last of them lets go, so eviction never breaks a reader 
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import mmap
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -45,11 +43,9 @@ class Block:
     length: int
     memory: Descriptor
 
-    @contextlib.contextmanager
-    def mapped(self) -> Iterator[memoryview]:
-        """Give the bytes as a read-only view that ends with the context."""
-        with mmap.mmap(self.memory.fd, self.length, prot=mmap.PROT_READ) as mapping, memoryview(mapping) as view:
-            yield view
+    def map(self) -> memoryview:
+        """Return the bytes as a read-only view, which keeps its own hold on them."""
+        return memoryview(mmap.mmap(self.memory.fd, self.length, prot=mmap.PROT_READ))
 
 
 def seal_block(key: bytes, data: Buffer) -> Block:
