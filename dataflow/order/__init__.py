@@ -1,16 +1,36 @@
-"""Orders and their division among ranks: pure functions of (seed, epoch, position)."""
+"""Orders, global batches and their division among ranks: pure functions of (seed, epoch, position)."""
 
+from dataflow.order.batching import Batching, FixedBatches, GlobalBatch, Steps
 from dataflow.order.feistel import Permutation
+from dataflow.order.mesh import Mesh
 from dataflow.order.ranks import rank_from_environment
+from dataflow.order.schedule import BEGINNING, Epoch, Place, Schedule
 from dataflow.order.shuffle import BlockOrder, FullOrder, Order, SequentialOrder
-from dataflow.order.split import part_bounds, split_batch
+from dataflow.order.source import Shuffle, Source
+from dataflow.order.split import Division, EqualParts, Parts, WeightedParts, divide, part_bounds, split_batch
 
 __all__ = [
+    "BEGINNING",
+    "Batching",
     "BlockOrder",
+    "Division",
+    "Epoch",
+    "EqualParts",
+    "FixedBatches",
     "FullOrder",
+    "GlobalBatch",
+    "Mesh",
     "Order",
+    "Parts",
     "Permutation",
+    "Place",
+    "Schedule",
     "SequentialOrder",
+    "Shuffle",
+    "Source",
+    "Steps",
+    "WeightedParts",
+    "divide",
     "part_bounds",
     "rank_from_environment",
     "split_batch",

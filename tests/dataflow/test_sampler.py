@@ -120,6 +120,21 @@ def test_an_epoch_is_complete_and_ranks_are_disjoint(
 
 
 @given(num_samples=st.integers(0, 200), batch=st.integers(4, 40), world_size=st.integers(1, 4))
+def test_pad_last_fills_the_last_batch_with_flagged_samples(num_samples: int, batch: int, world_size: int) -> None:
+    samplers = ranks_of(Numbers(num_samples), world_size, batch, pad_last=True, shuffle=False)
+    found = global_batches(samplers)
+    assert all(len(step) == batch for step in found)
+    parts = [[sampler.part_at(step) for sampler in samplers] for step in range(len(found))] if found else []
+    for sampler in samplers:
+        sampler.set_epoch(0)
+    real = [part.units[: len(part.units) - part.num_padding] for step in parts for part in step]
+    assert sorted(number for units in real for number in units) == list(range(num_samples))
+    for step in parts:
+        sizes = [len(part.units) for part in step]
+        assert max(sizes) - min(sizes) <= 1
+
+
+@given(num_samples=st.integers(0, 200), batch=st.integers(4, 40), world_size=st.integers(1, 4))
 def test_drop_last_leaves_out_only_the_short_batch(num_samples: int, batch: int, world_size: int) -> None:
     samplers = ranks_of(Numbers(num_samples), world_size, batch, drop_last=True)
     found = global_batches(samplers)
@@ -200,7 +215,7 @@ def test_state_before_during_and_after_an_epoch() -> None:
 
 def test_state_at_counts_steps_from_the_beginning_of_the_epoch() -> None:
     sampler = ElasticBatchSampler(Numbers(20), 8, seed=4)
-    sampler.load_state_dict({**sampler.state_dict(), "epoch": 3, "position": 8})
+    sampler.load_state_dict({**sampler.state_dict(), "epoch": 3, "position": 8, "step": 1})
     iter(sampler)
     assert (sampler.epoch, sampler.first_step) == (3, 1)
     assert sampler.state_at(2) == {
@@ -208,10 +223,12 @@ def test_state_at_counts_steps_from_the_beginning_of_the_epoch() -> None:
         "seed": 4,
         "epoch": 3,
         "position": 16,
+        "step": 2,
         "global_batch_size": 8,
         "shuffle": "full",
         "window_blocks": 64,
         "drop_last": False,
+        "pad_last": False,
         "fingerprint": sampler.state_dict()["fingerprint"],
     }
     assert (sampler.state_at(3)["epoch"], sampler.state_at(3)["position"]) == (4, 0)
@@ -221,7 +238,7 @@ def test_state_at_counts_steps_from_the_beginning_of_the_epoch() -> None:
 
 def test_set_epoch_keeps_a_loaded_position_of_the_same_epoch_only() -> None:
     sampler = ElasticBatchSampler(Numbers(40), 8)
-    state = {**sampler.state_dict(), "epoch": 2, "position": 24}
+    state = {**sampler.state_dict(), "epoch": 2, "position": 24, "step": 3}
     whole = [FullOrder(40, 0, 2).take(start, start + 8).tolist() for start in range(0, 40, 8)]
     sampler.load_state_dict(state)
     sampler.set_epoch(2)
@@ -243,11 +260,11 @@ def test_resuming_deep_inside_an_epoch_draws_nothing_before_it(monkeypatch: pyte
 
     monkeypatch.setattr(FullOrder, "at", watched)
     sampler = ElasticBatchSampler(Numbers(10**12), 1000, rank=0, world_size=4)
-    sampler.load_state_dict({**sampler.state_dict(), "position": 10**12 - 5000})
+    sampler.load_state_dict({**sampler.state_dict(), "position": 10**12 - 5000, "step": 10**9 - 5})
     next(iter(sampler))
     assert len(asked) == 1
     assert asked[0].min() == 10**12 - 5000
-    assert asked[0].size <= 10_000
+    assert asked[0].size <= 8192 + 250
 
 
 @pytest.mark.parametrize(
@@ -262,8 +279,10 @@ def test_resuming_deep_inside_an_epoch_draws_nothing_before_it(monkeypatch: pyte
         ({"version": 2}, "version 2"),
         ({"position": 3}, "position 3"),
         ({"position": 800}, "position 800"),
-        ({"position": -8}, "position -8"),
+        ({"position": 40}, "position 40"),
+        ({"position": -8}, "whole numbers"),
         ({"position": 8.0}, "8.0"),
+        ({"position": 8, "step": 2}, "before step 2"),
         ({"epoch": "1"}, "'1'"),
     ],
 )
@@ -290,6 +309,7 @@ def test_a_state_that_lacks_something_names_it() -> None:
         ({"rank": 0}, "together"),
         ({"world_size": 2}, "together"),
         ({"rank": 0, "world_size": 9}, "counts the samples of all ranks together"),
+        ({"drop_last": True, "pad_last": True}, "give one"),
         ({"global_batch_size": 0}, "global_batch_size"),
         ({"shuffle": "blocks"}, "'blocks'"),
         ({"window_blocks": 0}, "window_blocks"),

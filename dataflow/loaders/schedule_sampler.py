@@ -1,0 +1,275 @@
+"""The sampler that deals the global batches of any schedule to ranks.
+
+A state is a place in the schedule, which knows nothing of ranks and workers, so any other number of them goes on from
+it.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch.distributed
+from torch.utils.data import Sampler
+
+from connectors.errors import BadInputError
+from dataflow.order import (
+    BEGINNING,
+    Division,
+    Epoch,
+    EqualParts,
+    GlobalBatch,
+    Mesh,
+    Place,
+    Schedule,
+    divide,
+    rank_from_environment,
+)
+
+__all__ = ["Part", "ScheduleSampler"]
+
+_STATE_VERSION = 1
+# Own samples looked up at once: enough that numpy's cost per call vanishes, few enough to stay in the L2 cache.
+_LOOK_AHEAD_SAMPLES = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one rank reads in one step.
+
+    Attributes:
+        units: As the sampler yields it: sample numbers, or one list of sample numbers per pack.
+        gradient_weight: Factor for the mean loss of this rank's units (without padding) that makes the average over
+            replicas equal the average over the global batch; 1.0 where all parts are equal.
+        num_padding: How many units at the end only repeat others, to be left out of the loss.
+    """
+
+    units: list[Any]
+    gradient_weight: float
+    num_padding: int
+
+
+class _Run:
+    """One pass over an epoch: the place where it begins, and how many steps of the epoch are drawn."""
+
+    def __init__(self, schedule: Schedule, epoch: int, first: Place = BEGINNING) -> None:
+        self.epoch = epoch
+        self.first = first
+        self.step = first.step
+        self._schedule = schedule
+
+    @cached_property
+    def plan(self) -> Epoch:
+        """The epoch's batches; made when first needed, since a block order costs a pass over the blocks."""
+        return self._schedule.epoch(self.epoch)
+
+
+class ScheduleSampler(Sampler[list[Any]]):
+    """Yields this rank's part of every global batch; give it to a `DataLoader` as `batch_sampler`.
+
+    All ranks have the same number of steps. Where a global batch has fewer units than there are replicas, some parts
+    are empty lists.
+
+    Every iterator walks the next epoch; the first walks epoch 0, or the one that `set_epoch` named, or goes on where a
+    loaded state says. An iterator takes its epoch when it is drawn from first: torch's loader makes one that it never
+    uses. Not thread-safe. Ranks are looked up once, here: initialise torch.distributed before.
+
+    Args:
+        schedule: The global batches; the same on every rank.
+        fingerprint: Names the data that the sample numbers belong to; a state with another one is refused.
+        rank: This process; by default from torch.distributed when it is initialised, else from the launcher's
+            environment (`dataflow.order.rank_from_environment`), else 0 of 1.
+        world_size: The number of processes; given together with `rank` or not at all.
+        mesh: Which ranks read the same samples; by default each rank reads its own.
+        division: How a global batch is dealt to replicas; the same on every rank, and free to change at a resume.
+
+    Raises:
+        BadInputError: An argument is out of range or the arguments do not fit together.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        *,
+        fingerprint: str,
+        rank: int | None = None,
+        world_size: int | None = None,
+        mesh: Mesh | None = None,
+        division: Division = EqualParts(),  # noqa: B008  frozen and empty
+    ) -> None:
+        self.rank, self.world_size = _find_rank(rank, world_size)
+        if mesh is not None and mesh.num_ranks != self.world_size:
+            raise BadInputError(f"the mesh has {mesh.num_ranks} ranks and the job {self.world_size}; they must agree")
+        self.replica = self.rank if mesh is None else mesh.replica_of(self.rank)
+        self.num_replicas = self.world_size if mesh is None else mesh.num_replicas
+        self.schedule = schedule
+        self._division = division
+        self._identity = {"version": _STATE_VERSION, "fingerprint": fingerprint, **schedule.identity()}
+        self._run = self._next = _Run(schedule, 0)
+
+    def __len__(self) -> int:
+        """The number of steps of a whole epoch, the same on every rank.
+
+        Where it depends on the lengths of samples it may differ from epoch to epoch; then this plans the whole current
+        epoch, once.
+        """
+        known = self.schedule.batching.count_steps(self.schedule.source.num_samples)
+        return len(self._run.plan) if known is None else known
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        """Walk the next epoch."""
+        self._run = self._next
+        return self._draw()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the newest iterator walks; before there is one, the epoch that it will walk."""
+        return self._run.epoch
+
+    @property
+    def first_step(self) -> int:
+        """The step of its epoch at which the newest iterator begins: 0, unless a state was loaded."""
+        return self._run.first.step
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iterator walk this epoch; a loaded position inside the same epoch is kept."""
+        if self._next.epoch != operator.index(epoch):
+            self._next = _Run(self.schedule, operator.index(epoch))
+        self._run = self._next
+
+    def part_at(self, step: int) -> Part:
+        """Return what this rank reads in a step of the current epoch, counted from the epoch's beginning.
+
+        Raises:
+            BadInputError: The epoch has no such step.
+        """
+        batch = self._run.plan.batch(step, self._run.first)
+        parts = divide(self._division, batch, self.num_replicas)
+        return Part(
+            units=_units_of(batch, parts.of(self.replica)),
+            gradient_weight=parts.gradient_weight(self.replica),
+            num_padding=int(parts.num_padding[self.replica]),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state after the steps that the newest iterator has yielded, as plain JSON.
+
+        Whoever draws ahead of training wants `state_at` instead.
+        """
+        return self.state_at(self._run.step)
+
+    def state_at(self, step: int) -> dict[str, Any]:
+        """Return the state after the first `step` steps of the current epoch, counted from the epoch's beginning.
+
+        After the last step that is the beginning of the next epoch. Rank and world size are not part of it: any number
+        of ranks may load the same state.
+
+        Raises:
+            BadInputError: The epoch has fewer steps.
+        """
+        run = self._run
+        place = run.first if step == run.first.step else run.plan.place(step, run.first)
+        epoch = run.epoch
+        if place.step and place.position == self.schedule.source.num_samples:
+            epoch, place = epoch + 1, BEGINNING
+        return {**self._identity, "epoch": epoch, "position": place.position, "step": place.step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next iterator go on from `state`, for the price of planning one window. Every rank loads the same.
+
+        Raises:
+            BadInputError: The state is damaged or of another version, dataset, order or batch size; nothing changes.
+        """
+        if not isinstance(state, Mapping):
+            raise BadInputError(f"a sampler state is a mapping, got {type(state).__qualname__}")
+        missing = [name for name in (*self._identity, "epoch", "position", "step") if name not in state]
+        if missing and state.get("version", _STATE_VERSION) == _STATE_VERSION:
+            raise BadInputError(f"the sampler state lacks {', '.join(missing)}")
+        for name, own in self._identity.items():
+            if state[name] != own or type(state[name]) is not type(own):
+                raise BadInputError(_MISFITS.get(name, _MISFIT).format(name=name, theirs=state[name], own=own))
+        numbers = {name: state[name] for name in ("epoch", "position", "step")}
+        if not all(type(number) is int for number in numbers.values()) or min(numbers["position"], numbers["step"]) < 0:
+            raise BadInputError(f"epoch, position and step of a sampler state are whole numbers, got {numbers}")
+        run = _Run(self.schedule, numbers["epoch"], Place(numbers["step"], numbers["position"]))
+        if run.first != BEGINNING:
+            run.plan.check(run.first)
+        self._run = self._next = run
+
+    def _draw(self) -> Iterator[list[Any]]:
+        run = self._run = self._next
+        self._next = _Run(self.schedule, run.epoch + 1)
+        window, inside = run.plan.enter(run.first.position) if run.first.position else (0, 0)
+        while window < run.plan.num_windows:
+            for units in self._read(run.plan, window, inside):
+                run.step += 1
+                yield units
+            window, inside = window + 1, 0
+
+    def _read(self, plan: Epoch, window: int, first: int) -> Iterator[list[Any]]:
+        """Yield this rank's part of each step of a window, from step `first` on."""
+        steps = plan.window(window)
+        waiting: list[tuple[GlobalBatch, npt.NDArray[np.int64]]] = []
+        num_waiting = 0
+        for step in range(first, len(steps)):
+            batch = steps.batch(plan.order, step)
+            units = divide(self._division, batch, self.num_replicas).of(self.replica)
+            waiting.append((batch, units))
+            num_waiting += len(units)
+            if num_waiting >= _LOOK_AHEAD_SAMPLES:
+                yield from _look_up(plan, waiting)
+                waiting, num_waiting = [], 0
+        yield from _look_up(plan, waiting)
+
+
+_MISFIT = (
+    "the sampler state was saved with {name}={theirs!r} and this sampler has {own!r}, which changes the "
+    "order of samples: build the sampler as it was, or begin without the state"
+)
+_MISFITS = {
+    "version": "the sampler state has version {theirs!r} and this release reads {own}; use the release that wrote it",
+    "fingerprint": "the sampler state belongs to another dataset (fingerprint {theirs!r}, this one has {own!r})",
+}
+
+
+def _look_up(plan: Epoch, waiting: list[tuple[GlobalBatch, npt.NDArray[np.int64]]]) -> Iterator[list[Any]]:
+    """Yield the samples of some parts, found by one call for all of them."""
+    if not waiting:
+        return
+    positions = [batch.positions_of(units) for batch, units in waiting]
+    samples = plan.order.at(np.concatenate(positions)).tolist()
+    end = 0
+    for (batch, units), own in zip(waiting, positions, strict=True):
+        begin, end = end, end + len(own)
+        yield _pack(batch, units, samples[begin:end])
+
+
+def _units_of(batch: GlobalBatch, units: npt.NDArray[np.int64]) -> list[Any]:
+    return _pack(batch, units, batch.order.at(batch.positions_of(units)).tolist())
+
+
+def _pack(batch: GlobalBatch, units: npt.NDArray[np.int64], samples: list[int]) -> list[Any]:
+    if batch.unit_starts is None:
+        return samples
+    ends = np.cumsum(np.diff(batch.unit_starts)[units]).tolist()
+    return [samples[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+
+
+def _find_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    if (rank is None) != (world_size is None):
+        raise BadInputError(f"give rank and world_size together or neither, got rank={rank}, world_size={world_size}")
+    if rank is None or world_size is None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return rank_from_environment(os.environ) or (0, 1)
+    if not 0 <= rank < world_size:
+        raise BadInputError(
+            f"rank must lie in [0, world_size), got rank {rank} of world size {world_size}: ranks count from 0"
+        )
+    return operator.index(rank), operator.index(world_size)

@@ -1,0 +1,71 @@
+"""Sources: which samples an epoch consists of, and in which order each epoch presents them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from connectors.errors import BadInputError
+from dataflow.order.shuffle import BlockOrder, FullOrder, Order, SequentialOrder
+
+__all__ = ["Shuffle", "Source"]
+
+
+class Source(Protocol):
+    """Gives each epoch its order. Immutable; may be shared and pickled."""
+
+    @property
+    def num_samples(self) -> int:
+        """Positions of an epoch, the same for every epoch."""
+        ...
+
+    def order(self, epoch: int) -> Order:
+        """Return the order of one epoch."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """Return as plain JSON what decides the order, for a state to be compared with."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shuffle:
+    """All samples of one dataset.
+
+    Attributes:
+        num_samples: Length of the dataset.
+        first_sample: The block table (`BlockOrder`); None where the dataset has none, and "block" then means "full".
+        shuffle: "block", "full" or False for the stored order.
+        seed: Any integer.
+        window_blocks: Blocks that "block" mixes with each other, at least 1.
+    """
+
+    num_samples: int
+    first_sample: npt.NDArray[np.int64] | None
+    shuffle: Literal["block", "full", False]
+    seed: int
+    window_blocks: int
+
+    def __post_init__(self) -> None:
+        if self.shuffle is not False and self.shuffle not in ("block", "full"):
+            raise BadInputError(f'shuffle must be "block", "full" or False, got {self.shuffle!r}')
+        if self.window_blocks < 1:
+            raise BadInputError(f"window_blocks must be >= 1, got {self.window_blocks}")
+
+    @property
+    def effective(self) -> Literal["block", "full", False]:
+        """The kind of shuffle that is done: "full" where blocks were asked of a dataset that has none."""
+        return "full" if self.shuffle == "block" and self.first_sample is None else self.shuffle
+
+    def order(self, epoch: int) -> Order:
+        """See `Source`."""
+        if self.shuffle == "block" and self.first_sample is not None:
+            return BlockOrder(self.first_sample, self.seed, epoch, self.window_blocks)
+        return FullOrder(self.num_samples, self.seed, epoch) if self.shuffle else SequentialOrder(self.num_samples)
+
+    def identity(self) -> dict[str, Any]:
+        """See `Source`."""
+        return {"shuffle": self.effective, "window_blocks": self.window_blocks, "seed": self.seed}
