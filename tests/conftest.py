@@ -12,7 +12,6 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import hypothesis
@@ -20,20 +19,12 @@ import psutil
 import pytest
 from blockbuster import blockbuster_ctx
 
-
-def _exists(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
-
-
 TESTING_PACKAGES = ["connectors.testing", "cache.testing", "dataflow.testing"]
 RUN_VARIABLE = "DATAFLOW_TEST_RUN"
 GRACE_S = 20.0  # what a server may take to notice that its last user has gone
 
 pytest.register_assert_rewrite(*TESTING_PACKAGES)
-pytest_plugins = ["connectors.testing.fixtures"] if _exists("connectors.testing.fixtures") else []
+pytest_plugins = ["connectors.testing.fixtures"]
 
 # A server that runs on this machine must not answer what a test asks of its own.
 os.environ.pop("DATAFLOW_CACHE", None)
@@ -66,8 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _event_loops_never_block() -> Iterator[None]:
     """A blocking call of ours inside any running event loop of this process is an error."""
-    exclude = [name for name in TESTING_PACKAGES if _exists(name)]
-    with blockbuster_ctx(["connectors", "cache", "dataflow"], excluded_modules=exclude):
+    with blockbuster_ctx(["connectors", "cache", "dataflow"], excluded_modules=TESTING_PACKAGES):
         yield
 
 
