@@ -88,7 +88,9 @@ def test_shape_is_kept_and_pickling_keeps_the_permutation() -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [Permutation(1, 0, "test"), Permutation(0, 1, "test"), Permutation(0, 0, "other")], ids=str
+    "other",
+    [Permutation(1, 0, "test"), Permutation(0, 1, "test"), Permutation(0, 0, "other")],
+    ids=["seed", "epoch", "purpose"],
 )
 def test_seed_epoch_and_purpose_each_give_an_unrelated_permutation(other: Permutation) -> None:
     n = 10_000
