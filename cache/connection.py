@@ -84,7 +84,7 @@ class Connection:
         pid, uid = peer(self._socket)
         if uid not in (os.geteuid(), 0):
             raise PermissionDeniedError(
-                f"process {pid} of user {uid} listens at {self.address}; only this user's and root's servers are trusted"
+                f"process {pid} of user {uid} has {self.address}; only this user's and root's servers are trusted"
             )
         [(welcome, _)] = self.ask(Hello(PROTOCOL_VERSION))
         if isinstance(welcome, Failed):

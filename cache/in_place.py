@@ -22,7 +22,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -38,6 +38,7 @@ from connectors.errors import (
     NotFoundError,
     PermissionDeniedError,
 )
+from connectors.folders import file_version, walk_files
 from connectors.objects import ObjectMeta, split_uri
 
 __all__ = ["InPlaceReader"]
@@ -46,7 +47,7 @@ SOURCE = "in_place"
 # Measured with a warm page cache: a file of 110 KB costs 15 us to read and 34 to map; near 1 MiB they meet.
 READ_WHOLE_BYTES = 512 * 1024
 
-_Fingerprint: TypeAlias = tuple[int, int, int, int]  # device, inode, mtime_ns, size_bytes
+_Fingerprint: TypeAlias = tuple[int, str]  # device, version: inode, mtime and size
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class _File:
 
     @property
     def version(self) -> str:
-        return _version(self.fingerprint)
+        return self.fingerprint[1]
 
 
 @dataclass(slots=True)
@@ -128,17 +129,15 @@ class InPlaceReader:
         return ObjectData(bytes(file.content), file.version)
 
     def list_objects(self, url: str) -> list[ObjectMeta]:
-        """Return every file below a folder, sorted by key. Links are followed, names beginning with a dot left out."""
-        root = _path_of(url)
+        """Return every file below a folder, sorted by key, as the file store lists it: links are followed."""
         with _translated(url):
-            if not stat.S_ISDIR(os.stat(root).st_mode):
-                raise BadInputError(f"{url} is a file, not a folder", uri=url)
-            return sorted(_walk(root, "", ()), key=lambda meta: meta.key)
+            folder = _path_of(url)[1:]
+            return [replace(meta, key=meta.key.removeprefix(f"{folder}/")) for meta in walk_files(folder)]
 
     def stats(self) -> dict[str, Any]:
         """Return what this process has read: blocks and bytes, none of them from an origin behind a wire."""
-        tiers = {SOURCE: {"hits": self._num_blocks, "hit_bytes": self._num_bytes}}
-        return {"tiers": tiers, "origin": {"requests": 0, "bytes": 0}}
+        tier = {"name": SOURCE, "hits": self._num_blocks, "hit_bytes": self._num_bytes}
+        return {"tiers": [tier], "origin": {"requests": 0, "bytes": 0, "errors": 0}}
 
     def close(self) -> None:
         """Let go of the maps. Views already handed out stay valid."""
@@ -159,11 +158,11 @@ class InPlaceReader:
             self._maps.move_to_end(uri)
             return kept
         with _opened(path, uri) as descriptor:
-            found = _fingerprint(os.fstat(descriptor))
-            if found[3] <= READ_WHOLE_BYTES:
+            status = os.fstat(descriptor)
+            if status.st_size <= READ_WHOLE_BYTES:
                 return _read(descriptor, uri)
             with _translated(uri):
-                file = _File(found, memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)))
+                file = _File(_fingerprint(status), memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)))
         self._maps[uri] = file
         if len(self._maps) > self._max_maps:
             self._maps.popitem(last=False)
@@ -221,31 +220,15 @@ def _slice(content: memoryview, ref: BlockRef) -> memoryview:
 def _read(descriptor: int, uri: str) -> _File:
     """Read an open file whole and insist that nobody wrote to it meanwhile."""
     with _translated(uri):
-        fingerprint = _fingerprint(os.fstat(descriptor))
-        chunks, left = [], fingerprint[3]
+        status = os.fstat(descriptor)
+        fingerprint = _fingerprint(status)
+        chunks, left = [], status.st_size
         while left and (chunk := os.read(descriptor, left)):
             chunks.append(chunk)
             left -= len(chunk)
         if left or _fingerprint(os.fstat(descriptor)) != fingerprint:
             raise ChangedError(f"{uri} was written to while it was read; read it again", uri=uri)
     return _File(fingerprint, memoryview(chunks[0] if len(chunks) == 1 else b"".join(chunks)))
-
-
-def _walk(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[ObjectMeta]:
-    """Yield the files below `folder`; `above` are the folders on the way, so that a circle of links ends."""
-    found = os.stat(folder)
-    identity = (found.st_dev, found.st_ino)
-    if identity in above:
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, identity))
-            elif entry.is_file():
-                fingerprint = _fingerprint(entry.stat())
-                yield ObjectMeta(prefix + entry.name, fingerprint[3], _version(fingerprint))
 
 
 @contextmanager
@@ -282,13 +265,8 @@ def _changed(uri: str) -> ChangedError:
     return ChangedError(f"{uri} was overwritten or replaced after it was opened; open the dataset again", uri=uri)
 
 
-def _fingerprint(found: os.stat_result) -> _Fingerprint:
-    return (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
-
-
-def _version(fingerprint: _Fingerprint) -> str:
-    _, inode, mtime_ns, size_bytes = fingerprint
-    return f"{inode}-{mtime_ns}-{size_bytes}"
+def _fingerprint(status: os.stat_result) -> _Fingerprint:
+    return status.st_dev, file_version(status)
 
 
 @lru_cache(maxsize=4096)

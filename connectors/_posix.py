@@ -19,7 +19,6 @@ import contextlib
 import errno
 import itertools
 import os
-import secrets
 import stat
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -36,27 +35,22 @@ from connectors.errors import (
     PermissionDeniedError,
     TransientError,
 )
+from connectors.folders import file_version, is_partial, partial_name, walk_files
 from connectors.objects import ObjectMeta, Span, check_key, check_prefix, join_uri
 from connectors.protocols import Buffer
 
-__all__ = ["PosixStore", "file_version"]
+__all__ = ["PosixStore"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _COPY_BYTES = 4 << 20
 _PAGE_FILES = 1000
-_PARTIAL_PREFIX, _PARTIAL_SUFFIX = ".", ".dataflow-partial"
 
 _NOT_FOUND = frozenset({errno.ENOENT, errno.ENOTDIR})
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _BAD_INPUT = frozenset({errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENXIO})
-
-
-def file_version(status: os.stat_result) -> str:
-    """Return the version token of a file."""
-    return f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
 
 
 class PosixStore:
@@ -94,7 +88,7 @@ class PosixStore:
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectMeta]:
         """Yield the regular files whose key begins with `prefix`, sorted by key."""
         folder, name = check_prefix(prefix)
-        files = _walk(folder, name, ancestors=frozenset())
+        files = walk_files(folder, name)
         while page := await self._run(folder, _page, files):
             for meta in page:
                 yield meta
@@ -143,13 +137,9 @@ def _uri(key: str) -> str:
 
 def _path(key: str) -> str:
     check_key(key)
-    if _is_partial(key.rpartition("/")[2]):
+    if is_partial(key.rpartition("/")[2]):
         raise BadInputError(f"{_uri(key)} has the name of an unfinished write; choose another", uri=_uri(key))
     return "/" + key
-
-
-def _is_partial(name: str) -> bool:
-    return name.startswith(_PARTIAL_PREFIX) and name.endswith(_PARTIAL_SUFFIX)
 
 
 def _translated(error: OSError, uri: str) -> DataError:
@@ -245,36 +235,6 @@ def _page(files: Iterator[ObjectMeta]) -> list[ObjectMeta]:
     return list(itertools.islice(files, _PAGE_FILES))
 
 
-def _walk(folder: str, beginning: str, *, ancestors: frozenset[tuple[int, int]]) -> Iterator[ObjectMeta]:
-    """Yield the files below `folder` whose name there starts with `beginning`, sorted by key."""
-    path = "/" + folder
-    try:
-        status = os.stat(path)
-        identity = (status.st_dev, status.st_ino)
-        if identity in ancestors:  # a symbolic link that leads back up
-            return
-        with os.scandir(path) as entries:
-            # A folder's name is compared with the slash behind it, which sorts whole keys.
-            found = sorted(
-                (entry.name + "/" * entry.is_dir(), entry)
-                for entry in entries
-                if entry.name.startswith(beginning) and not _is_partial(entry.name)
-            )
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for name, entry in found:
-        key = f"{folder}/{entry.name}" if folder else entry.name
-        if name.endswith("/"):
-            yield from _walk(key, "", ancestors=ancestors | {identity})
-            continue
-        try:
-            status = entry.stat()
-        except FileNotFoundError:  # gone since, or a link to nothing
-            continue
-        if stat.S_ISREG(status.st_mode):
-            yield _meta(key, status)
-
-
 def _put(key: str, data: Buffer) -> ObjectMeta:
     return _put_all(key, (data,))
 
@@ -323,7 +283,7 @@ class _Partial:
         self._key = key
         self._target = _path(key)
         self._folder = os.path.dirname(self._target)
-        self._name = os.path.join(self._folder, f"{_PARTIAL_PREFIX}{secrets.token_hex(8)}{_PARTIAL_SUFFIX}")
+        self._name = os.path.join(self._folder, partial_name())
         self._lock = threading.Lock()
         self._descriptor: int | None = None
         self._ended = False

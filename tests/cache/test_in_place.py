@@ -10,6 +10,7 @@ from cache.access import BlockReader, open_reader
 from cache.in_place import READ_WHOLE_BYTES, InPlaceReader
 from cache.keys import BlockRef
 from cache.testing import send_blocks
+from connectors import open_store, run_sync
 from connectors.errors import BadInputError, ChangedError, NotFoundError, PermissionDeniedError
 from connectors.objects import normalise_url
 
@@ -166,8 +167,6 @@ def test_what_is_not_a_readable_file_has_a_clear_error(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(BadInputError, match="regular"):
         reader.read_object(normalise_url(tmp_path / "pipe"))
-    with pytest.raises(NotFoundError):
-        reader.list_objects(normalise_url(tmp_path / "absent"))
     with pytest.raises(BadInputError):
         reader.read_object("s3://bucket/key")
     if os.geteuid() != 0:
@@ -182,16 +181,24 @@ def test_an_object_comes_whole_with_its_version(path):
     assert found.version == token(path)
 
 
-def test_a_folder_is_listed_by_key_without_hidden_names_and_circles_end(tmp_path):
-    for name in ("b/2.png", "b/1.png", "a.png", ".hidden", ".tmp/x"):
+def test_a_folder_is_listed_as_the_file_store_lists_it(tmp_path):
+    for name in ("b/2.png", "b/1.png", "a.png", ".hidden", "." + "0" * 16 + ".dataflow-partial"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"12345")
     (tmp_path / "b" / "up").symlink_to(tmp_path)
     (tmp_path / "dangling").symlink_to(tmp_path / "absent")
     listed = InPlaceReader().list_objects(normalise_url(tmp_path))
-    assert [meta.key for meta in listed] == ["a.png", "b/1.png", "b/2.png"]
-    assert listed[0].size_bytes == 5
-    assert listed[0].version == token(tmp_path / "a.png")
+    assert [meta.key for meta in listed] == [".hidden", "a.png", "b/1.png", "b/2.png"]
+    assert (listed[1].size_bytes, listed[1].version) == (5, token(tmp_path / "a.png"))
+
+    async def stored():
+        store = open_store(tmp_path)
+        found = [meta async for meta in store.list()]
+        await store.close()
+        return found
+
+    assert listed == run_sync(stored())
+    assert InPlaceReader().list_objects(normalise_url(tmp_path / "absent")) == []
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
@@ -220,4 +227,4 @@ def test_a_pickled_copy_keeps_its_options(path):
 def test_stats_count_blocks_and_bytes(path):
     reader = InPlaceReader()
     reader.read_blocks([ref_of(path, 0, 10), ref_of(path, 5, 20)])
-    assert reader.stats()["tiers"]["in_place"] == {"hits": 2, "hit_bytes": 30}
+    assert reader.stats()["tiers"] == [{"name": "in_place", "hits": 2, "hit_bytes": 30}]
