@@ -7,6 +7,7 @@ of ranks.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +89,13 @@ class Epoch:
         if window == self.num_windows:
             raise BadInputError(f"epoch {self.number} has only {step} steps, counted from 0")
         return self.window(window).batch(self.order, inside)
+
+    def batches(self) -> Iterator[GlobalBatch]:
+        """Yield every global batch, planning one window at a time."""
+        for window in range(self.num_windows):
+            steps = self.window(window)
+            for step in range(len(steps)):
+                yield steps.batch(self.order, step)
 
     def place(self, step: int, known: Place = BEGINNING) -> Place:
         """Return the place before a step, or the end of the epoch for the number of steps.

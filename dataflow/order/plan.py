@@ -1,0 +1,198 @@
+"""What an epoch will be for every replica, found by walking the very schedule that training walks. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+
+from connectors.errors import BadInputError
+from dataflow.order.schedule import Schedule
+from dataflow.order.split import Division, divide
+
+__all__ = ["BlockTable", "EpochPlan", "ReplicaPlan", "plan_epoch"]
+
+# Which replica touches which block is a table of this many cells at most (one byte each).
+_MAX_CELLS = 1 << 28
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockTable:
+    """The columns of an index that a plan needs.
+
+    Attributes:
+        first_sample: int64, number of blocks + 1.
+        length: int64, bytes of each block.
+    """
+
+    first_sample: npt.NDArray[np.int64]
+    length: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaPlan:
+    """What one replica reads in the walked steps.
+
+    Attributes:
+        num_samples: Samples, padding left out.
+        num_padding: Samples that only fill up the last batch.
+        sample_bytes: Bytes of its samples, each taken as the average of its block.
+        num_blocks: Different blocks that hold them; None where the table would not fit (see `plan_epoch`).
+        block_bytes: Bytes of those blocks: what it moves when it keeps each block until its last use.
+    """
+
+    num_samples: int
+    num_padding: int
+    sample_bytes: int
+    num_blocks: int | None
+    block_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class EpochPlan:
+    """An epoch, or its first steps.
+
+    Attributes:
+        epoch: Which.
+        num_samples: Positions of the epoch.
+        num_steps: Steps of the epoch, the same on every rank; where samples' lengths decide, the walked steps.
+        walked_steps: Steps that the figures below cover.
+        batch_units: Smallest and largest number of units in a global batch.
+        part_units: Smallest and largest number of units in a replica's part of a step.
+        num_dropped: Samples of the epoch that no step reads; None when not all steps were walked.
+        num_repeated: Reads of a sample that was read before, padding left out.
+        balance_units: Mean over steps of the largest part over the mean part, in units; 1.0 is perfect.
+        balance_bytes: The same in bytes of samples.
+        replicas: One entry per replica.
+    """
+
+    epoch: int
+    num_samples: int
+    num_steps: int
+    walked_steps: int
+    batch_units: tuple[int, int]
+    part_units: tuple[int, int]
+    num_dropped: int | None
+    num_repeated: int
+    balance_units: float
+    balance_bytes: float
+    replicas: tuple[ReplicaPlan, ...]
+
+
+def plan_epoch(
+    schedule: Schedule,
+    division: Division,
+    num_replicas: int,
+    blocks: BlockTable,
+    *,
+    epoch: int,
+    max_steps: int | None,
+) -> EpochPlan:
+    """Walk an epoch and add up what each replica reads.
+
+    Costs about a microsecond and one byte of memory a sample. Blocks are counted per replica while replicas times
+    blocks stay below 2^28.
+
+    Args:
+        schedule: The epoch's global batches; sample numbers must lie inside `blocks`.
+        division: How batches are dealt.
+        num_replicas: To how many.
+        blocks: Where samples lie.
+        epoch: Which epoch.
+        max_steps: Walk only so many steps; None walks all and finds what is dropped.
+
+    Raises:
+        BadInputError: `num_replicas` or `max_steps` is below 1.
+    """
+    if num_replicas < 1 or (max_steps is not None and max_steps < 1):
+        raise BadInputError(f"num_replicas and max_steps must be >= 1, got {num_replicas} and {max_steps}")
+    plan = schedule.epoch(epoch)
+    tally = _Tally(blocks, num_replicas)
+    for batch in islice(plan.batches(), max_steps):
+        parts = divide(division, batch, num_replicas)
+        tally.add(
+            samples=plan.order.at(batch.positions_of(parts.units)),
+            units=np.diff(parts.starts),
+            samples_per_unit=None if batch.unit_starts is None else np.diff(batch.unit_starts)[parts.units],
+            padding=parts.num_padding,
+        )
+    known = schedule.batching.count_steps(schedule.source.num_samples)
+    return tally.result(epoch, schedule.source.num_samples, known, all_walked=max_steps is None)
+
+
+class _Tally:
+    """Adds up steps."""
+
+    def __init__(self, blocks: BlockTable, num_replicas: int) -> None:
+        self._blocks = blocks
+        num_samples, num_blocks = int(blocks.first_sample[-1]), len(blocks.length)
+        self._sample_bytes = blocks.length / np.maximum(np.diff(blocks.first_sample), 1)
+        self._seen = np.zeros(num_samples, dtype=bool)
+        self._num_repeated = 0
+        fits = num_replicas * num_blocks <= _MAX_CELLS
+        self._touched = np.zeros((num_replicas, num_blocks), dtype=bool) if fits else None
+        self._samples, self._padding = (np.zeros(num_replicas, dtype=np.int64) for _ in range(2))
+        self._bytes = np.zeros(num_replicas)
+        self._batch_units: list[int] = []
+        self._part_units: list[tuple[int, int]] = []
+        self._imbalance = np.zeros(2)
+        self.num_steps = 0
+
+    def add(
+        self,
+        *,
+        samples: npt.NDArray[np.int64],
+        units: npt.NDArray[np.int64],
+        samples_per_unit: npt.NDArray[np.int64] | None,
+        padding: npt.NDArray[np.int64],
+    ) -> None:
+        num_replicas = len(units)
+        owner = np.repeat(np.arange(num_replicas), units)
+        real = np.arange(len(owner)) < np.repeat(np.cumsum(units) - padding, units)
+        if samples_per_unit is not None:
+            owner, real = np.repeat(owner, samples_per_unit), np.repeat(real, samples_per_unit)
+        block = np.searchsorted(self._blocks.first_sample, samples, side="right") - 1
+        moved = np.bincount(owner, self._sample_bytes[block], num_replicas)
+        different = np.unique(samples[real])
+        self._num_repeated += int(real.sum()) - int(np.count_nonzero(~self._seen[different]))
+        self._seen[different] = True
+        if self._touched is not None:
+            self._touched[owner, block] = True
+        self._samples += np.bincount(owner[real], minlength=num_replicas)
+        self._padding += padding
+        self._bytes += moved
+        self._imbalance += (units.max() / units.mean(), moved.max() / moved.mean())
+        self._batch_units.append(int(units.sum()))
+        self._part_units.append((int(units.min()), int(units.max())))
+        self.num_steps += 1
+
+    def result(self, epoch: int, num_samples: int, num_steps: int | None, *, all_walked: bool) -> EpochPlan:
+        balance = self._imbalance / self.num_steps if self.num_steps else np.ones(2)
+        return EpochPlan(
+            epoch=epoch,
+            num_samples=num_samples,
+            num_steps=self.num_steps if num_steps is None else num_steps,
+            walked_steps=self.num_steps,
+            batch_units=(min(self._batch_units, default=0), max(self._batch_units, default=0)),
+            part_units=(
+                min((low for low, _ in self._part_units), default=0),
+                max((high for _, high in self._part_units), default=0),
+            ),
+            num_dropped=num_samples - int(np.count_nonzero(self._seen)) if all_walked else None,
+            num_repeated=self._num_repeated,
+            balance_units=float(balance[0]),
+            balance_bytes=float(balance[1]),
+            replicas=tuple(self._replica(replica) for replica in range(len(self._samples))),
+        )
+
+    def _replica(self, replica: int) -> ReplicaPlan:
+        touched = None if self._touched is None else self._touched[replica]
+        return ReplicaPlan(
+            num_samples=int(self._samples[replica]),
+            num_padding=int(self._padding[replica]),
+            sample_bytes=int(self._bytes[replica]),
+            num_blocks=None if touched is None else int(touched.sum()),
+            block_bytes=None if touched is None else int(self._blocks.length[touched].sum()),
+        )

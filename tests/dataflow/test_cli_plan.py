@@ -1,0 +1,58 @@
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from click.testing import CliRunner, Result
+
+from dataflow.cli.main import main
+from dataflow.formats.arrow import ShardWriter
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder: Path = tmp_path_factory.mktemp("plan") / "set"
+    schema = pa.schema([("number", pa.int64())])
+    with ShardWriter(folder, schema, block_size_bytes=256) as writer:
+        for number in range(1000):
+            writer.write({"number": number})
+    return str(folder)
+
+
+def run(url: str, *options: str) -> Result:
+    return CliRunner().invoke(main, ["plan", url, *options])
+
+
+def test_the_plan_counts_every_sample_once(url: str) -> None:
+    result = run(url, "--batch", "64", "--world-size", "4", "--json")
+    found = json.loads(result.stdout)
+    assert (found["num_samples"], found["num_steps"], found["num_dropped"], found["num_repeated"]) == (1000, 16, 0, 0)
+    assert [share["num_samples"] for share in found["replicas"]] == [250] * 4
+
+
+def test_the_verdict_and_the_first_replicas_are_shown(url: str) -> None:
+    result = run(url, "--batch", "64", "--world-size", "20", "--tail", "drop")
+    assert result.exit_code == 0
+    assert "each sample once" in result.stdout
+    assert "40 left out" in result.stdout
+    assert "and 4 more" in result.stdout
+
+
+def test_mesh_and_weights_decide_the_replicas(url: str) -> None:
+    result = run(url, "--batch", "60", "--mesh", "pp=2,dp=3,tp=2", "--weights", "1,1,2", "--tail", "drop", "--json")
+    assert [share["num_samples"] for share in json.loads(result.stdout)["replicas"]] == [240, 240, 480]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--batch", "2", "--world-size", "4"], "cannot feed 4 replicas"),
+        (["--batch", "8", "--mesh", "dp"], "--mesh"),
+        (["--batch", "8", "--weights", "one"], "--weights"),
+        (["--batch", "8", "--weights", "1,2"], "2 weights for 1 replicas"),
+    ],
+)
+def test_bad_options_are_named(url: str, options: list[str], message: str) -> None:
+    result = run(url, *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
