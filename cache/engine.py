@@ -6,7 +6,7 @@
 
 A fetched block goes to its waiters from memory, whatever becomes of its placement. The tasks belong to the engine, not
 to the callers: one that gives up changes nothing for the others. Everything runs on one event loop; only blocking file
-calls and the checking of large bodies run in threads.
+calls and the checking of what was fetched run in threads.
 """
 
 from __future__ import annotations

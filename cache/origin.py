@@ -37,9 +37,6 @@ MAX_OBJECT_BYTES = 256 * 1024 * 1024
 
 MAX_LISTED_OBJECTS = 10_000_000
 
-_INLINE_BYTES = 64 * 1024
-"""Up to here checking and sealing cost less than handing them to a thread."""
-
 _OBJECT_ATTEMPTS = 3
 
 
@@ -92,7 +89,7 @@ class Origin:
     Args:
         open_store: Opens the store for a root URL; each is opened once and kept.
         budget: Limit on what is under way.
-        executor: Threads in which large bodies are checked and copied.
+        executor: Threads in which bodies are checked and copied.
         max_request_bytes: Most bytes of several blocks in one request.
     """
 
@@ -200,8 +197,6 @@ class Origin:
         if len(bodies) != len(fetch.blocks):
             raise DataError(f"the store answered {len(fetch.blocks)} spans with {len(bodies)} bodies")
         self.bytes += sum(len(body) for body in bodies)
-        if fetch.size_bytes <= _INLINE_BYTES:
-            return _check_and_seal(fetch, bodies)
         return await asyncio.get_running_loop().run_in_executor(self._executor, _check_and_seal, fetch, bodies)
 
     @contextlib.contextmanager

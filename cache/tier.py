@@ -274,7 +274,7 @@ class Tier:
             return
         if isinstance(reason, CorruptError):
             self.counters.corrupt += 1
-            _log.warning("tier %s drops a bad block: %s", self.name, reason)
+            _log.warning("tier %s drops a bad block: %s", self.name, str(reason))
         elif not isinstance(reason, FileNotFoundError):
             self._note_fault(reason)
         if known:
@@ -414,9 +414,11 @@ class Tier:
 
     def _note_fault(self, error: Exception) -> None:
         self.counters.errors += 1
+        # As text: a kept error would keep its frames, and with them the block's memory.
+        text = str(error)
         if self.fault is None:
-            _log.warning("tier %s: %s; reads go on without it", self.name, error)
-        self.fault = str(error)
+            _log.warning("tier %s: %s; reads go on without it", self.name, text)
+        self.fault = text
 
 
 def _open_each(shelf: Shelf, wanted: Sequence[tuple[bytes, int]]) -> list[Descriptor | OSError | CorruptError]:

@@ -1,5 +1,6 @@
 """What tests of caches share: faulty disks, invariants, a reader that checks, and strategies."""
 
+from cache.testing.blocks import make_block, make_key
 from cache.testing.children import send_blocks
 from cache.testing.faulty_system import FaultySystem
 from cache.testing.invariants import check_directory, check_limits
@@ -11,6 +12,8 @@ __all__ = [
     "block_contents",
     "check_directory",
     "check_limits",
+    "make_block",
+    "make_key",
     "read_blocks",
     "read_handle",
     "send_blocks",

@@ -1,0 +1,353 @@
+"""A tier charges before it takes, and never lies about what is on the medium."""
+
+import asyncio
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from cache.block import block_path
+from cache.directory_shelf import DirectoryShelf
+from cache.handle import Block, Descriptor
+from cache.memory_shelf import MemoryShelf
+from cache.policy import KeptSet, Lru, Policy
+from cache.testing import FaultySystem, check_directory, make_block, make_key, read_handle
+from cache.tier import UNLIMITED_BLOCKS, Tier
+from connectors.errors import CorruptError
+
+LENGTH = 5000  # 8192 on the medium
+SIZE = 8192
+
+
+def a_block(number: int, length: int = LENGTH) -> Block:
+    return make_block(number, number.to_bytes(4, "big") * (length // 4))
+
+
+class WeighedShelf(DirectoryShelf):
+    """Knows the most that ever lay in the directory, unfinished files included."""
+
+    def __init__(self, path: str, system: object = os) -> None:
+        super().__init__(path, read_ahead=False, system=system)
+        self.bytes = self.blocks = self.most_bytes = self.most_blocks = 0
+        self._guard = threading.Lock()
+
+    def write(self, block: Block) -> None:
+        self._add(self.cost_bytes(block.length), 1)
+        try:
+            super().write(block)
+        except OSError:
+            self._add(-self.cost_bytes(block.length), -1)
+            raise
+
+    def remove(self, key: bytes, length: int) -> None:
+        super().remove(key, length)
+        self._add(-self.cost_bytes(length), -1)
+
+    def _add(self, size_bytes: int, blocks: int) -> None:
+        with self._guard:
+            self.bytes += size_bytes
+            self.blocks += blocks
+            self.most_bytes = max(self.most_bytes, self.bytes)
+            self.most_blocks = max(self.most_blocks, self.blocks)
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(16) as executor:
+        yield executor
+
+
+def directory_tier(
+    path: Path,
+    threads: ThreadPoolExecutor,
+    *,
+    capacity_bytes: int = 10 * SIZE,
+    capacity_blocks: int = UNLIMITED_BLOCKS,
+    policy: Policy | None = None,
+    system: object = os,
+    medium: str = "nvme",
+    max_queued_bytes: int = 1 << 30,
+) -> Tier:
+    shelf = WeighedShelf(str(path), system)
+    threads.submit(shelf.lock).result()
+    return Tier(
+        name="disk",
+        medium=medium,
+        policy_name="kept",
+        policy=policy or KeptSet(),
+        shelf=shelf,
+        capacity_bytes=capacity_bytes,
+        capacity_blocks=capacity_blocks,
+        max_queued_bytes=max_queued_bytes,
+        executor=threads,
+    )
+
+
+def memory_tier(capacity_bytes: int, policy: Policy | None = None, capacity_blocks: int = 100) -> Tier:
+    return Tier(
+        name="ram",
+        medium="ram",
+        policy_name="kept",
+        policy=policy or KeptSet(),
+        shelf=MemoryShelf(),
+        capacity_bytes=capacity_bytes,
+        capacity_blocks=capacity_blocks,
+        max_queued_bytes=1 << 30,
+        executor=None,
+    )
+
+
+async def store(tier: Tier, block: Block, *, keep: bool = False) -> list[Block] | None:
+    """Reserve and store; None where the block did not come in, else the victims kept."""
+    reservation = tier.reserve(block.key, block.length)
+    if reservation is None:
+        return None
+    stored, evicted = await tier.store(block, reservation, keep=lambda key, length: keep)
+    return evicted if stored else None
+
+
+def held(tier: Tier, numbers: range | list[int]) -> list[int]:
+    return [number for number in numbers if tier.holds(make_key(number))]
+
+
+@pytest.mark.parametrize("policy", [KeptSet, Lru])
+@pytest.mark.parametrize(("capacity_bytes", "capacity_blocks"), [(80 * SIZE, 999), (9999 * SIZE, 40), (90 * SIZE, 50)])
+async def test_sixteen_writers_never_exceed_either_limit(
+    tmp_path: Path, threads: ThreadPoolExecutor, policy: type, capacity_bytes: int, capacity_blocks: int
+) -> None:
+    tier = directory_tier(
+        tmp_path, threads, capacity_bytes=capacity_bytes, capacity_blocks=capacity_blocks, policy=policy()
+    )
+    numbers = list(range(300))
+    # Blocks of one and of several units, so that one victim may make room for many and many for one.
+    lengths = [(1 + number * 7 % 5) * 4000 for number in numbers]
+    waiting = list(zip(numbers[::-1], lengths, strict=True))
+
+    async def write() -> None:
+        while waiting:
+            number, length = waiting.pop()
+            await store(tier, a_block(number * 37 % 300, length), keep=number % 3 == 0)
+            assert tier.used_bytes <= capacity_bytes
+            assert tier.used_blocks <= capacity_blocks
+
+    await asyncio.gather(*(write() for _ in range(16)))
+    shelf = tier.shelf
+    assert isinstance(shelf, WeighedShelf)
+    assert shelf.most_bytes <= capacity_bytes
+    assert shelf.most_blocks <= capacity_blocks
+    assert (shelf.bytes, shelf.blocks) == (tier.used_bytes, tier.used_blocks)
+    assert tier.counters.evictions > 10
+    blocks = check_directory(tmp_path, capacity_bytes=capacity_bytes, capacity_blocks=capacity_blocks)
+    assert sorted(blocks) == [make_key(number) for number in held(tier, numbers)]
+
+
+async def test_hits_and_writes_are_counted(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
+    tier = directory_tier(tmp_path, threads, capacity_bytes=2 * SIZE)
+    for number in (5, 6, 1, 9):
+        await store(tier, a_block(number))
+    assert held(tier, range(10)) == [1, 5]
+    (file,) = await tier.open_many([(make_key(1), LENGTH)])
+    assert isinstance(file, Descriptor)
+    assert read_handle(make_key(1), tier.handle(make_key(1), file, LENGTH)) == b"\0\0\0\1" * (LENGTH // 4)
+    stats = tier.stats()
+    expected = {
+        "used_bytes": 2 * SIZE,
+        "blocks": 2,
+        "hits": 1,
+        "hit_bytes": LENGTH,
+        "insertions": 3,
+        "written_bytes": 3 * SIZE,
+        "evictions": 1,
+        "evicted_bytes": SIZE,
+        "refused": 1,
+        "corrupt": 0,
+        "errors": 0,
+    }
+    assert {name: stats[name] for name in expected} == expected
+
+
+async def test_a_victim_somebody_wants_comes_out_whole(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
+    tier = directory_tier(tmp_path, threads, capacity_bytes=SIZE)
+    await store(tier, a_block(5))
+    (victim,) = await store(tier, a_block(1), keep=True) or []
+    assert victim.key == make_key(5)
+    assert victim.map() == b"\0\0\0\5" * (LENGTH // 4)
+
+
+@pytest.mark.parametrize("call", ["open", "posix_fallocate", "write", "rename"])
+async def test_a_disk_that_cannot_be_written_lets_nothing_in_and_owes_nothing(
+    tmp_path: Path, threads: ThreadPoolExecutor, call: str, caplog
+) -> None:
+    broken = True
+
+    def before(name: str) -> None:
+        if broken and name == call:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    tier = directory_tier(tmp_path, threads, system=FaultySystem(before))
+    for number in range(3):
+        assert await store(tier, a_block(number)) is None
+    assert (tier.used_bytes, tier.used_blocks, tier.counters.errors) == (0, 0, 3)
+    assert "No space left" in (tier.fault or "")
+    assert len(caplog.records) == 1
+    broken = False
+    assert await store(tier, a_block(1)) == []
+    assert tier.fault is None
+
+
+async def test_a_victim_that_cannot_be_unlinked_stays_charged(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
+    broken = False
+
+    def before(name: str) -> None:
+        if broken and name == "unlink":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    tier = directory_tier(tmp_path, threads, capacity_bytes=2 * SIZE, system=FaultySystem(before))
+    for number in (5, 6):
+        await store(tier, a_block(number))
+    broken = True
+    assert await store(tier, a_block(1)) is None
+    assert (tier.used_bytes, tier.used_blocks) == (2 * SIZE, 2)
+    broken = False
+    # Its space is not counted on any more, the other's is.
+    assert await store(tier, a_block(2)) == []
+    assert await store(tier, a_block(1)) == []
+    assert held(tier, range(10)) == [1]
+    assert (tier.used_bytes, tier.used_blocks) == (2 * SIZE, 2)
+    check_directory(tmp_path, capacity_bytes=2 * SIZE)
+
+
+async def test_a_slow_disk_loses_admissions(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
+    tier = directory_tier(tmp_path, threads, max_queued_bytes=2 * SIZE)
+    first, second = (tier.reserve(make_key(number), LENGTH) for number in (1, 2))
+    assert first is not None
+    assert second is not None
+    assert tier.reserve(make_key(3), LENGTH) is None
+    await tier.store(a_block(1), first, keep=lambda key, length: False)
+    assert tier.wants(make_key(3), LENGTH)
+    await tier.store(a_block(2), second, keep=lambda key, length: False)
+
+
+async def test_a_key_on_its_way_in_or_out_is_not_let_in_twice(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
+    tier = directory_tier(tmp_path, threads, capacity_bytes=SIZE)
+    await store(tier, a_block(5))
+    coming = tier.reserve(make_key(1), LENGTH)
+    assert coming is not None
+    assert not tier.wants(make_key(1), LENGTH)
+    assert not tier.wants(make_key(5), LENGTH)
+    await tier.store(a_block(1), coming, keep=lambda key, length: False)
+    assert not tier.wants(make_key(1), LENGTH)
+
+
+async def test_a_truncated_file_is_a_miss_and_is_removed(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
+    tier = directory_tier(tmp_path, threads)
+    await store(tier, a_block(1))
+    file = tmp_path / "blocks-1" / block_path(make_key(1), LENGTH)
+    file.write_bytes(file.read_bytes()[:-1])
+    assert await tier.open_many([(make_key(1), LENGTH)]) == [None]
+    assert (tier.counters.corrupt, tier.used_bytes, tier.used_blocks) == (1, 0, 0)
+    assert not file.exists()
+
+
+async def test_a_file_that_somebody_deleted_is_a_miss(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
+    tier = directory_tier(tmp_path, threads)
+    await store(tier, a_block(1))
+    (tmp_path / "blocks-1" / block_path(make_key(1), LENGTH)).unlink()
+    assert await tier.open_many([(make_key(1), LENGTH)]) == [None]
+    assert (tier.counters.corrupt, tier.counters.errors, tier.used_bytes) == (0, 0, 0)
+
+
+async def test_no_descriptor_left_is_not_the_blocks_fault(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
+    out_of_files = False
+
+    def before(name: str) -> None:
+        if out_of_files:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    tier = directory_tier(tmp_path, threads, system=FaultySystem(before))
+    await store(tier, a_block(1))
+    out_of_files = True
+    with pytest.raises(OSError, match="Too many open files"):
+        await tier.open_many([(make_key(1), LENGTH)])
+    assert await tier.read(make_key(1), LENGTH) is None
+    assert tier.holds(make_key(1))
+
+
+async def test_only_what_this_process_wrote_to_a_ram_directory_is_trusted(
+    tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    for medium, trusted in (("ram", True), ("hdd", False)):
+        tier = directory_tier(tmp_path / medium, threads, medium=medium)
+        await store(tier, a_block(1))
+        assert tier.handle(make_key(1), a_block(1).memory, LENGTH).verify is not trusted
+        tier.shelf.close()
+        again = directory_tier(tmp_path / medium, threads, medium=medium)
+        again.scanning = True
+        await again.adopt(again.shelf)
+        assert again.holds(make_key(1))
+        assert again.handle(make_key(1), a_block(1).memory, LENGTH).verify
+
+
+@pytest.mark.parametrize("capacity", [{"capacity_bytes": 4 * SIZE}, {"capacity_blocks": 4}])
+async def test_a_smaller_limit_keeps_the_best_of_what_is_there(
+    tmp_path: Path, threads: ThreadPoolExecutor, capacity: dict
+) -> None:
+    tier = directory_tier(tmp_path, threads)
+    for number in (3, 1, 4, 5, 9, 2, 6):
+        await store(tier, a_block(number))
+    tier.shelf.close()
+    again = directory_tier(tmp_path, threads, **capacity)
+    again.scanning = True
+    assert again.reserve(make_key(0), LENGTH) is None, "nothing is let in before the directory is known"
+    await again.adopt(again.shelf)
+    assert held(again, range(10)) == [1, 2, 3, 4]
+    assert sorted(check_directory(tmp_path, capacity_bytes=4 * SIZE)) == [make_key(number) for number in (1, 2, 3, 4)]
+    assert (again.used_bytes, again.used_blocks) == (4 * SIZE, 4)
+    assert await store(again, a_block(0)) == []
+
+
+async def test_a_bad_block_reported_before_the_scan_came_to_it_is_not_adopted(
+    tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    tier = directory_tier(tmp_path, threads)
+    await store(tier, a_block(1))
+    tier.shelf.close()
+    again = directory_tier(tmp_path, threads)
+    again.scanning = True
+    assert again.may_hold(make_key(1))
+    await again.drop(make_key(1), CorruptError("bad"))
+    assert not again.may_hold(make_key(1))
+    await again.adopt(again.shelf)
+    assert not again.holds(make_key(1))
+    assert check_directory(tmp_path, capacity_bytes=0) == {}
+
+
+async def test_a_directory_that_cannot_be_scanned_takes_nothing(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
+    tier = directory_tier(tmp_path, threads)
+    tier.scanning = True
+    (tmp_path / "blocks-1").rmdir()
+    await tier.adopt(tier.shelf)
+    assert not tier.wants(make_key(1), LENGTH)
+    assert tier.fault is not None
+
+
+def test_memory_gives_back_its_victims() -> None:
+    tier = memory_tier(2 * SIZE)
+    assert tier.put(a_block(5)) == []
+    assert tier.put(a_block(6)) == []
+    assert [victim.key for victim in tier.put(a_block(1)) or []] == [make_key(6)]
+    assert tier.put(a_block(7)) is None
+    assert tier.put(a_block(1)) is None
+    assert (tier.used_bytes, tier.used_blocks, tier.counters.refused) == (2 * SIZE, 2, 1)
+    tier.take(a_block(5))
+    assert (tier.used_bytes, tier.used_blocks) == (SIZE, 1)
+    tier.shelf.close()
+
+
+def test_nothing_fits_into_nothing() -> None:
+    assert memory_tier(0).put(a_block(1)) is None
+    assert memory_tier(10 * SIZE, capacity_blocks=0).put(a_block(1)) is None
