@@ -270,6 +270,11 @@ class _Client:
                 reply = await self._reply(request)
         except DataError as error:
             reply = failure_of(error)
+        except OSError:
+            raise
+        except Exception as error:  # noqa: BLE001  a client waits, and others need the server
+            _log.exception("a request failed in an unknown way")
+            reply = failure_of(DataError(f"the cache server failed: {error!r}; its log says more"))
         if isinstance(reply, Object) and reply.data is not None and reply.size_bytes > INLINE_BYTES:
             await self._send_object(reply)
         elif isinstance(reply, Listing):

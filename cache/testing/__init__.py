@@ -1,21 +1,6 @@
-"""What tests of caches share: faulty disks, invariants, a reader that checks, and strategies."""
+"""What tests of readers and servers share."""
 
-from cache.testing.blocks import make_block, make_key
 from cache.testing.children import send_blocks
-from cache.testing.faulty_system import FaultySystem
-from cache.testing.invariants import check_directory, check_limits
-from cache.testing.reading import read_blocks, read_handle
-from cache.testing.strategies import block_contents, sizes_by_key
+from cache.testing.servers import RunningServer, running_server
 
-__all__ = [
-    "FaultySystem",
-    "block_contents",
-    "check_directory",
-    "check_limits",
-    "make_block",
-    "make_key",
-    "read_blocks",
-    "read_handle",
-    "send_blocks",
-    "sizes_by_key",
-]
+__all__ = ["RunningServer", "running_server", "send_blocks"]

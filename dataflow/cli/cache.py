@@ -1,0 +1,116 @@
+"""`dataflow cache`: run this node's cache, or ask how it fares."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from cache.address import answers, daemon_addresses, default_address, listen
+from cache.client import CacheClient, ClientOptions
+from cache.config import CacheConfig, TierConfig
+from cache.server import run_server
+from dataflow.cli.sizes import SIZE, format_size
+
+__all__ = ["cache"]
+
+DEFAULT_RAM = "4GiB"
+STATUS_TIMEOUT_S = 10.0
+
+
+@click.group()
+def cache() -> None:
+    """Run this node's cache, or ask how it fares."""
+
+
+@cache.command()
+@click.option("--config", "config_path", type=click.Path(dir_okay=False), help="TOML file with tiers and limits.")
+@click.option("--socket", "address", help="Where to listen: an absolute path, or @name. [default: found by clients]")
+@click.option("--ram", type=SIZE, help=f"Memory for blocks.  [default: {DEFAULT_RAM}]")
+@click.option("--disk", type=click.Path(file_okay=False), help="Directory for blocks; it survives a restart.")
+@click.option("--disk-size", type=SIZE, help="Most bytes in that directory.")
+@click.option("--allow-uid", "allowed_uids", type=int, multiple=True, help="Another user who may ask (repeatable).")
+def serve(
+    *,
+    config_path: str | None,
+    address: str | None,
+    ram: int | None,
+    disk: str | None,
+    disk_size: int | None,
+    allowed_uids: tuple[int, ...],
+) -> None:
+    """Serve blocks to the processes of this machine until SIGTERM; requests under way are still answered.
+
+    A second SIGTERM ends at once. What is in the directory is found again by the next start either way.
+    """
+    config = _config(config_path, ram, disk, disk_size)
+    address = address or default_address()
+    listener = listen(address, mode=0o666 if allowed_uids else 0o600)
+    run_server(config, listener, allowed_uids=allowed_uids, on_ready=lambda: _announce(address, config))
+
+
+def _config(path: str | None, ram: int | None, disk: str | None, disk_size: int | None) -> CacheConfig:
+    if path is not None:
+        if (ram, disk, disk_size) != (None, None, None):
+            raise click.UsageError("--config says everything; leave out --ram, --disk and --disk-size")
+        return CacheConfig.from_toml(path)
+    if (disk is None) != (disk_size is None):
+        raise click.UsageError("--disk and --disk-size belong together")
+    ram_bytes: int = SIZE.convert(DEFAULT_RAM, None, None) if ram is None else ram
+    tiers = [TierConfig("ram", ram_bytes)] if ram_bytes else []
+    if disk is not None and disk_size is not None:
+        tiers.append(TierConfig("disk", disk_size, path=disk, medium="nvme"))
+    return CacheConfig(tuple(tiers))
+
+
+def _announce(address: str, config: CacheConfig) -> None:
+    tiers = ", ".join(f"{tier.name} {format_size(tier.capacity_bytes)}" for tier in config.tiers) or "no tiers"
+    click.echo(f"listening at {address} ({tiers})", err=True)
+
+
+@cache.command()
+@click.option("--socket", "address", help="Where the cache listens. [default: DATAFLOW_CACHE, else where it is found]")
+@click.option("--json", "as_json", is_flag=True, help="Everything as one JSON object.")
+def status(*, address: str | None, as_json: bool) -> None:
+    """Show what the running cache holds and how often it was of use."""
+    candidates = daemon_addresses()
+    address = address or next(filter(answers, candidates), candidates[0])
+    client = CacheClient(address, options=ClientOptions(silence_timeout_s=STATUS_TIMEOUT_S))
+    try:
+        stats = client.stats()
+    finally:
+        client.close()
+    if as_json:
+        click.echo(json.dumps(stats, indent=2))
+    else:
+        _show(address, stats, Console())
+
+
+def _show(address: str, stats: dict[str, Any], console: Console) -> None:
+    server, origin = stats["server"], stats["origin"]
+    console.print(
+        f"{address}: process {server['pid']}, up {server['uptime_s']:.0f} s, {server['connections']} connections, "
+        f"{server['requests']} requests, {stats['blocks_requested']} blocks asked for",
+        soft_wrap=True,
+        highlight=False,
+    )
+    table = Table("tier", "holds", "of", "blocks", "hits", "hit bytes", "evicted", "fault")
+    for tier in [*stats["tiers"], stats["ring"]]:
+        table.add_row(
+            tier["name"],
+            format_size(tier["used_bytes"]),
+            format_size(tier["capacity_bytes"]),
+            str(tier["blocks"]),
+            str(tier["hits"]),
+            format_size(tier["hit_bytes"]),
+            str(tier["evictions"]),
+            tier["fault"] or "",
+        )
+    console.print(table)
+    console.print(
+        f"origin: {origin['requests']} requests, {format_size(origin['bytes'])}, {origin['errors']} failed",
+        highlight=False,
+    )
