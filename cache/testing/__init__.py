@@ -1,6 +1,24 @@
-"""What tests of readers and servers share."""
+"""What tests of caches share: servers, faulty disks, invariants, a reader that checks, and strategies."""
 
+from cache.testing.blocks import make_block, make_key
 from cache.testing.children import send_blocks
+from cache.testing.faulty_system import FaultySystem
+from cache.testing.invariants import check_directory, check_limits
+from cache.testing.reading import read_blocks, read_handle
 from cache.testing.servers import RunningServer, running_server
+from cache.testing.strategies import block_contents, sizes_by_key
 
-__all__ = ["RunningServer", "running_server", "send_blocks"]
+__all__ = [
+    "FaultySystem",
+    "RunningServer",
+    "block_contents",
+    "check_directory",
+    "check_limits",
+    "make_block",
+    "make_key",
+    "read_blocks",
+    "read_handle",
+    "running_server",
+    "send_blocks",
+    "sizes_by_key",
+]
