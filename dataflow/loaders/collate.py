@@ -1,0 +1,147 @@
+"""From indices to a batch, the same in the trainer and in a worker.
+
+`Fetch` does it with torch's own fetchers with the user's collate function, or, where the dataset is native
+(`get_batch`) and the collate function is torch's default, by gathering columns straight into the batch.
+
+In a worker, `collate_into_slots` lets torch's default collate write into a slot, also where a user's collate function
+calls it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import _utils, default_collate
+from torch.utils.data._utils.collate import default_collate_fn_map
+from torch.utils.data.dataloader import _DatasetKind
+
+from dataflow.loaders.packing import DIVERT_BYTES
+from dataflow.loaders.slots import SlotPool
+from dataflow.observe.stages import stage
+
+__all__ = ["Allocate", "Fetch", "allocate_from", "allocate_private", "collate_into_slots"]
+
+# A user may teach torch's default collate new types; then only torch's own code knows what comes out.
+_COLLATE_AS_SHIPPED = dict(default_collate_fn_map)
+
+Allocate: TypeAlias = Callable[[str, tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]]
+
+
+class Fetch:
+    """Makes batches from what the sampler yields.
+
+    Args:
+        kind: torch's dataset kind (map or iterable).
+        dataset: The dataset, as this process has it.
+        auto_collation: Whether a sampler's item is a list of indices.
+        collate_fn: The collate function, or torch's default one.
+        drop_last: For iterable datasets: whether a short last batch is left out.
+        allocate: Gives the memory that a native dataset gathers a field into.
+    """
+
+    def __init__(
+        self,
+        kind: int,
+        dataset: Any,
+        *,
+        auto_collation: bool,
+        collate_fn: Callable[[Any], Any],
+        drop_last: bool,
+        allocate: Allocate,
+    ) -> None:
+        self._dataset = dataset
+        self._collate_fn = collate_fn
+        self._allocate = allocate
+        self._torch = _DatasetKind.create_fetcher(kind, dataset, auto_collation, self._collate, drop_last)
+        native = kind == _DatasetKind.Map and auto_collation and hasattr(dataset, "get_batch")
+        self._is_native = native and _is_default_collate(collate_fn)
+
+    def __call__(self, index: Any) -> Any:
+        """Return the batch.
+
+        Raises:
+            StopIteration: An iterable dataset has no more.
+        """
+        with stage("fetch"):
+            return self._gather(index) if self._is_native else self._torch.fetch(index)
+
+    def skip(self, samples: int) -> None:
+        """Read and drop samples of an iterable dataset (batches, where it yields those)."""
+        if samples:
+            deque(islice(self._torch.dataset_iter, samples), maxlen=0)
+
+    def _collate(self, samples: Any) -> Any:
+        with stage("collate"):
+            return self._collate_fn(samples)
+
+    def _gather(self, indices: Sequence[int]) -> dict[str, Any]:
+        columns = self._dataset.get_batch(indices, self._allocate)
+        with stage("collate"):
+            return {name: _as_collated(column) for name, column in columns.items()}
+
+
+def allocate_private(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:  # noqa: ARG001
+    """Give fresh memory."""
+    return np.empty(shape, dtype)
+
+
+def allocate_from(pool: SlotPool) -> Allocate:
+    """Return a function that gives slot memory, or fresh memory for small fields and where no slot is to be had."""
+
+    def allocate(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        size_bytes = math.prod(shape) * dtype.itemsize
+        memory = pool.allocate(size_bytes) if size_bytes >= DIVERT_BYTES else None
+        if memory is None:
+            return allocate_private(name, shape, dtype)
+        return memory.view(dtype).reshape(shape)
+
+    return allocate
+
+
+def collate_into_slots(pool: SlotPool) -> None:
+    """From now on let torch's default collate of this process stack tensors in slots."""
+    if default_collate_fn_map[torch.Tensor] is _COLLATE_AS_SHIPPED[torch.Tensor]:
+        default_collate_fn_map[torch.Tensor] = _StackIntoSlot(pool)
+
+
+class _StackIntoSlot:
+    """What torch's default collate does with tensors in a worker, minus the shared memory segment for each of them."""
+
+    def __init__(self, pool: SlotPool) -> None:
+        self._pool = pool
+
+    def __call__(self, batch: Any, *, collate_fn_map: Any = None) -> torch.Tensor:
+        first = batch[0]
+        if type(first) is not torch.Tensor or first.layout is not torch.strided or first.is_nested or not first.is_cpu:
+            stacked: torch.Tensor = _COLLATE_AS_SHIPPED[torch.Tensor](batch, collate_fn_map=collate_fn_map)
+            return stacked
+        shape = (len(batch), *first.shape)
+        size_bytes = first.numel() * len(batch) * first.element_size()
+        memory = self._pool.allocate(size_bytes) if size_bytes >= DIVERT_BYTES else None
+        if memory is None:
+            out = first.new_empty(shape)
+        else:
+            out = torch.frombuffer(memory, dtype=first.dtype).view(shape)
+        return torch.stack(batch, 0, out=out)
+
+
+def _as_collated(column: npt.NDArray[Any] | list[Any]) -> Any:
+    """Return what torch's default collate makes of the samples of one column."""
+    if isinstance(column, np.ndarray) and column.dtype.kind in "biufc":
+        return torch.from_numpy(column)
+    values = list(column)
+    return default_collate(values) if values else values
+
+
+def _is_default_collate(collate_fn: Callable[[Any], Any]) -> bool:
+    return collate_fn is default_collate and all(
+        default_collate_fn_map.get(kind) is function or type(default_collate_fn_map[kind]) is _StackIntoSlot
+        for kind, function in _COLLATE_AS_SHIPPED.items()
+    )

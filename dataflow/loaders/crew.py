@@ -1,0 +1,225 @@
+"""The trainer's side of its worker processes: start, talk, notice deaths, replace, stop.
+
+    Crew.post  -> orders to one worker, never blocking
+    Crew.wait  -> results as they arrive, and deaths, in one poll over channels and process descriptors
+
+A worker's results that were sent in full before it died are received before its death is reported.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import select
+import signal
+import time
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import _utils
+
+from dataflow.loaders.channel import Channel, channel_pair
+from dataflow.loaders.slots import SlotMap
+from dataflow.loaders.workers import BeginEpoch, Job, Order, Result, Task, worker_main
+
+__all__ = ["Crew", "Death", "Worker"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Worker:
+    """One process.
+
+    Attributes:
+        process: As multiprocessing knows it.
+        channel: To it.
+        slots: Its shared memory.
+        lifeline: Readable once the process is dead.
+    """
+
+    id: int
+    process: Any
+    channel: Channel
+    slots: SlotMap
+    lifeline: int
+    owns_lifeline: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A worker that ended on its own."""
+
+    worker: Worker
+
+    def as_error(self) -> RuntimeError:
+        """Say it in torch's words, with the cause chained."""
+        process = self.worker.process
+        error = RuntimeError(f"DataLoader worker (pid(s) {process.pid}) exited unexpectedly")
+        error.__cause__ = RuntimeError(_obituary(process.pid, process.exitcode))
+        return error
+
+    def __str__(self) -> str:
+        return _obituary(self.worker.process.pid, self.worker.process.exitcode).strip()
+
+
+def _obituary(pid: int, exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        text = f"DataLoader worker (pid {pid}) is killed by signal: {signal.strsignal(-exit_code)}. "
+        if -exit_code == signal.SIGBUS:
+            text += "The system ran out of memory for the batches that workers hand over. "
+        return text
+    return (
+        f"DataLoader worker (pid {pid}) exited unexpectedly with exit code {exit_code}. Details are lost due to "
+        "multiprocessing. Rerunning with num_workers=0 may give better error trace."
+    )
+
+
+class Crew:
+    """The workers of one iterator. Used by one thread.
+
+    Args:
+        context: Whatever makes processes: `multiprocessing`, or one of its contexts.
+        job: What the workers do.
+        begin: For each worker, where it begins.
+    """
+
+    def __init__(self, context: Any, job: Job, begin: list[BeginEpoch]) -> None:
+        self._context = context
+        self._job = job
+        self._pid = os.getpid()
+        self._held: dict[object, int] = {}
+        self._poll = select.poll()
+        self._by_fd: dict[int, Worker] = {}
+        self._stopped = False
+        self.workers: list[Worker] = []
+        try:
+            for worker_id, begin_one in enumerate(begin):
+                self.workers.append(self._start(worker_id, begin_one))
+        except BaseException:
+            self.stop()
+            raise
+
+    def post(self, worker_id: int, order: Order) -> None:
+        """Give an order to a worker."""
+        worker = self.workers[worker_id]
+        worker.channel.post(pickle.dumps(order, 5))
+        self._watch(worker)
+
+    def begin(self, worker_id: int, begin: BeginEpoch) -> None:
+        """Let a worker begin an epoch; one that has died meanwhile is replaced."""
+        if self.workers[worker_id].lifeline in self._by_fd:
+            self.post(worker_id, begin)
+        else:
+            self.replace(worker_id, begin)
+
+    def wait(self, timeout_s: float | None) -> list[tuple[Worker, Result] | Death]:
+        """Return what happened; nothing only if nothing did for `timeout_s` (None waits for ever)."""
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            left_ms = None if deadline_s is None else max(0.0, deadline_s - time.monotonic()) * 1000
+            ready = self._poll.poll(left_ms)
+            events: list[tuple[Worker, Result] | Death] = []
+            for worker in {self._by_fd[fd] for fd, _ in ready}:
+                # Whether it is dead is looked at first: then what it sent before is already in the socket.
+                died = any(fd == worker.lifeline for fd, _ in ready)
+                events += [(worker, result) for result in self._receive(worker)]
+                if died or worker.channel.closed:
+                    self._bury(worker)
+                    events.append(Death(worker))
+            if events or (deadline_s is not None and time.monotonic() >= deadline_s):
+                return events
+
+    def replace(self, worker_id: int, begin: BeginEpoch) -> None:
+        """Start a new process in the place of a dead one."""
+        self.workers[worker_id] = self._start(worker_id, begin)
+
+    def stop(self) -> None:
+        """End all workers: in order if they can, by force after torch's patience. Safe to call again."""
+        if self._stopped or os.getpid() != self._pid:
+            return
+        self._stopped = True
+        for worker in self.workers:
+            self._forget(worker)
+            worker.channel.close()  # an end of file is the order to leave
+        for worker in self.workers:
+            worker.process.join(timeout=_utils.MP_STATUS_CHECK_INTERVAL)
+        for worker in self.workers:
+            if worker.process.is_alive():
+                worker.process.terminate()
+                worker.process.join(timeout=_utils.MP_STATUS_CHECK_INTERVAL)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+
+    def _start(self, worker_id: int, begin: BeginEpoch) -> Worker:
+        channel, worker_end = channel_pair()
+        try:
+            process = self._context.Process(
+                target=worker_main, args=(self._job, worker_id, worker_end, begin), daemon=True
+            )
+            _start_process(process)
+        except BaseException:
+            channel.close()
+            raise
+        finally:
+            worker_end.close()
+        try:
+            lifeline, owns_lifeline = os.pidfd_open(process.pid), True
+        except OSError:
+            lifeline, owns_lifeline = process.sentinel, False
+        worker = Worker(worker_id, process, channel, SlotMap(self._held), lifeline, owns_lifeline)
+        self._by_fd[worker.lifeline] = self._by_fd[channel.sock.fileno()] = worker
+        self._poll.register(worker.lifeline, select.POLLIN)
+        self._watch(worker)
+        return worker
+
+    def _watch(self, worker: Worker) -> None:
+        mask = select.POLLIN | select.POLLOUT if worker.channel.pending else select.POLLIN
+        self._poll.register(worker.channel.sock.fileno(), mask)
+
+    def _receive(self, worker: Worker) -> list[Result]:
+        channel = worker.channel
+        if channel.pending:
+            channel.flush()
+            self._watch(worker)
+        results = [Result(*pickle.loads(message)) for message in channel.receive(block=False)]
+        for result in results:
+            for slot in result.new_slots:
+                worker.slots.adopt(slot, channel.fds.popleft())
+            worker.slots.forget(result.dropped_slots)
+        return results
+
+    def _bury(self, worker: Worker) -> None:
+        self._forget(worker)
+        worker.channel.close()
+        worker.process.join(timeout=_utils.MP_STATUS_CHECK_INTERVAL)
+        if worker.process.is_alive():  # it closed its channel, or its exit hangs
+            worker.process.kill()
+            worker.process.join()
+
+    def _forget(self, worker: Worker) -> None:
+        if self._by_fd.pop(worker.lifeline, None) is None:
+            return
+        del self._by_fd[worker.channel.sock.fileno()]
+        self._poll.unregister(worker.lifeline)
+        self._poll.unregister(worker.channel.sock)
+        if worker.owns_lifeline:
+            os.close(worker.lifeline)
+
+
+def _start_process(process: Any) -> None:
+    try:
+        process.start()
+    except (TypeError, AttributeError, pickle.PicklingError):
+        warnings.warn(
+            "Got pickle error when attempting to start a worker Process. "
+            "This might be because the worker Process arguments are not picklable. "
+            "Python 3.14+ changed the multiprocessing start method in non-Mac POSIX platforms "
+            "to 'forkserver', which requires the worker Process arguments to be picklable. "
+            "You can also try multiprocessing.set_start_method('fork').",
+            stacklevel=2,
+        )
+        raise

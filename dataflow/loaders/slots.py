@@ -1,0 +1,289 @@
+"""Shared memory that batches travel in, used again and again.
+
+A **slot** is an anonymous memory file that a worker and the trainer both map. The worker makes it, sends its descriptor
+once, and both close theirs: what is left are two mappings, which end with their processes, so nothing can stay behind
+whoever is killed. Fresh shared pages cost five times what memory already mapped does, hence slots are reused.
+
+    worker (`SlotPool`)                                trainer (`SlotMap`)
+    free -> allocate -> filled by collate or pack
+         -> ship -------------------------------------> lease, one per batch
+                                                         tensors and arrays over the lease
+    free <------------------------------- returned <---- the last of them dies
+
+Who may touch a slot: the worker from `allocate` to `ship`, the trainer until the lease has died and the worker has read
+the notice of it. So a slot is never written while a tensor lives over it. Two more cases keep that true: a dataset or
+collate function that holds on to a batch inside the worker (the worker looks at its own lease before it reuses a slot),
+and a trainer that forks a child while it holds a batch (the child sees the same memory, so such a slot is *retired*:
+forgotten on both sides instead of reused).
+
+A caller who keeps batches keeps slots; past `HELD_SLOTS` or `HELD_BYTES` per loader batches are copied out instead, so a worker
+always finds a slot after at most `prefetch_factor + HELD_SLOTS` of them, and memory is bounded without ever waiting.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+__all__ = ["HELD_BYTES", "HELD_SLOTS", "NewSlot", "Notices", "Placement", "SlotMap", "SlotPool"]
+
+HELD_SLOTS = 64
+HELD_BYTES = 1 << 30
+
+# Enough for every vector instruction set, and for any dtype.
+_ALIGNMENT = 64
+_MIN_CAPACITY_BYTES = 1 << 16
+
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+
+
+class Placement(NamedTuple):
+    """Where something lies in a slot."""
+
+    slot: int
+    offset: int
+    size_bytes: int
+
+
+class NewSlot(NamedTuple):
+    """A slot that the trainer does not know yet; its descriptor comes with the message."""
+
+    number: int
+    capacity_bytes: int
+
+
+class Notices(NamedTuple):
+    """What became of slots that the trainer had: free again, or never to be used again."""
+
+    returned: list[int]
+    retired: list[int]
+
+
+def _map(fd: int, capacity_bytes: int) -> torch.Tensor:
+    """Map a memory file as uint8. The mapping ends with the tensor's storage and holds no descriptor."""
+    storage = torch.UntypedStorage.from_file(f"/proc/self/fd/{fd}", shared=True, nbytes=capacity_bytes)
+    return torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[call-overload, no-any-return]
+
+
+@dataclass(eq=False, slots=True)
+class _Slot:
+    number: int
+    memory: torch.Tensor
+    address: int
+    used_bytes: int = 0
+    lease: weakref.ref[Bytes] | None = None
+
+    @property
+    def capacity_bytes(self) -> int:
+        return self.memory.numel()
+
+    @property
+    def is_referenced(self) -> bool:
+        return self.lease is not None and self.lease() is not None
+
+
+class SlotPool:
+    """The worker's side: makes slots, fills them, and takes them back. Used by one thread.
+
+    Args:
+        max_slots: Limit on the slots that exist at a time.
+        max_free: Free slots kept; what comes back beyond them gives its memory back to the system.
+    """
+
+    def __init__(self, *, max_slots: int, max_free: int) -> None:
+        self._max_slots = max_slots
+        self._max_free = max_free
+        self._free: list[_Slot] = []  # the last one is the one most likely still in the processor's cache
+        self._filling: list[tuple[_Slot, Bytes]] = []
+        self._lent: dict[int, _Slot] = {}
+        self._new: list[tuple[NewSlot, int]] = []
+        self._dropped: list[int] = []
+        self._next_number = 0
+        self._typical_bytes = 0
+        self._thread = threading.get_ident()
+
+    def allocate(self, size_bytes: int) -> Bytes | None:
+        """Return memory in a slot of the batch that is being made, or None where there is none to be had.
+
+        It stays valid as long as it is referenced, but what is written to it after `ship` may reach the trainer.
+        """
+        if threading.get_ident() != self._thread:
+            return None
+        for slot, lease in self._filling:
+            offset = -(-slot.used_bytes // _ALIGNMENT) * _ALIGNMENT
+            if offset + size_bytes <= slot.capacity_bytes:
+                slot.used_bytes = offset + size_bytes
+                return lease[offset : offset + size_bytes]
+        slot = self._take_free(size_bytes) or self._make(max(size_bytes, self._typical_bytes))
+        if slot is None:
+            return None
+        lease = slot.memory.numpy()
+        slot.lease = weakref.ref(lease)
+        slot.used_bytes = size_bytes
+        self._filling.append((slot, lease))
+        return lease[:size_bytes]
+
+    def locate(self, address: int, size_bytes: int) -> Placement | None:
+        """Say where in the current batch's slots the memory at `address` lies, if it does."""
+        for slot, _ in self._filling:
+            offset = address - slot.address
+            if 0 <= offset and offset + size_bytes <= slot.used_bytes:
+                return Placement(slot.number, offset, size_bytes)
+        return None
+
+    def ship(self, used: Iterable[int]) -> tuple[list[NewSlot], list[int], list[int]]:
+        """End the batch: the slots numbered `used` now belong to the trainer, the others are free again.
+
+        Returns:
+            Slots new to the trainer, numbers of slots to forget, and the descriptors of the new ones, to be sent with
+            the batch and then closed with `close_fds`.
+        """
+        numbers = set(used)
+        self._typical_bytes = max(self._typical_bytes, sum(slot.used_bytes for slot, _ in self._filling))
+        for slot, _ in self._filling:
+            if slot.number in numbers:
+                self._lent[slot.number] = slot
+            else:
+                self._free.append(slot)
+        self._filling.clear()
+        new, dropped = self._new, self._dropped
+        self._new, self._dropped = [], []
+        return [slot for slot, _ in new], dropped, [fd for _, fd in new]
+
+    def take_back(self, notices: Notices) -> None:
+        """Learn what the trainer let go of."""
+        for number in notices.retired:
+            del self._lent[number]
+        for number in notices.returned:
+            self._free.append(self._lent.pop(number))
+        while len(self._free) > self._max_free:
+            self._drop(self._free[0])
+
+    def _take_free(self, size_bytes: int) -> _Slot | None:
+        """Return a free slot that is large enough. One that is too small, or kept by the user's code, gives way."""
+        for slot in reversed(self._free):
+            if slot.capacity_bytes >= size_bytes and not slot.is_referenced:
+                self._free.remove(slot)
+                return slot
+        if self._free:
+            self._drop(self._free[0])
+        return None
+
+    def _drop(self, slot: _Slot) -> None:
+        # A slot that is still referenced here only loses its place in the ring; its memory lives with the reference.
+        self._free.remove(slot)
+        self._dropped.append(slot.number)
+
+    def _make(self, size_bytes: int) -> _Slot | None:
+        if len(self._lent) + len(self._filling) + len(self._free) >= self._max_slots:
+            return None
+        # Pages are only used when they are written to, so a generous capacity costs nothing.
+        capacity_bytes = max(_MIN_CAPACITY_BYTES, 1 << (size_bytes - 1).bit_length())
+        try:
+            fd = os.memfd_create("dataflow-slot")
+        except OSError:  # out of descriptors: the batch travels without a slot
+            return None
+        try:
+            os.ftruncate(fd, capacity_bytes)
+            memory = _map(fd, capacity_bytes)
+        except (OSError, RuntimeError):
+            os.close(fd)
+            return None
+        slot = _Slot(self._next_number, memory, memory.data_ptr())
+        self._next_number += 1
+        self._new.append((NewSlot(slot.number, capacity_bytes), fd))
+        return slot
+
+
+class SlotMap:
+    """The trainer's side of one worker's slots.
+
+    Args:
+        held: What the caller of the loader holds, shared by all workers of an iterator.
+    """
+
+    def __init__(self, held: dict[object, int]) -> None:
+        self._memory: dict[int, torch.Tensor] = {}
+        # Leases die in any thread and at any moment; a deque takes notices without a lock.
+        self._returned: deque[int] = deque()
+        self._live: dict[int, int] = {}
+        self._retired: set[int] = set()
+        self._held = held
+        _maps.add(self)
+
+    def adopt(self, slot: NewSlot, fd: int) -> None:
+        """Map a new slot and close its descriptor."""
+        try:
+            self._memory[slot.number] = _map(fd, slot.capacity_bytes)
+        finally:
+            os.close(fd)
+
+    def forget(self, numbers: Iterable[int]) -> None:
+        """Unmap slots that the worker gave up."""
+        for number in numbers:
+            self._memory.pop(number, None)
+
+    def lease(self, number: int, size_bytes: int) -> tuple[Bytes, bool]:
+        """Return the slot's memory and whether the caller may keep views of it.
+
+        When the returned array and everything that was made from it have died, the worker gets the slot back. Where the
+        caller of the loader already holds too much, views must be copied, not kept.
+        """
+        # numpy() is a new array over the mapping, and what is sliced from it refers to it and not to the mapping:
+        # its death is the death of all of them.
+        lease: Bytes = self._memory[number].numpy()
+        held = self._held
+        keep = len(held) < HELD_SLOTS and sum(list(held.values())) + size_bytes <= HELD_BYTES
+        token = object()
+        self._live[number] = held[token] = size_bytes
+        end = weakref.finalize(lease, _end_lease, number, token, self._live, held, self._returned)
+        end.atexit = False
+        return lease, keep
+
+    def give_back(self, number: int) -> None:
+        """Return a slot that was never leased."""
+        self._returned.append(number)
+
+    def notices(self) -> Notices:
+        """Take what is to be told to the worker."""
+        returned, retired, queue = [], [], self._returned
+        while queue:
+            number = queue.popleft()
+            if number in self._retired:
+                self._retired.discard(number)
+                self._memory.pop(number, None)
+                retired.append(number)
+            else:
+                returned.append(number)
+        return Notices(returned, retired)
+
+    def retire_live(self) -> None:
+        """Never reuse the slots that are held now: a forked child sees them too."""
+        self._retired.update(list(self._live))
+
+
+def _end_lease(number: int, token: object, live: dict[int, int], held: dict[object, int], returned: deque[int]) -> None:
+    # No reference to the map: a tensor that outlives its loader keeps its own slot, not the whole ring.
+    del live[number]
+    del held[token]
+    returned.append(number)
+
+
+_maps: weakref.WeakSet[SlotMap] = weakref.WeakSet()
+
+
+def _retire_before_fork() -> None:
+    for slot_map in list(_maps):
+        slot_map.retire_live()
+
+
+os.register_at_fork(before=_retire_before_fork)

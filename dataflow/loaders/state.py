@@ -1,0 +1,291 @@
+"""Where a loader stands, and how to go on from there.
+
+A state counts the batches handed to the caller, never those drawn ahead, so it fits any number of workers. What lies
+before that position is not read again: a sampler that can be asked for a position (`state_at`, as `ElasticBatchSampler`)
+continues there; for any other the random number generators, its own state and its epoch are put back to what they were
+when the epoch began, and the indices already used are drawn and dropped. An iterable dataset continues by its own
+`state_dict`, or else by reading and dropping what was handed out.
+
+States are JSON, except for what foreign samplers and datasets put into theirs.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import copy
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+from torch.utils.data.dataloader import _DatasetKind
+from torch.utils.data.distributed import DistributedSampler
+
+from connectors.errors import BadInputError
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+__all__ = ["Progress", "is_elastic", "load_state", "make_state", "restored_order", "snapshot_order"]
+
+STATE_VERSION = 1
+
+
+@dataclass
+class Progress:
+    """How far the newest iterator of a loader is in its epoch.
+
+    Attributes:
+        order: What determines the order of this epoch, as it was when the epoch began (`snapshot_order`).
+        base_seed: What the workers' seeds are derived from.
+        batches: All batches before this one were handed out. Counts from the beginning of the epoch.
+        ahead: Batches handed out beyond that, where the loader does not keep the order.
+        shards: For iterable datasets: batches handed out by each worker.
+        shard_states: For iterable datasets with a state: each worker's, after the last batch of it that was handed out.
+        next_shard: For iterable datasets: the worker whose turn it is.
+        epoch: The epoch that an elastic sampler walks.
+        finished: The epoch is over.
+        live_state: Where the dataset iterates in this process: returns its state.
+    """
+
+    order: dict[str, Any]
+    base_seed: int
+    batches: int = 0
+    ahead: set[int] = field(default_factory=set)
+    shards: list[int] = field(default_factory=list)
+    shard_states: list[Any] = field(default_factory=list)
+    next_shard: int = 0
+    epoch: int = 0
+    finished: bool = False
+    live_state: Callable[[], Any] | None = None
+
+    def hand_out(self, number: int) -> None:
+        """Count a batch."""
+        if number == self.batches and not self.ahead:
+            self.batches += 1
+            return
+        self.ahead.add(number)
+        while self.batches in self.ahead:
+            self.ahead.remove(self.batches)
+            self.batches += 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what a state keeps of it."""
+        state = {"order": self.order, "base_seed": self.base_seed, "batches": self.batches, "ahead": sorted(self.ahead)}
+        if self.shards:
+            states = self.shard_states if self.live_state is None else [self.live_state()]
+            state |= {"shards": self.shards, "shard_states": states, "next_shard": self.next_shard}
+        return copy.deepcopy(state)
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> Progress:
+        """Rebuild it."""
+        values = copy.deepcopy(dict(state))
+        return cls(**values | {"ahead": set(values["ahead"])})
+
+
+def is_elastic(sampler: Any) -> bool:
+    """Whether a sampler can be asked for the state after any number of steps."""
+    return hasattr(sampler, "state_at")
+
+
+def is_stateful(dataset: Any) -> bool:
+    """Whether an object keeps its own state."""
+    return hasattr(dataset, "state_dict") and hasattr(dataset, "load_state_dict")
+
+
+def sampler_length(sampler: Any) -> int | None:
+    """Return the number of batches of an epoch, if the sampler knows it."""
+    try:
+        return len(sampler)
+    except (TypeError, NotImplementedError):  # allowed by torch as long as nobody asks for the loader's length
+        return None
+
+
+def make_state(loader: DataLoader[Any], progress: Progress | None) -> dict[str, Any]:
+    """Return the state of a loader whose newest iterator is at `progress`; None is before or after an epoch."""
+    state, sampler = _identity(loader), loader._index_sampler
+    if progress is not None and progress.finished:
+        progress = None
+    if not is_elastic(sampler):
+        if progress is None:
+            return {**state, "epoch": None, "order": snapshot_order(loader, between_epochs=True)}
+        return {**state, "epoch": progress.as_dict()}
+    if progress is None or sampler.epoch != progress.epoch:  # set_epoch() has moved it on
+        return {**state, "sampler": sampler.state_dict(), "ahead": []}
+    return {**state, "sampler": sampler.state_at(progress.batches), "ahead": sorted(progress.ahead)}
+
+
+def load_state(loader: DataLoader[Any], state: Any) -> Progress | None:
+    """Prepare a loader's samplers to go on from `state`; return where in an epoch that is.
+
+    Raises:
+        BadInputError: Not a state of a loader, or of another dataset, order or version; says what differs.
+    """
+    own, sampler = _identity(loader), loader._index_sampler
+    if not isinstance(state, Mapping) or "version" not in state or not {"epoch", "sampler"} & state.keys():
+        raise BadInputError(
+            f"this is not the state of a dataflow DataLoader: {_describe(state)}; pass what its state_dict() returned"
+        )
+    for name, value in own.items():
+        if state.get(name) != value:
+            raise BadInputError(
+                f"the loader state was saved with {name}={state.get(name)!r} and this loader has {value!r}: it would go on "
+                "with other batches; build the loader as it was, or begin without the state"
+            )
+    try:
+        if is_elastic(sampler):
+            sampler.load_state_dict(state["sampler"])
+            return Progress(order={}, base_seed=0, ahead=set(state["ahead"])) if state["ahead"] else None
+        if state["epoch"] is None:
+            _load_samplers(loader, state["order"], generators=True)
+            return None
+        progress = Progress.from_dict(state["epoch"])
+        if len(progress.shards) not in (0, max(1, loader.num_workers)):
+            raise BadInputError(
+                f"the loader state was saved with {len(progress.shards)} workers and this loader has {loader.num_workers}: "
+                "an iterable dataset is dealt out by worker, so only the same number goes on with the same samples"
+            )
+        _load_samplers(loader, progress.order, generators=False)
+    except (KeyError, TypeError) as error:
+        raise BadInputError(f"the loader state is damaged: {error!r} while reading it") from error
+    return progress
+
+
+def _identity(loader: DataLoader[Any]) -> dict[str, Any]:
+    """What a state must agree on with the loader that goes on from it."""
+    state = {"version": STATE_VERSION, "batch_size": loader.batch_size, "drop_last": loader.drop_last}
+    sampler = loader._index_sampler
+    if is_elastic(sampler):
+        return state  # the sampler checks its own state, which may come from another number of ranks
+    fingerprint = getattr(loader.dataset, "fingerprint", None)
+    return {
+        **state,
+        "samplers": [type(part).__qualname__ for part in _parts(sampler)],
+        "length": None if loader._dataset_kind == _DatasetKind.Iterable else sampler_length(sampler),
+        "fingerprint": fingerprint if isinstance(fingerprint, str) else None,
+    }
+
+
+def _describe(state: Any) -> str:
+    if isinstance(state, Mapping):
+        return f"a mapping with the keys {', '.join(sorted(map(str, state))[:8]) or '(none)'}"
+    return f"a {type(state).__qualname__}"
+
+
+def _parts(sampler: Any) -> list[Any]:
+    """The sampler and those that it wraps, from outside in."""
+    parts: list[Any] = []
+    while sampler is not None and len(parts) < 8:
+        parts.append(sampler)
+        sampler = getattr(sampler, "sampler", None) or getattr(sampler, "batch_sampler", None)
+    return parts
+
+
+# These draw nothing, or from a generator of their own that is seeded by the epoch.
+_DETERMINISTIC = (BatchSampler, SequentialSampler, DistributedSampler, list, tuple, range)
+_TORCH_RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+
+
+def snapshot_order(loader: DataLoader[Any], *, between_epochs: bool = False) -> dict[str, Any]:
+    """Take down all that the order of an epoch depends on. Call it just before the sampler draws its first index.
+
+    Between epochs the process's own generators are left out: who knows what the caller does with them until then.
+    """
+    parts = _parts(loader._index_sampler)
+    order: dict[str, Any] = {"parts": [_snapshot_part(part) for part in parts]}
+    if loader.generator is not None:
+        order["generator"] = _encode(loader.generator.get_state())
+    if between_epochs:
+        return order
+    foreign = any(type(part) not in (*_DETERMINISTIC, *_TORCH_RANDOM) for part in parts)
+    if loader._dataset_kind == _DatasetKind.Iterable:
+        foreign = loader.num_workers == 0
+    if foreign or any(type(part) in _TORCH_RANDOM and part.generator is None for part in parts):
+        order["torch"] = _encode(torch.get_rng_state())
+    if foreign:
+        version, internal, gauss = random.getstate()
+        order["python"] = [version, _encode(np.array(internal, np.uint32)), gauss]
+        _, keys, *rest = np.random.get_state()  # noqa: NPY002
+        order["numpy"] = [_encode(keys), *rest]
+    return order
+
+
+def _snapshot_part(part: Any) -> dict[str, Any]:
+    snapshot: dict[str, Any] = {}
+    if (generator := _generator(part)) is not None:
+        snapshot["generator"] = _encode(generator.get_state())
+    if isinstance(epoch := getattr(part, "epoch", None), int) and hasattr(part, "set_epoch"):
+        snapshot["epoch"] = epoch
+    if is_stateful(part):
+        snapshot["state"] = copy.deepcopy(part.state_dict())
+    return snapshot
+
+
+def _generator(part: Any) -> torch.Generator | None:
+    generator = getattr(part, "generator", None)
+    return generator if isinstance(generator, torch.Generator) else None
+
+
+def _load_samplers(loader: DataLoader[Any], order: Mapping[str, Any], *, generators: bool) -> None:
+    for part, snapshot in zip(_parts(loader._index_sampler), order["parts"], strict=True):
+        if "epoch" in snapshot:
+            part.set_epoch(snapshot["epoch"])
+        if "state" in snapshot:
+            part.load_state_dict(copy.deepcopy(snapshot["state"]))
+    if generators:
+        _load_generators(loader, order)
+
+
+def _load_generators(loader: DataLoader[Any], order: Mapping[str, Any]) -> None:
+    for part, snapshot in zip(_parts(loader._index_sampler), order["parts"], strict=True):
+        if "generator" in snapshot and (generator := _generator(part)) is not None:
+            generator.set_state(_decode_tensor(snapshot["generator"]))
+    if "generator" in order and loader.generator is not None:
+        loader.generator.set_state(_decode_tensor(order["generator"]))
+
+
+@contextlib.contextmanager
+def restored_order(loader: DataLoader[Any], order: Mapping[str, Any]) -> Iterator[None]:
+    """Draw the first index of an epoch in here, and it is drawn as it was when `order` was taken down.
+
+    The process's own random number generators are put back afterwards to what the caller made of them.
+    """
+    _load_generators(loader, order)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        if "torch" in order:
+            torch.set_rng_state(_decode_tensor(order["torch"]))
+        if "python" in order:
+            version, internal, gauss = order["python"]
+            random.setstate((version, tuple(_decode(internal, np.uint32).tolist()), gauss))
+        if "numpy" in order:
+            keys, *rest = order["numpy"]
+            np.random.set_state(("MT19937", _decode(keys, np.uint32), *rest))  # noqa: NPY002
+        yield
+    finally:
+        torch.set_rng_state(before[0])
+        random.setstate(before[1])
+        np.random.set_state(before[2])  # noqa: NPY002
+
+
+def _encode(values: Any) -> str:
+    return base64.b64encode(np.asarray(values).tobytes()).decode()
+
+
+def _decode(text: str, dtype: Any) -> np.ndarray[Any, Any]:
+    return np.frombuffer(base64.b64decode(text), dtype)
+
+
+def _decode_tensor(text: str) -> torch.Tensor:
+    return torch.from_numpy(_decode(text, np.uint8).copy())

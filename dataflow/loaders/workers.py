@@ -1,0 +1,278 @@
+"""A worker process: receives indices, makes batches, hands them over.
+
+It is seeded, limited to one thread and told about itself exactly as torch's workers are. Between batches it sleeps in
+`recvmsg`; an end of file there is its order to leave. A thread of its own sleeps until the trainer is dead, however it
+died, and then ends the process after a short grace, also in the middle of a user's endless loop.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch._utils import ExceptionWrapper
+from torch.utils.data import IterDataPipe, _utils, graph_settings
+from torch.utils.data.dataloader import _DatasetKind
+
+from dataflow.loaders.channel import Channel
+from dataflow.loaders.collate import Fetch, allocate_from, collate_into_slots
+from dataflow.loaders.packing import Parcel, pack
+from dataflow.loaders.slots import NewSlot, Notices, SlotPool
+from dataflow.loaders.state import is_stateful
+from dataflow.observe.stages import Recorder, stage
+
+__all__ = ["BeginEpoch", "Job", "Result", "Status", "Task", "worker_main"]
+
+_GRACE_S = 1.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that the workers of one iterator share. Travels by pickle where they are not forked.
+
+    Attributes:
+        trainer_pid: The process whose end is theirs.
+        max_slots: Limit on the slots of one worker.
+        max_free_slots: Free slots that one worker keeps.
+        shared_seed: Seed that all ranks share, for torch's data pipes.
+        The others are torch's DataLoader arguments of the same name.
+    """
+
+    kind: int
+    dataset: Any
+    auto_collation: bool
+    collate_fn: Callable[[Any], Any]
+    drop_last: bool
+    worker_init_fn: Callable[[int], None] | None
+    num_workers: int
+    base_seed: int
+    shared_seed: int | None
+    trainer_pid: int
+    max_slots: int
+    max_free_slots: int
+
+
+class BeginEpoch(NamedTuple):
+    """Forget the last epoch. For iterable datasets: begin again, and go to where a loaded state says.
+
+    Attributes:
+        skip: Samples of batches that are already handed out; read and dropped unless `dataset_state` is given.
+        dataset_state: For a dataset that has `load_state_dict`.
+    """
+
+    epoch: int
+    shared_seed: int | None
+    skip: int
+    dataset_state: Any
+
+
+class Task(NamedTuple):
+    """Make one batch. `notices` are about slots and are read on arrival, before it is the task's turn."""
+
+    epoch: int
+    number: int
+    index: Any
+    notices: Notices
+
+
+Order: TypeAlias = BeginEpoch | Task
+
+
+class Status:
+    """What a result is."""
+
+    BATCH = 0
+    ERROR = 1
+    EXHAUSTED = 2
+
+
+class Result(NamedTuple):
+    """The answer to a task.
+
+    Attributes:
+        status: A `Status`.
+        parcel: The batch, or the wrapped exception.
+        new_slots: Slots to adopt; their descriptors came with the message, in this order.
+        dropped_slots: Slots to forget.
+        seconds: Time by stage since the last result.
+        counts: Counters since the last result.
+        dataset_state: After this batch, for iterable datasets that have `state_dict` and `load_state_dict`.
+    """
+
+    epoch: int
+    number: int
+    status: int
+    parcel: Parcel
+    new_slots: list[NewSlot]
+    dropped_slots: list[int]
+    seconds: dict[str, float]
+    counts: dict[str, int]
+    dataset_state: Any
+
+
+def worker_main(job: Job, worker_id: int, sock: socket.socket, begin: BeginEpoch) -> None:
+    """Run a worker until the trainer closes the channel. The target of its process."""
+    _end_with(job.trainer_pid)
+    _utils.signal_handling._set_worker_signal_handlers()
+    try:
+        with Recorder() as recorder:
+            _Worker(job, worker_id, Channel(sock), recorder).run(begin)
+    except (KeyboardInterrupt, BrokenPipeError, ConnectionResetError):
+        pass  # the trainer raises, or has left
+
+
+class _Worker:
+    def __init__(self, job: Job, worker_id: int, channel: Channel, recorder: Recorder) -> None:
+        self._job = job
+        self._where = f"in DataLoader worker process {worker_id}"
+        self._channel = channel
+        self._recorder = recorder
+        self._orders: deque[Order] = deque()
+        self._pool = SlotPool(max_slots=job.max_slots, max_free=job.max_free_slots)
+        self._fetch: Fetch | None = None
+        self._epoch = 0
+        self._exhausted = False
+        self._failure: ExceptionWrapper | None = None
+        self._dataset = job.dataset
+        self._shared_rng = torch.Generator()
+        self._is_stateful = job.kind == _DatasetKind.Iterable and is_stateful(job.dataset)
+        torch.set_num_threads(1)
+        _seed(job.base_seed, worker_id)
+        self._dataset = self._reseeded(job.shared_seed)
+        _utils.worker._worker_info = _utils.worker.WorkerInfo(
+            id=worker_id, num_workers=job.num_workers, seed=job.base_seed + worker_id, dataset=self._dataset
+        )
+        collate_into_slots(self._pool)
+        try:
+            if job.worker_init_fn is not None:
+                job.worker_init_fn(worker_id)
+        except Exception:
+            self._failure = self._wrap()
+
+    def run(self, begin: BeginEpoch) -> None:
+        self._begin(begin)
+        while (order := self._next_order()) is not None:
+            if isinstance(order, BeginEpoch):
+                self._begin(order)
+            elif order.epoch == self._epoch and not self._exhausted:
+                self._work(order)
+            del order
+
+    def _next_order(self) -> Order | None:
+        for message in self._channel.receive(block=not self._orders):
+            order: Order = pickle.loads(message)
+            if isinstance(order, Task):
+                self._pool.take_back(order.notices)
+            self._orders.append(order)
+        return self._orders.popleft() if self._orders else None
+
+    def _begin(self, begin: BeginEpoch) -> None:
+        self._epoch, self._exhausted = begin.epoch, False
+        if self._failure is not None:
+            return
+        job = self._job
+        try:
+            self._dataset = self._reseeded(begin.shared_seed)
+            if begin.dataset_state is not None:
+                self._dataset.load_state_dict(begin.dataset_state)
+            self._fetch = Fetch(
+                job.kind,
+                self._dataset,
+                auto_collation=job.auto_collation,
+                collate_fn=job.collate_fn,
+                drop_last=job.drop_last,
+                allocate=allocate_from(self._pool),
+            )
+            if begin.dataset_state is None:
+                self._fetch.skip(begin.skip)
+        except Exception:
+            self._fetch, self._failure = None, self._wrap()
+
+    def _reseeded(self, shared_seed: int | None) -> Any:
+        if not isinstance(self._dataset, IterDataPipe):
+            return self._dataset
+        assert shared_seed is not None
+        self._shared_rng.manual_seed(shared_seed)
+        return graph_settings.apply_random_seed(self._dataset, self._shared_rng)
+
+    def _work(self, task: Task) -> None:
+        status, batch = self._make(task.index)
+        with stage("handover"):
+            try:
+                parcel = pack(batch, self._pool)
+            except Exception:
+                status, parcel = Status.ERROR, pack(self._wrap(), self._pool)
+            del batch
+            self._send(task, status, parcel)
+
+    def _make(self, index: Any) -> tuple[int, Any]:
+        """Return what became of the task, and the batch or the exception."""
+        if self._failure is not None or self._fetch is None:
+            return Status.ERROR, self._failure
+        try:
+            return Status.BATCH, self._fetch(index)
+        except Exception as error:
+            if isinstance(error, StopIteration) and self._job.kind == _DatasetKind.Iterable:
+                self._exhausted = True
+                return Status.EXHAUSTED, None
+            return Status.ERROR, self._wrap()
+
+    def _wrap(self) -> ExceptionWrapper:
+        """Wrap the exception that is being handled, so that it can be sent."""
+        wrapper = ExceptionWrapper(where=self._where)
+        try:
+            pickle.dumps(wrapper.exc_type)
+        except Exception:
+            wrapper.exc_type = RuntimeError  # its class exists in this process only
+        return wrapper
+
+    def _send(self, task: Task, status: int, parcel: Parcel) -> None:
+        new_slots, dropped_slots, fds = self._pool.ship(parcel.slots())
+        recorder = self._recorder
+        seconds, counts = dict(recorder.seconds), dict(recorder.counts)
+        recorder.seconds.clear()
+        recorder.counts.clear()
+        state = self._dataset.state_dict() if self._is_stateful and status == Status.BATCH else None
+        result = Result(task.epoch, task.number, status, parcel, new_slots, dropped_slots, seconds, counts, state)
+        try:
+            self._channel.send(pickle.dumps(tuple(result), 5), fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+
+def _seed(base_seed: int, worker_id: int) -> None:
+    seed = base_seed + worker_id
+    random.seed(seed)
+    torch.manual_seed(seed)
+    np.random.seed(_utils.worker._generate_state(base_seed, worker_id))  # noqa: NPY002
+
+
+def _end_with(trainer_pid: int) -> None:
+    """End this process as soon as the trainer has ended."""
+    try:
+        trainer = os.pidfd_open(trainer_pid)
+    except ProcessLookupError:
+        os._exit(0)
+    except OSError:  # a kernel or sandbox without pidfd: an end of file on the channel has to do
+        return
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(trainer, select.POLLIN)
+        poll.poll()
+        time.sleep(_GRACE_S)  # an idle worker sees the end of file meanwhile and leaves in order
+        os._exit(1)
+
+    threading.Thread(target=watch, name="dataflow-trainer-watch", daemon=True).start()
