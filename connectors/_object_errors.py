@@ -26,6 +26,7 @@ __all__ = ["translated"]
 
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")
 _CODE = re.compile(r"<Code>([A-Za-z]{1,64})</Code>")
+# Asked by the client when it was given no credentials; what fails then is not the object.
 _CREDENTIAL_SERVICES = ("/latest/api/token", "/latest/meta-data", "/computeMetadata/", "/metadata/identity")
 
 # Without a status: phrases of the client that tell the kinds of failure apart.
@@ -41,6 +42,8 @@ def translated(error: Exception, uri: str) -> DataError:
     status = _STATUS.search(text)
     code = _CODE.search(text)
     answer = f" ({code[1]})" if code else f" (status {status[1]})" if status else ""
+    if any(service in text and service not in uri for service in _CREDENTIAL_SERVICES):
+        return _no_credentials(uri)
     match error:
         case FileNotFoundError():
             return NotFoundError(f"no object at {uri}{answer}", uri=uri)
@@ -78,12 +81,6 @@ def _of_status(status: int, code: str, uri: str, answer: str) -> DataError:
 
 
 def _of_text(text: str, uri: str) -> DataError:
-    if any(phrase in text for phrase in _CREDENTIAL_SERVICES):
-        return PermissionDeniedError(
-            f"no credentials for {uri}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or the like of "
-            "your provider) in the environment, or give skip_signature=True for a public bucket",
-            uri=uri,
-        )
     if any(phrase in text for phrase in _TIMED_OUT):
         return TransientError(f"the store of {uri} did not answer in time", kind=ErrorKind.TIMEOUT, uri=uri)
     if any(phrase in text for phrase in _UNREACHABLE):
@@ -94,6 +91,14 @@ def _of_text(text: str, uri: str) -> DataError:
     if any(phrase in text for phrase in _CONNECTION):
         return TransientError(f"the connection to the store of {uri} broke", uri=uri)
     return DataError(f"the client of the store of {uri} failed in a way it does not explain", uri=uri)
+
+
+def _no_credentials(uri: str) -> PermissionDeniedError:
+    return PermissionDeniedError(
+        f"no credentials for {uri}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or the like of your provider) "
+        "in the environment, or give skip_signature=True for a public bucket",
+        uri=uri,
+    )
 
 
 def _denied(uri: str, answer: str) -> PermissionDeniedError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import secrets
 import shutil
@@ -138,7 +139,7 @@ class SeaweedServer:
             "-master.telemetry=false",
             # One server of its own has nobody to wait for.
             "-master.electionTimeout=1s", "-master.heartbeatInterval=100ms", "-volume.preStopSeconds=0",
-            "-master.volumeSizeLimitMB=1024", "-volume.max=50",
+            "-master.volumeSizeLimitMB=1024", "-volume.max=1000",
             "-s3", f"-s3.config={folder}/s3.json", "-s3.port.iceberg=0", "-s3.port.lance=0",
         ]  # fmt: skip
         with (folder / "out.log").open("wb") as log:
@@ -147,6 +148,8 @@ class SeaweedServer:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                # Each bucket takes volumes of its own: one of them, not seven.
+                env=os.environ | {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"},
             )
 
     def _wait_until_ready(self) -> None:

@@ -1,0 +1,431 @@
+import asyncio
+import itertools
+import json
+import logging
+import pickle
+import subprocess
+import sys
+import traceback
+import urllib.error
+import urllib.request
+
+import pytest
+
+from connectors import (
+    BadInputError,
+    ChangedError,
+    DataError,
+    ErrorKind,
+    NotFoundError,
+    PermissionDeniedError,
+    Span,
+    ThrottledError,
+    TransientError,
+    open_store,
+    split_uri,
+)
+from connectors.limits import RequestLimits
+from connectors.testing.scripted import Answer, ScriptedServer, serve_objects
+from connectors.testing.stores import StoreTests
+
+SECRET = "hunter2hunter2hunter2"
+BODY = bytes(range(256)) * 40_000  # 10 MB
+SERVE = serve_objects({"bucket/key": BODY, "bucket/small": BODY[:100], "key": BODY})
+QUICK = RequestLimits(
+    connect_timeout_s=5, read_timeout_s=0.3, request_timeout_s=20, max_retries=2, max_pause_s=0.01, retry_timeout_s=20
+)
+
+
+def _open(url, server, **options):
+    keys = {"access_key_id": "an-access-key-id", "secret_access_key": SECRET}
+    return open_store(url, endpoint=server if isinstance(server, str) else server.url, limits=QUICK, **keys, **options)
+
+
+# Against a real server
+
+
+@pytest.fixture(scope="module")
+def bucket(s3_server):
+    return s3_server.create_bucket("connectors")
+
+
+@pytest.mark.s3
+class TestS3Store(StoreTests):
+    chunk_bytes = 6 << 20  # parts leave from 5 MiB on
+    numbers = itertools.count()
+
+    @pytest.fixture
+    def store(self, s3_server, bucket, monkeypatch):
+        self.server = s3_server
+        for name, value in s3_server.environment().items():
+            monkeypatch.setenv(name, value)
+        return open_store(f"{bucket}/test-{next(self.numbers)}")
+
+    def peek(self, store, key):
+        try:
+            with urllib.request.urlopen(self._url(store, key), timeout=10) as answer:
+                # The server answers a folder with a page.
+                return None if answer.headers.get("Content-Type", "").startswith("text/html") else answer.read()
+        except urllib.error.HTTPError as error:
+            if error.code != 404:
+                raise
+            return None
+
+    def poke(self, store, key, data):
+        request = urllib.request.Request(self._url(store, key), data, {"Content-Type": "application/x"}, method="PUT")
+        urllib.request.urlopen(request, timeout=10).close()
+
+    def _url(self, store, key):
+        return self.server.object_url("connectors", f"{split_uri(store.url)[1]}/{key}")
+
+    async def test_an_object_of_several_parts_is_whole_and_versioned(self, store):
+        written = await store.put("large", BODY * 2)
+        assert await store.head("large") == written
+        assert bytes(await store.get("large", version=written.version)) == BODY * 2
+
+    async def test_the_server_itself_refuses_another_version(self, store, s3_server):
+        # The other half of the check, comparing what comes back, is tested against a server that does not refuse.
+        await store.put("key", b"x")
+        with ScriptedServer(lambda exchange: Answer()) as spy:
+            with pytest.raises(DataError):
+                await _open(store.url, spy).get_range("key", Span(0, 1), version='"other"')
+            assert spy.requests[0].headers["if-match"] == '"other"'
+        with pytest.raises(ChangedError):
+            await store.get_range("key", Span(0, 1), version='"other"')
+
+
+@pytest.mark.s3
+class TestRefusals:
+    async def test_an_aborted_upload_leaves_no_parts(self, s3_server, s3_bucket):
+        store = open_store(f"s3://{s3_bucket}", **s3_server.options())
+        uploads = []
+
+        async def failing():
+            for _ in range(4):
+                yield bytes(6 << 20)
+                uploads.extend(await asyncio.to_thread(_listed, s3_server, s3_bucket))
+            raise ValueError("the source broke")
+
+        with pytest.raises(ValueError, match="the source broke"):
+            await store.put_stream("key", failing())
+        assert uploads, "nothing had begun, so nothing was tested"
+        assert _listed(s3_server, s3_bucket) == []
+
+    async def test_a_bucket_that_does_not_exist_is_not_found(self, s3_server):
+        store = open_store("s3://absent-bucket", **s3_server.options())
+        with pytest.raises(NotFoundError, match=r"s3://absent-bucket/key \(NoSuchBucket\)"):
+            await store.get("key")
+
+    async def test_a_wrong_secret_is_permission_denied_and_not_told(self, s3_server, bucket):
+        store = open_store(bucket, **s3_server.options() | {"secret_access_key": SECRET})
+        with pytest.raises(PermissionDeniedError, match="SignatureDoesNotMatch") as raised:
+            await store.get("key")
+        _assert_silent(raised.value, SECRET, s3_server.options()["access_key_id"])
+
+
+def _listed(server, bucket):
+    request = urllib.request.Request(server.object_url(bucket, ".uploads/"), headers={"Accept": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return json.load(answer)["Entries"] or []
+    except urllib.error.HTTPError:
+        return []
+
+
+# Against a server that answers what it is told to
+
+
+async def test_near_ranges_share_a_request_and_far_ones_do_not():
+    with ScriptedServer(SERVE) as server:
+        store = _open("s3://bucket", server)
+        spans = [Span(0, 10), Span(9_000_000, 10), Span(500_000, 10), Span(3, 3)]
+        buffers = await store.get_ranges("key", spans)
+    assert [bytes(buffer) for buffer in buffers] == [BODY[span.offset : span.end] for span in spans]
+    assert sorted(request.headers["range"] for request in server.requests) == [
+        "bytes=0-500009",
+        "bytes=9000000-9000009",
+    ]
+
+
+async def test_empty_objects_that_stand_for_folders_are_not_listed():
+    # As the S3 console and some mounts leave them; the order of a page is not relied on.
+    entries = [("set/z", 3), ("set/cats/", 0), ("set/cats/1.png", 5), ("set/empty", 0), ("settings", 1)]
+    contents = "".join(
+        f"<Contents><Key>{key}</Key><Size>{size}</Size><ETag>e</ETag>"
+        "<LastModified>2026-01-01T00:00:00Z</LastModified></Contents>"
+        for key, size in entries
+    )
+    with ScriptedServer(
+        lambda exchange: Answer(200, {}, f"<ListBucketResult>{contents}</ListBucketResult>".encode())
+    ) as s3:
+        found = [(meta.key, meta.size_bytes) async for meta in _open("s3://bucket", s3).list("set/")]
+    assert found == [("set/cats/1.png", 5), ("set/empty", 0), ("set/z", 3)]
+
+
+@pytest.mark.parametrize("spans", [[Span(0, 4)], [Span(0, 4), Span(9_000_000, 4)], [Span(0, 0)]])
+async def test_a_server_that_ignores_if_match_is_caught_by_its_etag(spans):
+    def ignorant(exchange):
+        return SERVE(_without(exchange, "if-match"))
+
+    with ScriptedServer(ignorant) as server:
+        store = _open("s3://bucket", server)
+        version = (await store.head("key")).version
+        assert len(await store.get_ranges("key", spans, version=version)) == len(spans)
+        with pytest.raises(ChangedError):
+            await store.get_ranges("key", spans, version='"other"')
+        with pytest.raises(ChangedError):
+            await store.get("key", version='"other"')
+
+
+async def test_parts_of_different_contents_are_never_put_together():
+    other = serve_objects({"bucket/key": bytes(len(BODY))})
+    with ScriptedServer(lambda exchange: (SERVE if exchange.number else other)(exchange)) as server:
+        store = _open("s3://bucket", server)
+        with pytest.raises(ChangedError):
+            await store.get_ranges("key", [Span(0, 4), Span(9_000_000, 4)])
+
+
+async def test_a_body_that_is_cut_is_resumed():
+    with ScriptedServer(lambda exchange: _cut(exchange, SERVE) if exchange.number < 2 else SERVE(exchange)) as server:
+        assert bytes(await _open("s3://bucket", server).get("key")) == BODY
+        assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("honours_if_match", [True, False])
+async def test_a_body_that_is_cut_is_not_resumed_from_other_content(honours_if_match):
+    other = serve_objects({"bucket/key": bytes(len(BODY))})
+
+    def script(exchange):
+        if exchange.number == 1:
+            return _cut(exchange, SERVE)
+        exchange = exchange if honours_if_match else _without(exchange, "if-match")
+        return (other if exchange.number else SERVE)(exchange)
+
+    with ScriptedServer(script) as server:
+        store = _open("s3://bucket", server)
+        version = (await store.head("key")).version
+        with pytest.raises((ChangedError, TransientError)):
+            await store.get("key", version=version)
+
+
+async def test_a_body_shorter_than_its_range_is_asked_for_again_and_then_an_error():
+    def short(exchange):
+        answer = SERVE(exchange)
+        return Answer(answer.status, {**answer.headers, "Content-Length": "50"}, answer.body[:50])
+
+    with ScriptedServer(short) as server:
+        with pytest.raises(TransientError) as raised:
+            await _open("s3://bucket", server).get_range("key", Span(0, 100))
+        assert raised.value.kind == ErrorKind.SHORT_BODY
+        assert len(server.requests) == 3
+
+
+async def test_a_server_that_answers_the_whole_for_a_range_is_a_protocol_error():
+    with ScriptedServer(lambda exchange: SERVE(_without(exchange, "range"))) as server:
+        with pytest.raises(DataError) as raised:
+            await _open("s3://bucket", server).get_range("key", Span(5, 100))
+        assert raised.value.kind == ErrorKind.PROTOCOL
+
+
+STATUSES = [
+    (400, BadInputError, ErrorKind.BAD_INPUT, 1),
+    (401, PermissionDeniedError, ErrorKind.PERMISSION_DENIED, 1),
+    (403, PermissionDeniedError, ErrorKind.PERMISSION_DENIED, 1),
+    (404, NotFoundError, ErrorKind.NOT_FOUND, 1),
+    (405, BadInputError, ErrorKind.BAD_INPUT, 1),
+    (409, TransientError, ErrorKind.TRANSIENT, 1),
+    (412, ChangedError, ErrorKind.CHANGED, 1),
+    (416, BadInputError, ErrorKind.BAD_RANGE, 1),
+    (429, ThrottledError, ErrorKind.THROTTLED, 3),
+    (500, TransientError, ErrorKind.TRANSIENT, 3),
+    (502, TransientError, ErrorKind.TRANSIENT, 3),
+    (503, ThrottledError, ErrorKind.THROTTLED, 3),
+    (504, TransientError, ErrorKind.TRANSIENT, 3),
+]
+
+
+@pytest.mark.parametrize(("status", "error", "kind", "attempts"), STATUSES)
+async def test_a_refusal_is_one_of_our_errors_and_tells_no_secret(status, error, kind, attempts, caplog):
+    caplog.set_level(logging.DEBUG)
+
+    def refuse(exchange):
+        # As S3 answers a wrong signature: with all that it was computed from.
+        echo = f"<Error><Code>Refused</Code><Message>{SECRET} {dict(exchange.headers)}</Message></Error>"
+        return Answer(status, {"x-amz-meta": SECRET}, echo.encode())
+
+    with ScriptedServer(refuse) as server:
+        store = _open("s3://bucket/set", server)
+        for attempt in (store.get("key"), store.get_range("key", Span(0, 9)), store.put("key", b"x")):
+            with pytest.raises(error) as raised:
+                await attempt
+            assert type(raised.value) is error
+            assert raised.value.kind == kind
+            assert raised.value.uri == "s3://bucket/set/key"
+            assert "s3://bucket/set/key" in str(raised.value)
+            _assert_silent(raised.value, SECRET, "an-access-key-id", "Signature=", "AWS4")
+        assert len(server.requests) == 3 * attempts
+    assert SECRET not in caplog.text
+    assert SECRET not in repr(store)
+
+
+def _assert_silent(error, *secrets):
+    told = "".join(traceback.format_exception(error)) + repr(error) + repr(vars(error))
+    told += repr(pickle.loads(pickle.dumps(error)).__dict__)
+    assert error.__cause__ is None
+    assert error.__context__ is None
+    for secret in secrets:
+        assert secret not in told
+
+
+async def test_throttling_that_ends_in_time_is_not_seen():
+    with ScriptedServer(lambda exchange: Answer(503) if exchange.number < 2 else SERVE(exchange)) as server:
+        assert bytes(await _open("s3://bucket", server).get("small")) == BODY[:100]
+
+
+async def test_a_silent_server_is_a_time_out():
+    with ScriptedServer(lambda exchange: Answer(silent=True)) as server:
+        with pytest.raises(TransientError) as raised:
+            await _open("s3://bucket", server).get("key")
+        assert raised.value.kind == ErrorKind.TIMEOUT
+        assert len(server.requests) == 3
+
+
+async def test_nobody_at_the_endpoint_is_unreachable():
+    with ScriptedServer(SERVE) as server:
+        pass
+    with pytest.raises(TransientError, match="endpoint") as raised:
+        await _open("s3://bucket", server).get("key")
+    assert raised.value.kind == ErrorKind.UNREACHABLE
+    _assert_silent(raised.value, SECRET)
+
+
+async def test_missing_credentials_are_named(monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    with ScriptedServer(lambda exchange: Answer(404)) as server:
+        store = open_store("s3://bucket", endpoint=server.url, metadata_endpoint=server.url, limits=QUICK)
+        with pytest.raises(PermissionDeniedError, match="AWS_ACCESS_KEY_ID"):
+            await store.get("key")
+
+
+async def test_a_key_with_control_characters_is_bad_input():
+    with ScriptedServer(SERVE) as server:
+        with pytest.raises(BadInputError, match="control"):
+            await _open("s3://bucket", server).put("tab\there", b"x")
+        assert server.requests == []
+
+
+@pytest.mark.parametrize("options", [{"nonsense": "x"}, {"client_options": {"nonsense": "x"}}, {"region": 3}])
+def test_an_option_that_does_not_exist_is_refused(options):
+    with pytest.raises(BadInputError) as raised:
+        _open("s3://bucket", "http://127.0.0.1:1", **options)
+    _assert_silent(raised.value, SECRET)
+
+
+def test_settings_that_do_not_fit_together_are_named_but_not_told(monkeypatch):
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
+    with pytest.raises(BadInputError, match="access_key_id") as raised:
+        open_store("s3://bucket", access_key_id=SECRET)
+    _assert_silent(raised.value, SECRET)
+
+
+async def test_a_web_server_is_read_with_versions_and_ranges():
+    with ScriptedServer(SERVE) as server:
+        store = open_store(server.url, limits=QUICK)
+        meta = await store.head("key")
+        assert meta.size_bytes == len(BODY)
+        assert bytes(await store.get_range("key", Span(7, 9), version=meta.version)) == BODY[7:16]
+        with pytest.raises(ChangedError):
+            await store.get("key", version='"other"')
+        with pytest.raises(NotFoundError):
+            await store.get("absent")
+        for attempt in (store.put("key", b""), store.delete("key")):
+            with pytest.raises(BadInputError, match="refuses"):
+                await attempt
+        with pytest.raises(BadInputError):
+            await anext(store.list())
+
+
+async def test_an_encoded_web_url_names_its_object():
+    with ScriptedServer(serve_objects({"my set/a#b.bin": b"odd"})) as server:
+        assert bytes(await open_store(f"{server.url}/my%20set", limits=QUICK).get("a#b.bin")) == b"odd"
+
+
+@pytest.mark.parametrize("etag", ['W/"weak"', None])
+async def test_without_a_strong_etag_the_version_is_only_compared(etag):
+    headers = {"ETag": etag} if etag else {}
+    date = "Thu, 01 Jan 2026 00:00:00 GMT"
+    with ScriptedServer(lambda exchange: Answer(200, {**headers, "Last-Modified": date}, b"x" * 9)) as server:
+        store = open_store(server.url, limits=QUICK)
+        version = (await store.head("key")).version
+        assert bytes(await store.get("key", version=version)) == b"x" * 9
+        date = "Thu, 01 Jan 2026 00:00:01 GMT"
+        headers = {"ETag": 'W/"other"'} if etag else {}
+        with pytest.raises(ChangedError):
+            await store.get("key", version=version)
+        assert all("if-match" not in request.headers for request in server.requests)
+
+
+@pytest.mark.parametrize(
+    ("url", "options"),
+    [("gs://bucket", {"endpoint": "base_url"}), ("az://bucket", {"endpoint": "endpoint", "account_name": "account"})],
+)
+async def test_google_and_azure_are_read_alike(url, options):
+    with ScriptedServer(SERVE) as server:
+        options = {options.pop("endpoint"): server.url, **options} if "endpoint" in options else options
+        store = open_store(url, skip_signature=True, limits=QUICK, **options)
+        meta = await store.head("key")
+        assert bytes(await store.get_range("key", Span(7, 9), version=meta.version)) == BODY[7:16]
+        with pytest.raises(ChangedError):
+            await store.get("key", version='"other"')
+
+
+# A fork
+
+FORKING = """
+import os, sys
+from connectors import BadInputError, open_store, run_sync
+
+def read(store):
+    return bytes(run_sync(store.get("small")))
+
+store = open_store("s3://bucket")
+if "used" in sys.argv:
+    read(store)
+child = os.fork()
+if child == 0:
+    try:
+        for one in (store, open_store("s3://bucket")):
+            print("read", len(read(one)), flush=True)
+    except BadInputError as error:
+        print("refused", error, flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+print("parent read", len(read(store)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("argument", "first"), [("used", "refused s3://bucket/small cannot be read here"), ("unused", "read 100\nread 100")]
+)
+def test_a_forked_child_is_refused_where_the_client_would_hang(argument, first, monkeypatch):
+    with ScriptedServer(SERVE) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "an-access-key-id")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        done = subprocess.run(
+            [sys.executable, "-c", FORKING, argument], capture_output=True, text=True, timeout=60, check=False
+        )
+    assert done.stdout.startswith(first), done.stderr
+    assert done.stdout.endswith("parent read 100\n")
+    assert "spawn" in done.stdout or argument == "unused"
+
+
+def _without(exchange, header):
+    headers = {name: value for name, value in exchange.headers.items() if name != header}
+    return type(exchange)(exchange.method, exchange.path, headers, exchange.number)
+
+
+def _cut(exchange, script):
+    answer = script(exchange)
+    return Answer(answer.status, answer.headers, answer.body, cut_after_bytes=1_000)
