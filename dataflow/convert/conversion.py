@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -199,9 +200,19 @@ def _read_record(destination: Destination, name: str) -> PartRecord:
 def _lineage(work: Work) -> dict[str, Any]:
     """Say where the data came from. No time and no host: equal conversions give equal manifests."""
     index = work.source.index
-    source = {"url": index.url, "format": work.source.source.format, "fingerprint": index.fingerprint}
+    source = {
+        "url": _without_credentials(index.url),
+        "format": work.source.source.format,
+        "fingerprint": index.fingerprint,
+    }
     before = work.source.source.lineage
     return {"source": source | ({"lineage": before} if before else {})}
+
+
+def _without_credentials(url: str) -> str:
+    """Drop user, password and query (signatures) from a URL that will be stored."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
 
 class _Reporter:

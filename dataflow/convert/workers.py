@@ -1,18 +1,18 @@
 """Running shard jobs, in this process or in several.
 
-Workers are spawned, never forked: the source may hold threads and sockets. Each watches its parent and ends with it,
-however the parent died; interrupts are the parent's business alone. At most two jobs per worker are handed out ahead.
+Worker processes are started by `subprocess`, never forked (the source may hold threads and sockets) and not by
+multiprocessing's spawn, which runs the caller's main module again and keeps semaphores in /dev/shm. Each has one socket
+pair to its parent: jobs go down, one at a time, results come up. A worker ends when the socket does, so however the
+parent dies, none is left; interrupts are the parent's business alone.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait as wait_for_processes
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from multiprocessing import Pipe
+from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
 from connectors.errors import DataError
@@ -20,14 +20,12 @@ from dataflow.convert.job import Work, write_shard
 from dataflow.formats.destination import Destination
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from multiprocessing.connection import Connection
 
     from dataflow.convert.plan import ShardJob
     from dataflow.formats.protocol import Part
 
 __all__ = ["run_here", "run_in_processes"]
-
-JOBS_AHEAD = 2
 
 
 def run_here(work: Work, jobs: Iterable[ShardJob]) -> Iterator[tuple[ShardJob, Part]]:
@@ -38,50 +36,106 @@ def run_here(work: Work, jobs: Iterable[ShardJob]) -> Iterator[tuple[ShardJob, P
 
 
 def run_in_processes(work: Work, jobs: Iterable[ShardJob], *, workers: int) -> Iterator[tuple[ShardJob, Part]]:
-    """Write shards in `workers` processes; yield each as it is done, in any order. The first failure ends it.
+    """Write shards in `workers` processes; yield each as it is done, in any order.
+
+    The first failure ends it: the other workers finish the shard that they are at, which stays for a resumed run.
 
     Raises:
         DataError: What a worker raised, or that one died.
     """
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(work,))
     todo = iter(jobs)
-    running: dict[Future[Part], ShardJob] = {}
+    crew = [_Worker(work) for _ in range(workers)]
     try:
-        while True:
-            while len(running) < JOBS_AHEAD * workers and (job := next(todo, None)) is not None:
-                running[pool.submit(_run_job, job)] = job
-            if not running:
-                return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                yield running.pop(future), future.result()
-    except BrokenProcessPool as error:
-        raise DataError(
-            "a worker process of the conversion died (killed, or out of memory); finished shards are kept: "
-            "go on with resume"
-        ) from error
+        busy = [worker for worker in crew if worker.begin(next(todo, None))]
+        while busy:
+            ready = wait([worker.connection for worker in busy])
+            for worker in [worker for worker in busy if worker.connection in ready]:
+                yield worker.finish()
+                if not worker.begin(next(todo, None)):
+                    busy.remove(worker)
     finally:
-        pool.shutdown(cancel_futures=True)
+        for worker in crew:
+            worker.dismiss()
+        for worker in crew:
+            worker.join()
 
 
-_work: Work
-_destination: Destination
+class _Worker:
+    """One process, seen from its parent."""
+
+    def __init__(self, work: Work) -> None:
+        self.connection, theirs = Pipe()
+        self._job: ShardJob | None = None
+        with theirs:
+            command = [sys.executable, "-P", "-m", "dataflow.convert.worker", str(theirs.fileno())]
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
+        self._send(work)
+
+    def begin(self, job: ShardJob | None) -> bool:
+        """Hand out a job; False where there is none left."""
+        if job is None:
+            return False
+        self._job = job
+        self._send(job)
+        return True
+
+    def finish(self) -> tuple[ShardJob, Part]:
+        """Return the job's result, which must have arrived, or raise what went wrong."""
+        job, self._job = self._job, None
+        assert job is not None
+        try:
+            result: Part | Exception = self.connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._died() from error
+        if isinstance(result, Exception):
+            raise result
+        return job, result
+
+    def dismiss(self) -> None:
+        """Ask the worker to end after its job."""
+        try:
+            self.connection.send(None)
+        except OSError:
+            return  # it has ended already
+
+    def join(self) -> None:
+        """Wait for the end of the process; an interrupt while waiting kills it."""
+        try:
+            self._process.wait()
+        finally:
+            self._process.kill()
+            self._process.wait()
+            self.connection.close()
+
+    def _send(self, message: object) -> None:
+        try:
+            self.connection.send(message)
+        except OSError as error:
+            raise self._died() from error
+
+    def _died(self) -> DataError:
+        code = self._process.wait()
+        return DataError(
+            f"a worker process of the conversion ended with {code} (killed, or out of memory?); finished shards are "
+            "kept: go on with resume"
+        )
 
 
-def _start_worker(work: Work) -> None:
-    global _work, _destination
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
-    _work = work
-    _destination = Destination(work.url)
+def serve(connection: Connection) -> None:
+    """Be a worker: receive the work, then jobs until None, and answer each with its part or with what went wrong."""
+    work: Work = connection.recv()
+    with Destination(work.url) as destination:
+        while (job := connection.recv()) is not None:
+            connection.send(_attempt(work, job, destination))
 
 
-def _run_job(job: ShardJob) -> Part:
-    return write_shard(_work, job, _destination)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait_for_processes([parent.sentinel])
-        os._exit(1)
+def _attempt(work: Work, job: ShardJob, destination: Destination) -> Part | Exception:
+    try:
+        return write_shard(work, job, destination)
+    except DataError as error:
+        return error
+    except Exception as error:  # noqa: BLE001  anything else may not survive pickling
+        name = work.target.shard_name(job.number)
+        return DataError(
+            f"writing {name} (samples {job.first} to {job.last - 1}) failed: {type(error).__name__}: {error}"
+        )

@@ -1,9 +1,8 @@
 """From decoded blocks to the columns of a batch, one small class per kind of field.
 
 `prepare` looks at one field of one decoded block and keeps views; `gather` collects rows of many blocks into a batch.
-Fixed-width fields go from block bytes to the batch in one copy and without any Python per sample (rows of 1 KiB and
-more are copied one by one, where the copy itself is the cost). Fields of variable size become lists, one object per
-sample.
+Fixed-width fields are gathered by numpy; where rows are wide or blocks give few rows each, they are copied row by row,
+which is then faster and moves every byte once. Fields of variable size become lists, one object per sample.
 
 What a column holds never depends on how samples lie in blocks: numpy arrays that own their memory and can be written
 to, `str`, `bytes`, or plain Python objects for nested types.
@@ -12,10 +11,11 @@ to, `str`, `bytes`, or plain Python objects for nested types.
 from __future__ import annotations
 
 import io
+import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,46 +25,41 @@ from PIL import Image
 from connectors.errors import BadInputError, CorruptError
 from dataflow.formats.fields import field_kind
 
-__all__ = ["Allocate", "Column", "Piece", "Selection", "column_of"]
+__all__ = ["Allocate", "Column", "Selection", "column_of"]
 
 Allocate: TypeAlias = Callable[[str, tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]]
 
-# From here on copying a row costs more than the Python around it, and gathering first would copy it twice.
+# Copying row by row is faster than gathering block by block where a row is wide, and where blocks give few rows each.
 WIDE_ROW_BYTES = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """The rows of one block that a batch takes.
-
-    Attributes:
-        prepared: What `Column.prepare` made of the block, by field.
-        rows: int64, rows inside the block.
-        start: First place of these rows in block order; they take `[start, start + len(rows))`.
-    """
-
-    prepared: dict[str, Any]
-    rows: npt.NDArray[np.int64]
-    start: int
+FEW_ROWS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What a batch consists of.
+    """What a batch consists of, grouped by block.
 
     Attributes:
         samples: int64, the sample numbers in the order of the batch.
-        pieces: The blocks involved.
-        places: int64, for each place in block order the place in the batch; None where both orders are the same.
+        blocks: What `Column.prepare` made of each block involved, by field.
+        rows: int64, the row inside its block of every sample, block by block.
+        bounds: Where in `rows` each block's part begins, and the number of samples at the end.
+        places: int64, for each entry of `rows` its place in the batch; None where both orders are the same.
     """
 
     samples: npt.NDArray[np.int64]
-    pieces: list[Piece]
+    blocks: list[dict[str, Any]]
+    rows: npt.NDArray[np.int64]
+    bounds: list[int]
     places: npt.NDArray[np.int64] | None
 
-    def place(self, position: int) -> int:
-        """Return where in the batch the sample at `position` in block order goes."""
-        return position if self.places is None else int(self.places[position])
+    def parts(self, name: str) -> Iterator[tuple[Any, int, int]]:
+        """Yield what was prepared of the field `name` for each block, and the block's bounds."""
+        for block, start, stop in zip(self.blocks, self.bounds, self.bounds[1:], strict=False):
+            yield block[name], start, stop
+
+    def sample_at(self, position: int) -> int:
+        """Return the number of the sample whose row is `rows[position]`."""
+        return int(self.samples[position if self.places is None else self.places[position]])
 
     def scatter(self, values: list[Any]) -> list[Any]:
         """Bring one value per sample from block order to the order of the batch."""
@@ -98,8 +93,7 @@ class Column(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Values:
+class _Values(NamedTuple):
     """Fixed-width values of one block, one row per sample; `valid` is None where none is null."""
 
     values: npt.NDArray[Any]
@@ -141,41 +135,43 @@ class FixedColumn:
         return _Values(values.reshape(length, *self.shape), valid)
 
     def gather(self, selection: Selection, allocate: Allocate) -> npt.NDArray[Any]:
-        """Copy the rows, once."""
-        name, pieces, places = self.name, selection.pieces, selection.places
-        count = len(selection.samples)
-        out = allocate(name, (count, *self.shape), self.dtype)
-        in_order = places is None
-        if places is not None and out.itemsize * out[:1].size >= WIDE_ROW_BYTES:
-            self._copy_rows(selection, places.tolist(), out)
+        """Copy the rows."""
+        samples, rows, places = selection.samples, selection.rows, selection.places
+        out = allocate(self.name, (len(samples), *self.shape), self.dtype)
+        few = len(samples) < FEW_ROWS * len(selection.blocks)
+        if places is not None and (few or self._row_bytes >= WIDE_ROW_BYTES):
+            self._copy_rows(selection, out)
             return out
-        target = out if in_order else np.empty_like(out)
-        for piece in pieces:
-            prepared, rows, start = piece.prepared[name], piece.rows, piece.start
-            if prepared.valid is not None:
-                self._insist_on_values(prepared.valid, piece, selection)
-            # Any other mode than `clip` makes numpy gather into a buffer first; rows are in range by construction.
-            prepared.values.take(rows, 0, target[start : start + len(rows)], "clip")
-        if not in_order:
+        # Numpy cannot gather and scatter at once: rows of a batch in another order pass through a temporary.
+        target = out if places is None else np.empty_like(out)
+        for (values, valid), start, stop in selection.parts(self.name):
+            if valid is not None:
+                self._insist_on_values(valid, selection, start, stop)
+            # Any other mode than `clip` gathers into a buffer first; rows are in range by construction.
+            values.take(rows[start:stop], 0, target[start:stop], "clip")
+        if places is not None:
             out[places] = target
         return out
 
-    def _copy_rows(self, selection: Selection, places: list[int], out: npt.NDArray[Any]) -> None:
-        for piece in selection.pieces:
-            prepared = piece.prepared[self.name]
-            if prepared.valid is not None:
-                self._insist_on_values(prepared.valid, piece, selection)
-            values = prepared.values
-            for position, row in enumerate(piece.rows.tolist(), piece.start):
-                out[places[position]] = values[row]
+    @property
+    def _row_bytes(self) -> int:
+        return self.dtype.itemsize * math.prod(self.shape)
 
-    def _insist_on_values(self, valid: npt.NDArray[np.bool_], piece: Piece, selection: Selection) -> None:
-        missing = np.flatnonzero(~valid[piece.rows])
+    def _copy_rows(self, selection: Selection, out: npt.NDArray[Any]) -> None:
+        """Copy row by row, each once, from its block to its place."""
+        rows, places = selection.rows.tolist(), selection.places.tolist()  # type: ignore[union-attr]
+        for (values, valid), start, stop in selection.parts(self.name):
+            if valid is not None:
+                self._insist_on_values(valid, selection, start, stop)
+            for position in range(start, stop):
+                out[places[position]] = values[rows[position]]
+
+    def _insist_on_values(self, valid: npt.NDArray[np.bool_], selection: Selection, start: int, stop: int) -> None:
+        missing = np.flatnonzero(~valid[selection.rows[start:stop]])
         if len(missing):
-            sample = selection.samples[selection.place(piece.start + int(missing[0]))]
             raise BadInputError(
-                f"field {self.name!r} of sample {sample} is null, and an array has no place for that: fill or drop "
-                "missing values when converting, or leave the field out with columns="
+                f"field {self.name!r} of sample {selection.sample_at(start + int(missing[0]))} is null, and an array has "
+                "no place for that: fill or drop missing values when converting, or leave the field out with columns="
             )
 
 
@@ -223,10 +219,9 @@ class VaryingColumn:
     def gather(self, selection: Selection, allocate: Allocate) -> list[Any]:
         """Make one value per sample."""
         values: list[Any] = []
-        for piece in selection.pieces:
-            prepared = piece.prepared[self.name]
-            data, make = prepared.data, self.make
-            values += [None if span is None else make(data[span[0] : span[1]]) for span in prepared.spans(piece.rows)]
+        for prepared, start, stop in selection.parts(self.name):
+            data, make, spans = prepared.data, self.make, prepared.spans(selection.rows[start:stop])
+            values += [None if span is None else make(data[span[0] : span[1]]) for span in spans]
         return selection.scatter(values)
 
     def _list_values(self, values: pa.Array) -> npt.NDArray[Any]:
@@ -248,9 +243,9 @@ class ImageColumn:
     def gather(self, selection: Selection, allocate: Allocate) -> npt.NDArray[Any] | list[Any]:
         """Decode every image, straight into the batch where headers promise one shape."""
         files: list[Any] = []
-        for piece in selection.pieces:
-            prepared = piece.prepared[self.name]
-            files += [None if span is None else prepared.data[span[0] : span[1]] for span in prepared.spans(piece.rows)]
+        for prepared, start, stop in selection.parts(self.name):
+            spans = prepared.spans(selection.rows[start:stop])
+            files += [None if span is None else prepared.data[span[0] : span[1]] for span in spans]
         files = selection.scatter(files)
         images = [self._open(file, sample) for file, sample in zip(files, selection.samples, strict=True)]
         shapes = {_shape(image) for image in images}
@@ -294,8 +289,8 @@ class ObjectColumn:
     def gather(self, selection: Selection, allocate: Allocate) -> list[Any]:
         """Take the rows and convert them."""
         values: list[Any] = []
-        for piece in selection.pieces:
-            values += piece.prepared[self.name].take(pa.array(piece.rows)).to_pylist()
+        for array, start, stop in selection.parts(self.name):
+            values += array.take(pa.array(selection.rows[start:stop])).to_pylist()
         return selection.scatter(values)
 
 

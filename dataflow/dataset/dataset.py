@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from dataflow.dataset.batch import Batch, Sample
 from dataflow.dataset.buffer import BlockBuffer
-from dataflow.dataset.columns import Allocate, Piece, Selection, column_of
+from dataflow.dataset.columns import Allocate, Selection, column_of
 from dataflow.formats.fields import select_fields
 from dataflow.observe.stages import count, stage
 
@@ -126,16 +126,12 @@ class Dataset:
         if len(block) > 1 and (block[1:] < block[:-1]).any():
             places = np.argsort(block, kind="stable")
             block, row = block[places], row[places]
-        starts = np.flatnonzero(np.diff(block, prepend=-1))
+        starts = np.concatenate([np.zeros(min(1, len(block)), np.int64), np.flatnonzero(block[1:] != block[:-1]) + 1])
         wanted = block[starts].tolist()
         prepared = self._blocks(wanted)
         with stage("decode"):
             bounds = [*starts.tolist(), len(samples)]
-            pieces = [
-                Piece(prepared[number], row[bounds[position] : bounds[position + 1]], bounds[position])
-                for position, number in enumerate(wanted)
-            ]
-            selection = Selection(samples, pieces, places)
+            selection = Selection(samples, [prepared[number] for number in wanted], row, bounds, places)
             return {column.name: column.gather(selection, allocate or _allocate) for column in self._columns}
 
     def _blocks(self, wanted: list[int]) -> dict[int, dict[str, Any]]:

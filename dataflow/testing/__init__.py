@@ -1,0 +1,5 @@
+"""For tests of Dataflow and of what is built on it."""
+
+from dataflow.testing.readers import CountingReader
+
+__all__ = ["CountingReader"]

@@ -1,0 +1,96 @@
+"""`dataflow convert` and `dataflow inspect`."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from dataflow.cli.main import main
+from dataflow.cli.sizes import format_size, parse_size
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    for number in range(12):
+        folder = tmp_path / "images" / f"class-{number % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), number, np.uint8)).save(folder / f"{number:02d}.png")
+    return tmp_path / "images"
+
+
+def run(*arguments: str | Path) -> str:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_convert_says_what_it_wrote_and_where(images: Path, tmp_path: Path) -> None:
+    assert run("convert", images, tmp_path / "out").startswith("12 samples in 1 shards: ")
+    assert run("convert", images, tmp_path / "quiet", "--quiet") == ""
+
+
+def test_convert_as_json_ends_with_the_result(images: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in run("convert", images, tmp_path / "out", "--json").splitlines()]
+    assert [line["event"] for line in lines] == ["progress", "progress", "done"]
+    assert lines[-1]["num_samples"] == 12
+
+
+def test_convert_refuses_with_one_line_and_exit_code_2(images: Path, tmp_path: Path) -> None:
+    run("convert", images, tmp_path / "out", "--quiet")
+    result = CliRunner().invoke(main, ["convert", str(images), str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert "is not empty" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_convert_refuses_what_is_no_size(images: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["convert", str(images), str(tmp_path / "out"), "--shard-size", "big"])
+    assert result.exit_code == 2
+    assert "'big' is not a size" in result.stderr
+
+
+def test_inspect_as_json_says_everything(images: Path, tmp_path: Path) -> None:
+    run("convert", images, tmp_path / "out", "--quiet", "--block-size", "300", "--shard-size", "700")
+    report = json.loads(run("inspect", tmp_path / "out", "--json", "--samples", "2"))
+    assert (report["format"], report["num_samples"]) == ("arrow", 12)
+    assert sum(shard["num_samples"] for shard in report["shards"]) == 12
+    assert report["num_shards"] == len(report["shards"]) > 1
+    assert report["fields"][0]["kind"] == "image"
+    assert report["fields"][1]["classes"] == ["class-0", "class-1", "class-2"]
+    assert report["samples"] == [{"image": "uint8[8, 8]", "label": 0}] * 2
+    assert report["lineage"]["source"]["url"] == images.as_uri()
+
+
+@pytest.mark.parametrize("place", ["images", "out"])
+def test_inspect_shows_tables(images: Path, tmp_path: Path, place: str) -> None:
+    run("convert", images, tmp_path / "out", "--quiet")
+    shown = run("inspect", tmp_path / place)
+    for word in ("fingerprint", "samples", "12", "uint8[8, 8]"):
+        assert word in shown
+
+
+def test_inspect_of_nothing_is_an_error(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["inspect", str(tmp_path / "nowhere")])
+    assert result.exit_code == 1
+    assert "nowhere" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("5", 5), ("5B", 5), ("1k", 1024), ("1.5 KiB", 1536), ("2MB", 2 << 20), ("3G", 3 << 30), ("1t", 1 << 40)],
+)
+def test_sizes_are_read(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "-1", "5X", "MiB", "1 2"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a size"):
+        parse_size(text)
+
+
+def test_sizes_are_written() -> None:
+    assert [format_size(size) for size in (0, 1023, 1024, 3 << 30)] == ["0 B", "1023 B", "1.0 KiB", "3.0 GiB"]

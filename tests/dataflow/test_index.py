@@ -1,0 +1,107 @@
+"""The block table: locating samples, and the index as bytes."""
+
+import pickle
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from connectors.errors import CorruptError
+from dataflow.index import Blocks, Index, Shards, decode_index, encode_index
+
+
+def make_index(num_samples: list[int], *, crc: bool = True, num_shards: int = 2) -> Index:
+    count = len(num_samples)
+    length = np.arange(1, count + 1, dtype=np.int64) * 10
+    shards = Shards(
+        pa.array([f"shard-{number}" for number in range(num_shards)]),
+        np.full(num_shards, length.sum(), np.int64),
+        pa.array([f"v{number}" for number in range(num_shards)]),
+    )
+    blocks = Blocks(
+        shard=np.arange(count, dtype=np.int32) % num_shards,
+        offset=np.cumsum(length) - length,
+        length=length,
+        first_sample=np.concatenate([[0], np.cumsum(num_samples)]).astype(np.int64),
+        crc32c=np.arange(count, dtype=np.uint32) if crc else None,
+    )
+    return Index("file:///data/set", "f" * 32, shards, blocks)
+
+
+def round_trip(index: Index) -> Index:
+    data = encode_index(index.shards, index.blocks)
+    return decode_index(data, url=index.url, fingerprint=index.fingerprint, uri="file:///data/set/index.arrow")
+
+
+@given(st.lists(st.integers(0, 5), max_size=30), st.data())
+def test_every_sample_is_found_where_it_was_counted(num_samples: list[int], data: st.DataObject) -> None:
+    index = make_index(num_samples)
+    expected = [(block, row) for block, count in enumerate(num_samples) for row in range(count)]
+    samples = np.array(data.draw(st.permutations(range(len(expected)))), np.int64)
+    block, row = index.locate(samples)
+    assert list(zip(block.tolist(), row.tolist(), strict=True)) == [expected[sample] for sample in samples]
+
+
+@pytest.mark.parametrize("sample", [-1, 6])
+def test_a_sample_outside_names_itself_and_the_length(sample: int) -> None:
+    with pytest.raises(IndexError, match=rf"sample {sample} is out of range for a dataset of 6 samples"):
+        make_index([2, 4]).locate(np.array([0, sample]))
+
+
+@pytest.mark.parametrize("crc", [True, False])
+def test_an_index_survives_its_bytes(crc: bool) -> None:
+    index = make_index([3, 0, 5], crc=crc)
+    read = round_trip(index)
+    assert read.num_samples == 8
+    assert read.num_blocks == 3
+    assert [read.block_ref(block) for block in range(3)] == [index.block_ref(block) for block in range(3)]
+    assert read.shards.size_bytes.tolist() == index.shards.size_bytes.tolist()
+
+
+def test_a_block_is_named_by_uri_version_range_and_checksum() -> None:
+    ref = make_index([3, 5]).block_ref(1)
+    assert (ref.uri, ref.version, ref.offset, ref.length, ref.crc32c) == ("file:///data/set/shard-1", "v1", 10, 20, 1)
+
+
+def test_vectors_are_views_of_the_bytes_they_came_from() -> None:
+    index = make_index([1] * 1000)
+    data = np.frombuffer(encode_index(index.shards, index.blocks), np.uint8)
+    blocks = decode_index(data, url="", fingerprint="", uri="").blocks
+    for vector in (blocks.shard, blocks.offset, blocks.length, blocks.first_sample, blocks.crc32c):
+        assert np.shares_memory(vector, data)
+
+
+def test_equal_tables_give_equal_bytes() -> None:
+    one, two = (make_index([3, 5]) for _ in range(2))
+    assert encode_index(one.shards, one.blocks) == encode_index(two.shards, two.blocks)
+
+
+def test_an_index_survives_pickling() -> None:
+    index = make_index([3, 5])
+    assert pickle.loads(pickle.dumps(index)).block_ref(1) == index.block_ref(1)
+
+
+@pytest.mark.parametrize("data", [b"", b"ARROW1", b"x" * 100])
+def test_bytes_that_are_no_index_are_refused(data: bytes) -> None:
+    with pytest.raises(CorruptError, match=r"file:///i is not an index"):
+        decode_index(data, url="", fingerprint="", uri="file:///i")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("shard", np.array([0, 2], np.int32), "names a shard that it does not list"),
+        ("offset", np.array([0, 1000]), r"block 1 at \[1000, \+20\) of file:///data/set/shard-1"),
+        ("length", np.array([0, 20]), "block 0"),
+        ("first_sample", np.array([0, 5, 3]), "counts samples backwards"),
+        ("first_sample", np.array([1, 5, 6]), "counts samples backwards"),
+        ("first_sample", np.array([0, 5]), "counts samples backwards"),
+    ],
+)
+def test_a_table_that_contradicts_itself_is_refused(field: str, value: np.ndarray, message: str) -> None:
+    index = make_index([3, 5])
+    columns = {name: getattr(index.blocks, name) for name in Blocks.__slots__} | {field: value}
+    with pytest.raises(CorruptError, match=message):
+        round_trip(Index(index.url, index.fingerprint, index.shards, Blocks(**columns)))
