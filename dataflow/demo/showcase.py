@@ -7,6 +7,7 @@ digits -> PNG folder -> convert -> shards at the origin -> tiered cache -> DataL
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -32,7 +33,7 @@ Origin = Literal["local", "s3"]
 
 BLOCK_BYTES = 72 << 10  # just over what a cache server sends inline, so that descriptors are handed over
 SHARD_BYTES = 1 << 20
-GLOBAL_BATCH = 64
+GLOBAL_BATCH = 32
 WINDOW_BLOCKS = 2
 _LAUNCH_TIMEOUT_S = 600
 
@@ -42,12 +43,14 @@ class EpochTraffic:
     """What one epoch took from where.
 
     Attributes:
-        origin_requests: Requests to the origin.
+        origin_requests: Requests to the origin; one may carry several adjacent blocks.
+        origin_blocks: Blocks fetched from the origin.
         origin_bytes: Bytes from the origin.
         hits: Blocks served, by tier name (the ring included).
     """
 
     origin_requests: int
+    origin_blocks: int
     origin_bytes: int
     hits: dict[str, int]
 
@@ -60,6 +63,7 @@ class Facts:
         accuracy: Share of the test images that the trained model names rightly.
         samples_per_s: Training samples per second over all ranks.
         seconds: Seconds of rank 0 by stage.
+        samples: Length of the training set.
         dataset_bytes: Size of the training set's blocks.
         blocks: Number of blocks of the training set.
         blocks_outside: Blocks that the tiers did not keep.
@@ -74,6 +78,7 @@ class Facts:
     accuracy: float
     samples_per_s: float
     seconds: dict[str, float]
+    samples: int
     dataset_bytes: int
     blocks: int
     blocks_outside: int
@@ -199,17 +204,17 @@ def _train(folder: Path, root: str, cache: str | None, *, epochs: int, say: Call
     resumed_at = min(resumed)
     joined = {step: before[step] for step in range(resumed_at)} | resumed
 
-    traffic = [_traffic(epoch) for epoch in result["epochs"]]
-    kept = {tier["name"]: tier["blocks"] for tier in result["epochs"][-1]["after"]["tiers"]}
+    kept = sum(tier["blocks"] for tier in result["cache"][-1]["tiers"])
     return Facts(
         accuracy=result["accuracy"],
         samples_per_s=result["samples"] / result["seconds"],
         seconds=result["loader"]["seconds"],
+        samples=index.num_samples,
         dataset_bytes=int(index.blocks.length.sum()),
         blocks=len(index.blocks.length),
-        blocks_outside=len(index.blocks.length) - sum(kept.values()),
+        blocks_outside=len(index.blocks.length) - kept,
         ring_blocks=_tiers(folder).ring_bytes // BLOCK_BYTES,
-        epochs=traffic,
+        epochs=[_traffic(before, after) for before, after in itertools.pairwise(result["cache"])],
         killed_at=killed_at,
         resumed_at=resumed_at,
         compared_steps=len(expected),
@@ -246,14 +251,14 @@ def _global_batches(folder: Path, name: str, *, ranks: int) -> dict[int, list[An
     return {step: [seen for part in parts for seen in part[step]] for step in sorted(steps)}
 
 
-def _traffic(epoch: dict[str, Any]) -> EpochTraffic:
-    before, after = epoch["before"], epoch["after"]
-    hits = {
-        new["name"]: new["hits"] - old["hits"]
-        for old, new in zip([*before["tiers"], before["ring"]], [*after["tiers"], after["ring"]], strict=True)
-    }
+def _traffic(before: dict[str, Any], after: dict[str, Any]) -> EpochTraffic:
+    tiers = zip([*before["tiers"], before["ring"]], [*after["tiers"], after["ring"]], strict=True)
+    hits = {new["name"]: new["hits"] - old["hits"] for old, new in tiers}
+    joined = after["joined"] - before["joined"]
     return EpochTraffic(
         origin_requests=after["origin"]["requests"] - before["origin"]["requests"],
+        # What was neither found nor joined to a fetch under way was fetched.
+        origin_blocks=after["blocks_requested"] - before["blocks_requested"] - sum(hits.values()) - joined,
         origin_bytes=after["origin"]["bytes"] - before["origin"]["bytes"],
         hits=hits,
     )

@@ -53,7 +53,7 @@ class Trainer:
         self.folder = Path(job.folder)
         torch.manual_seed(0)
         self.model = DistributedDataParallel(Classifier())
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=2e-3)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3)
         cache = job.cache if job.cache is not None else CacheConfig.from_json(job.tiers)
         self.dataset = open_dataset(job.train_url, cache=cache, buffer_bytes=job.buffer_bytes)
         sampler = ElasticBatchSampler(
@@ -67,12 +67,13 @@ class Trainer:
         )
         self.steps_per_epoch = len(sampler)
         self.step = 0
-        self.epochs: list[dict[str, Any]] = []
+        self.cache_stats: list[dict[str, Any]] = []
 
     def run(self) -> None:
         """Train to the last epoch, then write `NAME.json` on rank 0."""
         if self.job.resume:
             self._load()
+        self._note_cache()
         began_s, first_step = time.perf_counter(), self.step
         with (self.folder / f"{self.job.name}-rank-{self.rank}.jsonl").open("a") as trace:
             while self.step < self.job.epochs * self.steps_per_epoch:
@@ -87,12 +88,11 @@ class Trainer:
                 "world_size": self.world_size,
                 "num_workers": self.job.num_workers,
                 "loader": self.loader.stats().as_dict(),
-                "epochs": self.epochs,
+                "cache": self.cache_stats,
             }
             (self.folder / f"{self.job.name}.json").write_text(json.dumps(result))
 
     def _run_epoch(self, trace: TextIO) -> None:
-        before = self.dataset.reader.stats()
         for batch in self.loader:
             self._learn(batch)
             pairs = zip(batch["image"].numpy(), batch["label"].tolist(), strict=True)
@@ -104,8 +104,12 @@ class Trainer:
                 self._save()
             if self.rank == 1 and self.step == self.job.die_at_step:
                 os.kill(os.getpid(), signal.SIGKILL)
+        self._note_cache()
+
+    def _note_cache(self) -> None:
+        """Read the cache's numbers at a moment when no rank reads blocks."""
         dist.barrier()
-        self.epochs.append({"before": before, "after": self.dataset.reader.stats()})
+        self.cache_stats.append(self.dataset.reader.stats())
         dist.barrier()
 
     def _learn(self, batch: dict[str, torch.Tensor]) -> None:

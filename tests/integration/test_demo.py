@@ -17,9 +17,9 @@ def test_every_claim_of_the_demo_holds(tmp_path, origin):
     assert facts.same_sequence
     assert 0 < facts.resumed_at < facts.killed_at < facts.compared_steps
     first, *later = facts.epochs
-    assert first.origin_requests >= facts.blocks
+    assert first.origin_blocks >= facts.blocks
     for epoch in later:
-        assert facts.blocks_outside - facts.ring_blocks <= epoch.origin_requests <= facts.blocks_outside
+        assert facts.blocks_outside - facts.ring_blocks <= epoch.origin_blocks <= facts.blocks_outside
         assert epoch.hits["ram"] > 0
         assert epoch.hits["disk"] > 0
     assert {"fetch", "decode", "collate", "wait", "model"} <= set(facts.seconds)
