@@ -15,8 +15,8 @@ html_title = f"Dataflow {release}"
 html_theme_options = {"source_repository": "", "footer_icons": []}
 html_copy_source = False
 
-myst_enable_extensions = ["colon_fence", "deflist", "smartquotes"]
 myst_heading_anchors = 3
+smartquotes = False  # it would make a dash of the two in --option
 
 # Docstrings write names in single backticks.
 default_role = "code"
