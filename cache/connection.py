@@ -106,6 +106,8 @@ class Connection:
         frame = encode(request)
         try:
             self._socket.sendall(frame)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # a server that hangs up says why first: reading finds that, or the end
         except OSError as error:
             raise self._gone(error) from error
         last = False

@@ -318,7 +318,7 @@ class _Client:
 
     async def _send_object(self, reply: Object) -> None:
         assert reply.data is not None
-        memory = seal_block(b"", reply.data).memory
+        memory = (await asyncio.to_thread(seal_block, b"", reply.data)).memory
         await self._send(Object(reply.version, reply.size_bytes, None), [memory.fd])
 
     async def _send_listing(self, reply: Listing) -> None:

@@ -27,8 +27,9 @@ class RunningServer:
     loop: asyncio.AbstractEventLoop
 
     def stop(self) -> None:
-        """Begin the shutdown."""
-        self.loop.call_soon_threadsafe(self.server.stop)
+        """Begin the shutdown, unless it has happened."""
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self.server.stop)
 
 
 @contextlib.contextmanager
