@@ -1,8 +1,10 @@
 """Orders, global batches and their division among ranks: pure functions of (seed, epoch, position)."""
 
 from dataflow.order.batching import Batching, FixedBatches, GlobalBatch, Steps
+from dataflow.order.buckets import BucketBatches
 from dataflow.order.feistel import Permutation
 from dataflow.order.mesh import Mesh
+from dataflow.order.packing import Pack, PackedBatches, first_fit_decreasing, lay_out_pack
 from dataflow.order.ranks import rank_from_environment
 from dataflow.order.schedule import BEGINNING, Epoch, Place, Schedule
 from dataflow.order.shuffle import BlockOrder, FullOrder, Order, SequentialOrder
@@ -13,6 +15,7 @@ __all__ = [
     "BEGINNING",
     "Batching",
     "BlockOrder",
+    "BucketBatches",
     "Division",
     "Epoch",
     "EqualParts",
@@ -21,6 +24,8 @@ __all__ = [
     "GlobalBatch",
     "Mesh",
     "Order",
+    "Pack",
+    "PackedBatches",
     "Parts",
     "Permutation",
     "Place",
@@ -31,6 +36,8 @@ __all__ = [
     "Steps",
     "WeightedParts",
     "divide",
+    "first_fit_decreasing",
+    "lay_out_pack",
     "part_bounds",
     "rank_from_environment",
     "split_batch",

@@ -1,12 +1,17 @@
+import dataclasses
+import json
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from connectors.errors import BadInputError
 from dataflow.loaders.sampler import ElasticBatchSampler
-from dataflow.loaders.schedule_sampler import Part
-from dataflow.order import Mesh, WeightedParts
+from dataflow.loaders.schedule_sampler import Part, ScheduleSampler
+from dataflow.order import BucketBatches, Mesh, PackedBatches, Schedule, Shuffle, WeightedParts
 
 
 def samplers(world_size: int, **options: Any) -> list[ElasticBatchSampler]:
@@ -32,6 +37,63 @@ def test_a_state_moves_between_meshes() -> None:
         sampler.load_state_dict(before.state_dict())
     joined = [first + second for first, second in zip(*after, strict=True)]
     assert joined == list(samplers(1)[0])[3:]
+
+
+def packed_and_bucketed() -> list[Schedule]:
+    lengths = np.random.default_rng(0).integers(1, 60, 300)
+    source = Shuffle(300, None, "full", 0, 1)
+    return [
+        Schedule(source, BucketBatches(lengths, 480, 6, None, None, window_samples=90, seed=1)),
+        Schedule(source, PackedBatches(lengths, 64, 7, window_samples=110, seed=1)),
+    ]
+
+
+def joined(schedule: Schedule, world_size: int, state: dict[str, Any] | None, steps: int) -> tuple[list[Any], Any]:
+    """What all ranks together draw in the next steps, and the state after them."""
+    ranks = [ScheduleSampler(schedule, fingerprint="set", rank=r, world_size=world_size) for r in range(world_size)]
+    for rank in ranks:
+        if state is not None:
+            rank.load_state_dict(json.loads(json.dumps(state)))
+    drawn = list(zip(*(islice(rank, steps) for rank in ranks), strict=True))
+    states = [rank.state_dict() for rank in ranks]
+    assert all(other == states[0] for other in states)
+    return [[unit for part in parts for unit in part] for parts in drawn], states[0]
+
+
+@given(stops=st.lists(st.tuples(st.integers(1, 6), st.integers(0, 30)), max_size=6), data=st.data())
+def test_buckets_and_packs_survive_any_stop_and_change_of_world_size(
+    stops: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    schedule = data.draw(st.sampled_from(packed_and_bucketed()))
+    expected = joined(schedule, 1, None, 10_000)[0]
+    found: list[Any] = []
+    state = None
+    for world_size, steps in stops:
+        if len(found) < len(expected):
+            some, state = joined(schedule, world_size, state, steps)
+            found += some
+    assert found == expected[: len(found)]
+
+
+def test_packs_are_lists_of_samples_and_parts_of_steps_say_the_same() -> None:
+    _, schedule = packed_and_bucketed()
+    sampler = ScheduleSampler(schedule, fingerprint="set", rank=1, world_size=2)
+    assert len(sampler) == len(drawn := list(sampler))
+    assert all(isinstance(pack, list) for part in drawn for pack in part)
+    assert [sampler.part_at(step).units for step in range(len(drawn))] == drawn
+    sampler.load_state_dict(sampler.state_at(3))
+    assert sampler.first_step == 3
+    assert list(sampler) == drawn[3:]
+
+
+def test_other_lengths_are_refused() -> None:
+    bucketed, packed = packed_and_bucketed()
+    state = ScheduleSampler(packed, fingerprint="set").state_dict()
+    changed = dataclasses.replace(packed.batching, lengths=packed.batching.lengths[::-1])
+    with pytest.raises(BadInputError, match="lengths"):
+        ScheduleSampler(Schedule(packed.source, changed), fingerprint="set").load_state_dict(state)
+    with pytest.raises(BadInputError, match="budget"):
+        ScheduleSampler(bucketed, fingerprint="set").load_state_dict(state)
 
 
 def test_a_mesh_of_another_size_than_the_job_is_refused() -> None:
