@@ -64,8 +64,9 @@ class TierConfig:
         if self.path is not None:
             if not self.path:
                 raise BadInputError(f"tier {self.name}: path is empty; leave it out for a tier in memory")
+            path = Path(self.path).expanduser()
             # The server that opens it may run in another working directory.
-            object.__setattr__(self, "path", os.path.abspath(Path(self.path).expanduser()))
+            object.__setattr__(self, "path", os.path.normpath(path if path.is_absolute() else Path.cwd() / path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ class CacheConfig:
         if self.max_inflight_requests < 1:
             raise BadInputError(f"max_inflight_requests must be >= 1, got {self.max_inflight_requests}")
         names = [tier.name for tier in self.tiers]
-        paths = [os.path.realpath(tier.path) for tier in self.tiers if tier.path is not None]
+        paths = [tier.path for tier in self.tiers if tier.path is not None]
         for what, values in (("name", names), ("path", paths)):
             twice = sorted({value for value in values if values.count(value) > 1})
             if twice:

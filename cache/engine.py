@@ -94,7 +94,7 @@ class Engine:
         except BaseException:
             for tier in tiers:
                 tier.shelf.close()
-            self._shut_executors()
+            await self._shut_executors()
             raise
         ring = self._memory_tier(TierConfig("none", config.ring_bytes, policy="lru"), "ring", memory_blocks)
         self._stack = Stack(tiers, ring, max_promoting_bytes=config.max_inflight_bytes)
@@ -126,7 +126,7 @@ class Engine:
             await asyncio.wait(list(self._fetches))
         finished = await self._stack.close(_CLOSE_TIMEOUT_S)
         await self._origin.close()
-        self._shut_executors(wait=finished)
+        await self._shut_executors(wait=finished)
 
     async def get_many(self, refs: Sequence[BlockRef]) -> list[Handle | DataError]:
         """Find or fetch blocks; one result each, in the order of `refs`.
@@ -286,9 +286,9 @@ class Engine:
         self._executors.append(executor)
         return executor
 
-    def _shut_executors(self, *, wait: bool = True) -> None:
+    async def _shut_executors(self, *, wait: bool = True) -> None:
         for executor in self._executors:
-            executor.shutdown(wait=wait, cancel_futures=not wait)
+            await asyncio.to_thread(executor.shutdown, wait=wait, cancel_futures=not wait)
 
     def _check_running(self) -> None:
         if not self._running:

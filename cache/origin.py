@@ -101,6 +101,7 @@ class Origin:
         self.errors = 0
         self._open_store = open_store
         self._stores: dict[str, Store] = {}
+        self._opening = asyncio.Lock()
         self._budget = budget
         self._executor = executor
         self._max_request_bytes = max_request_bytes
@@ -127,7 +128,7 @@ class Origin:
         Raises:
             DataError: As the store says; `BadInputError` past `MAX_OBJECT_BYTES`.
         """
-        store, key = self._store(uri)
+        store, key = await self._store(uri)
         for attempt in range(1, _OBJECT_ATTEMPTS + 1):
             meta = await self.head(uri)
             if meta.size_bytes > MAX_OBJECT_BYTES:
@@ -149,14 +150,14 @@ class Origin:
 
     async def head(self, uri: str) -> ObjectMeta:
         """Return what the store says about an object; its key is relative to the store."""
-        store, key = self._store(uri)
+        store, key = await self._store(uri)
         async with self._budget.spend(0):
             with self._request(uri):
                 return await store.head(key)
 
     async def list_objects(self, url: str) -> list[ObjectMeta]:
         """Return all objects below `url`, sorted, with keys relative to it."""
-        store, folder = self._store(url)
+        store, folder = await self._store(url)
         prefix = f"{folder}/" if folder else ""
         found: list[ObjectMeta] = []
         async with self._budget.spend(0):
@@ -177,18 +178,21 @@ class Origin:
         """Return requests, bytes that arrived, and failed requests."""
         return {"requests": self.requests, "bytes": self.bytes, "errors": self.errors}
 
-    def _store(self, uri: str) -> tuple[Store, str]:
+    async def _store(self, uri: str) -> tuple[Store, str]:
         root, key = split_uri(uri)
-        store = self._stores.get(root)
-        if store is None:
-            store = self._stores[root] = self._open_store(root)
-        return store, key
+        if root not in self._stores:
+            # Opening may import a client and read credentials, so in a thread; one at a time, so once each.
+            async with self._opening:
+                if root not in self._stores:
+                    loop = asyncio.get_running_loop()
+                    self._stores[root] = await loop.run_in_executor(self._executor, self._open_store, root)
+        return self._stores[root], key
 
     async def _read(self, fetch: Fetch) -> Sequence[Buffer]:
         first = fetch.blocks[0][1]
         spans = [Span(ref.offset, ref.length) for _, ref in fetch.blocks]
         with self._request(first.uri):
-            store, key = self._store(first.uri)
+            store, key = await self._store(first.uri)
             if len(spans) == 1:
                 return [await store.get_range(key, spans[0], version=_store_version(first))]
             return await store.get_ranges(key, spans, version=_store_version(first))

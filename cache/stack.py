@@ -3,8 +3,7 @@
 A block is offered from the first tier to the last; the first that lets it in keeps it, what leaves for it is offered
 to the tiers below, and what no tier keeps passes through the ring, a small LRU in memory. A block found below is
 offered to the tiers above it: LRU takes it, a full kept set of lower keys does not. The copy in a directory stays where
-it is, so that its later return from above costs no write; from memory the block moves. A directory's victim is read
-only for a tier that wants it, never for the ring.
+it is, so that its later return from above costs no write; from memory the block moves.
 
 Placing in memory happens at once. Placing in a directory is a task; until it ends, the block is found in `_moving`, so
 nobody fetches it a second time. What waits to be written to one directory is bounded by its tier, which refuses more.
@@ -144,20 +143,22 @@ class Stack:
         return False
 
     async def _store(self, block: Block, level: int, reservation: Reservation) -> None:
-        below = self._levels[level + 1 : -1]
+        below = self._levels[level + 1 :]
 
         def wanted(key: bytes, length: int) -> bool:
             return any(tier.wants(key, length) for tier in below)
 
+        def pass_on(victim: Block) -> None:
+            self._offer(victim, level + 1, len(self._levels))
+
+        stored = False
         try:
-            stored, evicted = await self._levels[level].store(block, reservation, keep=wanted)
+            stored = await self._levels[level].store(block, reservation, wanted=wanted, pass_on=pass_on)
         finally:
             if self._moving.get(block.key) is block:
                 del self._moving[block.key]
-        for victim in evicted:
-            self._offer(victim, level + 1, len(self.tiers))
-        if not stored:
-            self._offer(block, level + 1, len(self._levels))
+            if not stored:
+                pass_on(block)
 
     def _raise(self, block: Block, level: int) -> None:
         """Move a block found in memory to a tier above that wants it."""

@@ -3,8 +3,8 @@
 Everything that decides runs on the event loop without an await in between; only the blocking calls on a directory run
 in threads. The order is what keeps the limits, also for a moment and with many writers at once:
 
-    reserve   the policy names victims, which are neither found nor chosen again; space is charged for the newcomer as
-              far as the victims do not make room for it
+    reserve   the policy names victims, which are not chosen again; space is charged for the newcomer as far as the
+              victims do not make room for it
     settle    the victims are gone from the medium; what they freed beyond the newcomer is given back
     commit    the newcomer is written and from now on found; or `abandon`: it is not, its space is given back
 
@@ -180,12 +180,14 @@ class Tier:
         if chosen is None:
             self.counters.refused += key not in self._lengths
             return None
-        victims = [(victim, self._detach(victim)) for victim in chosen]
+        victims = [(victim, self._lengths[victim]) for victim in chosen]
         victim_bytes = sum(self.shelf.cost_bytes(length) for _, length in victims)
         self.used_bytes += max(0, size_bytes - victim_bytes)
         self.used_blocks += not victims
         self._queued_bytes += size_bytes
-        self._busy.add(key)
+        for victim in chosen:
+            self._policy.remove(victim)
+        self._busy.update(chosen, (key,))
         return Reservation(key, size_bytes, victims, victim_bytes)
 
     def settle(self, reservation: Reservation) -> None:
@@ -218,6 +220,7 @@ class Tier:
             return None
         evicted = [self.shelf.read(key, length) for key, length in reservation.victims]
         for victim in evicted:
+            self._hide(victim.key)
             self.shelf.remove(victim.key, victim.length)
         self.settle(reservation)
         self.shelf.write(block)
@@ -225,31 +228,40 @@ class Tier:
         return evicted
 
     async def store(
-        self, block: Block, reservation: Reservation, *, keep: Callable[[bytes, int], bool]
-    ) -> tuple[bool, list[Block]]:
+        self,
+        block: Block,
+        reservation: Reservation,
+        *,
+        wanted: Callable[[bytes, int], bool],
+        pass_on: Callable[[Block], None],
+    ) -> bool:
         """Write a block into a directory under its reservation.
 
         Args:
             block: What to write.
             reservation: Made for it by `reserve`.
-            keep: Whether somebody wants a victim's bytes, which are then read before it goes.
+            wanted: Whether somebody would have a victim.
+            pass_on: Gets each victim that is wanted, before it goes, so that it is found all the time.
 
         Returns:
-            Whether the block is here now, and the victims that were kept.
+            Whether the block is here now.
         """
-        evicted: list[Block] = []
         removed: list[tuple[bytes, int]] = []
         try:
             for key, length in reservation.victims:
-                if keep(key, length) and (victim := await self.read(key, length)) is not None:
-                    evicted.append(victim)
+                if key in self._lengths and wanted(key, length):
+                    victim = await self.read(key, length)
+                    # Meanwhile a reader may have found it to be wrong.
+                    if victim is not None and key in self._lengths:
+                        pass_on(victim)
+                self._hide(key)
                 await self._call(self.shelf.remove, key, length)
                 removed.append((key, length))
             self.settle(reservation)
         except OSError as error:
             self._note_fault(error)
             self._give_up(reservation, removed)
-            return False, evicted
+            return False
         try:
             await self._call(self.shelf.write, block)
         except OSError as error:
@@ -258,10 +270,10 @@ class Tier:
                 self._end(reservation)
             else:
                 self.abandon(reservation)
-            return False, evicted
+            return False
         self.commit(reservation, block.length)
         self.fault = None
-        return True, evicted
+        return True
 
     # Letting go.
 
@@ -277,7 +289,10 @@ class Tier:
             _log.warning("tier %s drops a bad block: %s", self.name, str(reason))
         elif not isinstance(reason, FileNotFoundError):
             self._note_fault(reason)
-        if known:
+        if key in self._busy:
+            # It is leaving: its space is the reservation's affair.
+            self._hide(key)
+        elif known:
             length = self._detach(key)
             try:
                 await self._call(self.shelf.remove, key, length)
@@ -391,12 +406,18 @@ class Tier:
         self._lengths[key] = length
         self._policy.insert(key, self.shelf.cost_bytes(length))
 
-    def _detach(self, key: bytes) -> int:
-        """Take a block out of sight while its space is still charged; return its length."""
-        self._policy.remove(key)
+    def _hide(self, key: bytes) -> None:
+        """From now on a block is not found, while its space is still charged."""
+        self._lengths.pop(key, None)
         self._written_here.discard(key)
+
+    def _detach(self, key: bytes) -> int:
+        """Take a block out that nobody reserved its space for; return its length."""
+        length = self._lengths[key]
+        self._policy.remove(key)
+        self._hide(key)
         self._busy.add(key)
-        return self._lengths.pop(key)
+        return length
 
     def _end(self, reservation: Reservation) -> None:
         self._queued_bytes -= reservation.size_bytes
@@ -405,7 +426,9 @@ class Tier:
     def _give_up(self, reservation: Reservation, removed: list[tuple[bytes, int]]) -> None:
         """Undo a reservation after only some victims could be removed; the others stay charged."""
         self._end(reservation)
-        self._busy.difference_update(key for key, _ in reservation.victims)
+        for key, _ in reservation.victims:
+            self._hide(key)
+            self._busy.discard(key)
         removed_bytes = sum(self.shelf.cost_bytes(length) for _, length in removed)
         self.used_bytes -= max(0, reservation.size_bytes - reservation.victim_bytes) + removed_bytes
         self.used_blocks -= (not reservation.victims) + len(removed)

@@ -16,7 +16,7 @@ from cache.handle import Block, Descriptor
 from cache.memory_shelf import MemoryShelf
 from cache.policy import KeptSet, Lru, Policy
 from cache.testing import FaultySystem, check_directory, make_block, make_key, read_handle
-from cache.tier import UNLIMITED_BLOCKS, Tier
+from cache.tier import UNLIMITED_BLOCKS, Reservation, Tier
 from connectors.errors import CorruptError
 
 LENGTH = 5000  # 8192 on the medium
@@ -101,13 +101,16 @@ def memory_tier(capacity_bytes: int, policy: Policy | None = None, capacity_bloc
     )
 
 
-async def store(tier: Tier, block: Block, *, keep: bool = False) -> list[Block] | None:
-    """Reserve and store; None where the block did not come in, else the victims kept."""
-    reservation = tier.reserve(block.key, block.length)
+async def store(
+    tier: Tier, block: Block, *, wanted: bool = False, reservation: Reservation | None = None
+) -> list[Block] | None:
+    """Reserve and store; None where the block did not come in, else the victims passed on."""
+    reservation = reservation or tier.reserve(block.key, block.length)
     if reservation is None:
         return None
-    stored, evicted = await tier.store(block, reservation, keep=lambda key, length: keep)
-    return evicted if stored else None
+    victims: list[Block] = []
+    stored = await tier.store(block, reservation, wanted=lambda key, length: wanted, pass_on=victims.append)
+    return victims if stored else None
 
 
 def held(tier: Tier, numbers: range | list[int]) -> list[int]:
@@ -130,7 +133,7 @@ async def test_sixteen_writers_never_exceed_either_limit(
     async def write() -> None:
         while waiting:
             number, length = waiting.pop()
-            await store(tier, a_block(number * 37 % 300, length), keep=number % 3 == 0)
+            await store(tier, a_block(number * 37 % 300, length), wanted=number % 3 == 0)
             assert tier.used_bytes <= capacity_bytes
             assert tier.used_blocks <= capacity_blocks
 
@@ -173,7 +176,7 @@ async def test_hits_and_writes_are_counted(tmp_path: Path, threads: ThreadPoolEx
 async def test_a_victim_somebody_wants_comes_out_whole(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
     tier = directory_tier(tmp_path, threads, capacity_bytes=SIZE)
     await store(tier, a_block(5))
-    (victim,) = await store(tier, a_block(1), keep=True) or []
+    (victim,) = await store(tier, a_block(1), wanted=True) or []
     assert victim.key == make_key(5)
     assert victim.map() == b"\0\0\0\5" * (LENGTH // 4)
 
@@ -221,15 +224,41 @@ async def test_a_victim_that_cannot_be_unlinked_stays_charged(tmp_path: Path, th
     check_directory(tmp_path, capacity_bytes=2 * SIZE)
 
 
+async def test_a_victim_is_found_until_somebody_else_has_it(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
+    tier = directory_tier(tmp_path, threads, capacity_bytes=SIZE)
+    await store(tier, a_block(5))
+    reservation = tier.reserve(make_key(1), LENGTH)
+    assert reservation is not None
+    found = []
+    await tier.store(
+        a_block(1),
+        reservation,
+        wanted=lambda key, length: True,
+        pass_on=lambda victim: found.append(tier.holds(victim.key)),
+    )
+    assert found == [True]
+    assert held(tier, range(10)) == [1]
+
+
+async def test_a_bad_victim_is_dropped_once(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
+    tier = directory_tier(tmp_path, threads, capacity_bytes=SIZE)
+    await store(tier, a_block(5))
+    reservation = tier.reserve(make_key(1), LENGTH)
+    await tier.drop(make_key(5), CorruptError("bad"))
+    assert not tier.holds(make_key(5))
+    assert await store(tier, a_block(1), wanted=True, reservation=reservation) == []
+    assert (tier.used_bytes, tier.used_blocks) == (SIZE, 1)
+
+
 async def test_a_slow_disk_loses_admissions(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
     tier = directory_tier(tmp_path, threads, max_queued_bytes=2 * SIZE)
     first, second = (tier.reserve(make_key(number), LENGTH) for number in (1, 2))
     assert first is not None
     assert second is not None
     assert tier.reserve(make_key(3), LENGTH) is None
-    await tier.store(a_block(1), first, keep=lambda key, length: False)
+    await store(tier, a_block(1), reservation=first)
     assert tier.wants(make_key(3), LENGTH)
-    await tier.store(a_block(2), second, keep=lambda key, length: False)
+    await store(tier, a_block(2), reservation=second)
 
 
 async def test_a_key_on_its_way_in_or_out_is_not_let_in_twice(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
@@ -239,7 +268,7 @@ async def test_a_key_on_its_way_in_or_out_is_not_let_in_twice(tmp_path: Path, th
     assert coming is not None
     assert not tier.wants(make_key(1), LENGTH)
     assert not tier.wants(make_key(5), LENGTH)
-    await tier.store(a_block(1), coming, keep=lambda key, length: False)
+    await store(tier, a_block(1), reservation=coming)
     assert not tier.wants(make_key(1), LENGTH)
 
 

@@ -1,0 +1,525 @@
+"""The engine fetches each block once, serves right bytes or says why not, and picks up after a kill where it was."""
+
+import asyncio
+import errno
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from crc32c import crc32c
+
+from cache.block import block_path
+from cache.config import CacheConfig, TierConfig
+from cache.engine import Engine, Handle
+from cache.keys import BlockRef, block_key
+from cache.testing import FaultySystem, check_directory, check_limits, read_blocks, read_handle
+from connectors.errors import BadInputError, DataError, NotFoundError, PermissionDeniedError, TransientError
+from connectors.objects import Span
+from connectors.protocols import Store
+from connectors.registry import open_store
+from connectors.wrappers import CountingStore
+
+BLOCK = 4000
+SIZE = 4096  # of such a block on either medium
+MIB = 1 << 20
+
+_names = itertools.count()
+
+
+class Origin:
+    """A store in memory with objects of known blocks, whose ranged reads can be held back."""
+
+    def __init__(self) -> None:
+        self.url = f"memory://engine-{next(_names)}"
+        self.store = CountingStore(open_store(self.url))
+        self.spans: list[tuple[str, Span]] = []
+        self.asked = asyncio.Event()
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.fault: DataError | None = None
+        for name in ("get_range", "get_ranges"):
+            setattr(self.store, name, self._watch(name, getattr(self.store, name)))
+
+    def _watch(self, name: str, read: Callable[..., Awaitable[object]]) -> Callable[..., Awaitable[object]]:
+        async def watched(key: str, wanted: object, *, version: str | None = None) -> object:
+            self.spans += [(key, span) for span in ([wanted] if name == "get_range" else wanted)]
+            self.asked.set()
+            await self.gate.wait()
+            if self.fault is not None:
+                raise self.fault
+            return await read(key, wanted, version=version)
+
+        return watched
+
+    async def put(self, key: str, blocks: int, *, fill: int = 0) -> list[BlockRef]:
+        """Write an object and describe its blocks, without checksums."""
+        data = b"".join((fill + number).to_bytes(4, "big") * (BLOCK // 4) for number in range(blocks))
+        version = (await self.store.put(key, data)).version
+        return [BlockRef(f"{self.url}/{key}", version, number * BLOCK, BLOCK) for number in range(blocks)]
+
+    def open(self, root: str) -> Store:
+        assert root == self.url
+        return self.store
+
+
+def expected(ref: BlockRef, fill: int = 0) -> bytes:
+    return (fill + ref.offset // BLOCK).to_bytes(4, "big") * (BLOCK // 4)
+
+
+@pytest.fixture
+async def origin() -> Origin:
+    return Origin()
+
+
+@asynccontextmanager
+async def running(config: CacheConfig, origin: Origin, system: object = os) -> AsyncIterator[Engine]:
+    engine = Engine(config, open_store=origin.open, system=system)
+    await engine.start()
+    try:
+        await engine.scanned()
+        yield engine
+    finally:
+        await engine.close()
+
+
+def disk(path: Path, blocks: int, **settings: object) -> TierConfig:
+    return TierConfig("disk", blocks * SIZE, str(path), medium="nvme", **settings)
+
+
+async def sources(engine: Engine, refs: list[BlockRef]) -> list[str]:
+    """Read the blocks, check every byte, and return where each was found."""
+    handles = await engine.get_many(refs)
+    for ref, handle in zip(refs, handles, strict=True):
+        assert isinstance(handle, Handle), handle
+        assert read_handle(block_key(ref), handle) == expected(ref)
+    return [handle.source for handle in handles if isinstance(handle, Handle)]
+
+
+async def placed(engine: Engine) -> None:
+    while engine._stack._tasks:
+        await asyncio.wait(list(engine._stack._tasks))
+
+
+async def test_eight_readers_of_ten_cold_objects_cost_one_fetch_a_block(tmp_path: Path, origin: Origin) -> None:
+    refs = [ref for number in range(10) for ref in await origin.put(f"o{number}", 10)]
+    config = CacheConfig((TierConfig("ram", 20 * SIZE), disk(tmp_path, 50)), ring_bytes=200 * SIZE)
+    async with running(config, origin) as engine:
+
+        async def read(reader: int) -> None:
+            mine = refs[reader * 7 :] + refs[: reader * 7]
+            for start in range(0, len(mine), 9):
+                results = await read_blocks(engine, mine[start : start + 9])
+                assert results == [expected(ref) for ref in mine[start : start + 9]]
+
+        await asyncio.gather(*(read(reader) for reader in range(8)))
+        assert sorted(origin.spans, key=repr) == sorted(
+            [(ref.uri.rpartition("/")[2], Span(ref.offset, ref.length)) for ref in refs], key=repr
+        )
+        stats = engine.stats()
+        assert stats["blocks_requested"] == 800
+        assert stats["origin"]["bytes"] == 100 * BLOCK
+        check_limits(stats)
+
+
+async def test_a_waiter_that_gives_up_does_not_end_the_fetch(origin: Origin) -> None:
+    (ref,) = await origin.put("x", 1)
+    async with running(CacheConfig(), origin) as engine:
+        origin.gate.clear()
+        first, second = (asyncio.create_task(engine.get_many([ref])) for _ in range(2))
+        await origin.asked.wait()
+        first.cancel()
+        await asyncio.wait({first})
+        origin.gate.set()
+        (handle,) = await second
+        assert isinstance(handle, Handle)
+        assert read_handle(block_key(ref), handle) == expected(ref)
+        assert first.cancelled()
+        assert len(origin.spans) == 1
+        assert engine.stats()["joined"] == 1
+
+
+async def test_a_fetch_without_waiters_still_fills_the_cache(origin: Origin) -> None:
+    (ref,) = await origin.put("x", 1)
+    async with running(CacheConfig((TierConfig("ram", SIZE),)), origin) as engine:
+        origin.gate.clear()
+        waiter = asyncio.create_task(engine.get_many([ref]))
+        await origin.asked.wait()
+        waiter.cancel()
+        await asyncio.wait({waiter})
+        origin.gate.set()
+        await asyncio.wait(list(engine._fetches))
+        assert await sources(engine, [ref]) == ["ram"]
+
+
+async def test_a_failure_reaches_all_waiters_and_is_not_remembered(origin: Origin) -> None:
+    (ref,) = await origin.put("x", 1)
+    async with running(CacheConfig((TierConfig("ram", SIZE),)), origin) as engine:
+        origin.fault = TransientError("the network is down")
+        results = await asyncio.gather(*(engine.get_many([ref]) for _ in range(3)))
+        assert [type(result) for (result,) in results] == [TransientError] * 3
+        assert len(origin.spans) == 1
+        origin.fault = None
+        assert await sources(engine, [ref]) == ["origin"]
+
+
+async def test_one_bad_block_does_not_spoil_the_others(origin: Origin) -> None:
+    first, second = await origin.put("x", 2)
+    missing = BlockRef(f"{origin.url}/none", "1", 0, 5)
+    async with running(CacheConfig(), origin) as engine:
+        results = await engine.get_many([first, missing, second, first])
+        assert [type(result) for result in results] == [Handle, NotFoundError, Handle, Handle]
+        assert len(origin.spans) == 3
+
+
+async def test_an_object_written_anew_is_never_mixed_with_the_old(origin: Origin) -> None:
+    old = await origin.put("x", 2)
+    async with running(CacheConfig((TierConfig("ram", 9 * SIZE),)), origin) as engine:
+        assert await sources(engine, old[:1]) == ["origin"]
+        new = await origin.put("x", 2, fill=100)
+        kept, gone = await engine.get_many(old)
+        assert isinstance(kept, Handle)
+        assert "x" in str(gone)
+        assert await read_blocks(engine, new) == [expected(ref, 100) for ref in new]
+        assert await read_blocks(engine, old[:1]) == [expected(old[0])]
+
+
+async def test_handles_survive_eviction_and_close(origin: Origin) -> None:
+    refs = await origin.put("x", 5)
+    async with running(CacheConfig((TierConfig("ram", SIZE, policy="lru"),), ring_bytes=0), origin) as engine:
+        handles = []
+        for ref in refs:
+            handles += await engine.get_many([ref])
+        assert engine.stats()["tiers"][0]["evictions"] == 4
+    for ref, handle in zip(refs, handles, strict=True):
+        assert isinstance(handle, Handle)
+        assert read_handle(block_key(ref), handle) == expected(ref)
+
+
+async def test_without_any_memory_it_passes_through(origin: Origin, tmp_path: Path) -> None:
+    refs = await origin.put("x", 3)
+    tiers = (TierConfig("ram", 0), disk(tmp_path, 0))
+    async with running(CacheConfig(tiers, ring_bytes=0), origin) as engine:
+        for _ in range(2):
+            assert await sources(engine, refs) == ["origin"] * 3
+        assert len(origin.spans) == 6
+        check_limits(engine.stats())
+
+
+async def test_a_block_above_every_limit_still_arrives(origin: Origin) -> None:
+    data = os.urandom(100_000)
+    version = (await origin.store.put("big", data)).version
+    ref = BlockRef(f"{origin.url}/big", version, 0, len(data))
+    small = await origin.put("x", 3)
+    config = CacheConfig((TierConfig("ram", 10),), ring_bytes=10, max_inflight_bytes=50, max_inflight_requests=1)
+    async with running(config, origin) as engine:
+        assert await read_blocks(engine, [ref, *small]) == [data, *map(expected, small)]
+
+
+async def test_adjacent_cold_blocks_share_requests(origin: Origin) -> None:
+    refs = await origin.put("x", 50)
+    async with running(CacheConfig(), origin) as engine:
+        assert await sources(engine, refs[::-1]) == ["origin"] * 50
+        assert engine.stats()["origin"]["requests"] == 1
+        assert await sources(engine, refs) == ["ring"] * 50
+
+
+async def test_a_corrupt_file_is_fetched_again(tmp_path: Path, origin: Origin) -> None:
+    refs = await origin.put("x", 4)
+    config = CacheConfig((disk(tmp_path, 9),), ring_bytes=0)
+    async with running(config, origin) as engine:
+        await sources(engine, refs)
+        await placed(engine)
+        files = [tmp_path / "blocks-1" / block_path(block_key(ref), BLOCK) for ref in refs]
+        contents = [file.read_bytes() for file in files]
+        files[0].write_bytes(b"\xff" + contents[0][1:])
+        files[1].write_bytes(contents[1][:-1])
+        files[2].write_bytes(contents[3])
+        assert await read_blocks(engine, refs) == [expected(ref) for ref in refs]
+        await placed(engine)
+        assert len(origin.spans) == 7
+        assert engine.stats()["tiers"][0]["corrupt"] == 3
+        assert await sources(engine, refs) == ["disk"] * 4
+    check_directory(tmp_path, capacity_bytes=9 * SIZE)
+
+
+async def test_a_restart_finds_every_block_without_one_request(tmp_path: Path, origin: Origin) -> None:
+    refs = await origin.put("x", 6)
+    config = CacheConfig((disk(tmp_path, 9),))
+    async with running(config, origin) as engine:
+        await sources(engine, refs)
+    # `close` finished the placements.
+    assert len(check_directory(tmp_path, capacity_bytes=9 * SIZE)) == 6
+    async with running(config, origin) as engine:
+        assert await sources(engine, refs) == ["disk"] * 6
+        assert engine.stats()["origin"] == {"requests": 0, "bytes": 0, "errors": 0}
+
+
+async def test_blocks_are_served_before_the_directory_is_scanned(tmp_path: Path, origin: Origin) -> None:
+    refs = await origin.put("x", 2)
+    config = CacheConfig((TierConfig("ram", 0), disk(tmp_path, 9)))
+    async with running(config, origin) as engine:
+        await sources(engine, refs[:1])
+    engine = Engine(config, open_store=origin.open)
+    await engine.start()
+    try:
+        assert engine.stats()["tiers"][1]["scanning"]
+        assert await sources(engine, refs) == ["disk", "origin"]
+        await engine.scanned()
+        assert await sources(engine, refs[:1]) == ["disk"]
+    finally:
+        await engine.close()
+
+
+@pytest.mark.parametrize("policy", ["kept", "lru"])
+async def test_a_smaller_configuration_evicts_at_once(tmp_path: Path, origin: Origin, policy: str) -> None:
+    refs = await origin.put("x", 8)
+    async with running(CacheConfig((disk(tmp_path, 8, policy=policy),)), origin) as engine:
+        await sources(engine, refs)
+    async with running(CacheConfig((disk(tmp_path, 3, policy=policy),)), origin) as engine:
+        check_limits(engine.stats())
+        blocks = check_directory(tmp_path, capacity_bytes=3 * SIZE)
+        if policy == "kept":
+            assert sorted(blocks) == sorted(block_key(ref) for ref in refs)[:3]
+        assert sorted(await sources(engine, refs)) == ["disk"] * 3 + ["origin"] * 5
+
+
+async def test_in_the_second_epoch_exactly_what_does_not_fit_is_fetched(tmp_path: Path, origin: Origin) -> None:
+    refs = await origin.put("x", 40)
+    config = CacheConfig((TierConfig("ram", 10 * SIZE), disk(tmp_path, 20)), ring_bytes=0)
+    async with running(config, origin) as engine:
+        for epoch in range(4):
+            before = len(origin.spans)
+            for start in range(0, 40, 8):
+                await sources(engine, refs[start : start + 8])
+                await placed(engine)
+            assert len(origin.spans) - before == (10 if epoch else 40)
+        written = [tier["written_bytes"] for tier in engine.stats()["tiers"]]
+        await sources(engine, refs)
+        await placed(engine)
+        assert [tier["written_bytes"] for tier in engine.stats()["tiers"]] == written
+
+
+async def test_two_servers_do_not_share_a_directory(tmp_path: Path, origin: Origin) -> None:
+    config = CacheConfig((TierConfig("ram", SIZE), disk(tmp_path, 9)))
+    async with running(config, origin):
+        with pytest.raises(BadInputError, match=f"process {os.getpid()}"):
+            await Engine(config, open_store=origin.open).start()
+    async with running(config, origin):
+        pass
+
+
+async def test_a_path_that_cannot_be_a_directory_is_refused(tmp_path: Path, origin: Origin) -> None:
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises((BadInputError, PermissionDeniedError), match="tier disk"):
+            await Engine(CacheConfig((disk(path, 9),)), open_store=origin.open).start()
+
+
+async def test_more_blocks_in_memory_than_files_may_be_open_are_refused(origin: Origin) -> None:
+    config = CacheConfig((TierConfig("ram", MIB, capacity_blocks=1 << 40),))
+    with pytest.raises(BadInputError, match="ulimit"):
+        await Engine(config, open_store=origin.open).start()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+async def test_a_disk_that_refuses_writes_fails_no_read(tmp_path: Path, origin: Origin, number: int) -> None:
+    def before(name: str) -> None:
+        if name in ("posix_fallocate", "write"):
+            raise OSError(number, os.strerror(number))
+
+    refs = await origin.put("x", 5)
+    config = CacheConfig((disk(tmp_path, 9),), ring_bytes=2 * SIZE)
+    async with running(config, origin, FaultySystem(before)) as engine:
+        for _ in range(3):
+            await sources(engine, refs)
+            await placed(engine)
+        (tier,) = engine.stats()["tiers"]
+        assert tier["errors"] >= 5
+        assert (tier["used_bytes"], tier["blocks"]) == (0, 0)
+        assert tier["fault"] is not None
+    check_directory(tmp_path, capacity_bytes=0)
+
+
+async def test_a_disk_that_fails_reads_fails_no_read_of_ours(tmp_path: Path, origin: Origin) -> None:
+    broken = False
+
+    def before(name: str) -> None:
+        if broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    refs = await origin.put("x", 5)
+    async with running(CacheConfig((disk(tmp_path, 9),), ring_bytes=0), origin, FaultySystem(before)) as engine:
+        await sources(engine, refs)
+        await placed(engine)
+        broken = True
+        assert await sources(engine, refs) == ["origin"] * 5
+        check_limits(engine.stats())
+
+
+async def test_no_descriptor_left_is_a_clear_error(tmp_path: Path, origin: Origin) -> None:
+    out_of_files = False
+
+    def before(name: str) -> None:
+        if out_of_files:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    (ref,) = await origin.put("x", 1)
+    async with running(CacheConfig((disk(tmp_path, 9),), ring_bytes=0), origin, FaultySystem(before)) as engine:
+        await sources(engine, [ref])
+        await placed(engine)
+        out_of_files = True
+        (result,) = await engine.get_many([ref])
+        assert isinstance(result, TransientError)
+        assert "Too many open files" in str(result)
+        out_of_files = False
+        assert await sources(engine, [ref]) == ["disk"]
+
+
+async def test_close_tells_the_waiters_and_is_final(origin: Origin) -> None:
+    (ref,) = await origin.put("x", 1)
+    engine = Engine(CacheConfig(), open_store=origin.open)
+    await engine.start()
+    origin.gate.clear()
+    waiter = asyncio.create_task(engine.get_many([ref]))
+    await origin.asked.wait()
+    await engine.close()
+    await engine.close()
+    assert [type(result) for result in await waiter] == [TransientError]
+    assert [type(result) for result in await engine.get_many([ref])] == [TransientError]
+    with pytest.raises(TransientError, match="closed"):
+        await engine.get_object(ref.uri)
+    await engine.report_bad(block_key(ref))
+    json.dumps(engine.stats())
+
+
+async def test_whole_objects_and_listings_pass_by_the_tiers(origin: Origin) -> None:
+    (ref,) = await origin.put("a/x", 1)
+    async with running(CacheConfig((TierConfig("ram", MIB),)), origin) as engine:
+        assert await engine.get_object(ref.uri) == (expected(ref), ref.version)
+        assert (await engine.head(ref.uri)).size_bytes == BLOCK
+        assert [meta.key for meta in await engine.list_objects(f"{origin.url}/a")] == ["x"]
+        assert engine.stats()["tiers"][0]["blocks"] == 0
+
+
+async def test_statistics_are_plain_numbers_by_name(tmp_path: Path, origin: Origin) -> None:
+    config = CacheConfig((TierConfig("ram", MIB), disk(tmp_path, 9)))
+    async with running(config, origin) as engine:
+        await sources(engine, await origin.put("x", 3))
+        stats = json.loads(json.dumps(engine.stats()))
+    assert list(stats) == ["tiers", "ring", "origin", "blocks_requested", "joined"]
+    assert [tier["name"] for tier in stats["tiers"]] == ["ram", "disk"]
+    named = {"medium", "policy", "capacity_bytes", "used_bytes", "capacity_blocks", "blocks", "hits", "hit_bytes"}
+    named |= {"insertions", "written_bytes", "evictions", "evicted_bytes", "refused", "corrupt", "errors"}
+    for tier in (*stats["tiers"], stats["ring"]):
+        assert named <= set(tier)
+
+
+def test_a_kill_before_any_system_call_leaves_a_cache_that_goes_on(tmp_path: Path) -> None:
+    """Six blocks pass through a directory for three; each of its system calls is the last one once."""
+    origin_path = tmp_path / "origin"
+    origin_path.write_bytes(b"".join(number.to_bytes(4, "big") * (BLOCK // 4) for number in range(6)))
+    refs = [
+        BlockRef(f"file://{origin_path}", "digest", number * BLOCK, BLOCK, crc32c(number.to_bytes(4, "big") * 1000))
+        for number in range(6)
+    ]
+
+    async def run(path: Path, before: Callable[[str], None]) -> tuple[int, dict[str, Any]]:
+        """Read all blocks; return how many were adopted, and the statistics."""
+        engine = Engine(CacheConfig((disk(path, 3),), ring_bytes=0), system=FaultySystem(before))
+        await engine.start()
+        await engine.scanned()
+        adopted = engine.stats()["tiers"][0]["blocks"]
+        for ref in refs:
+            await sources(engine, [ref])
+            await placed(engine)
+        await engine.close()
+        return adopted, engine.stats()
+
+    outcomes = set()
+    for last in range(200):
+        path = tmp_path / str(last)
+        calls = itertools.count()
+
+        def die(name: str, calls: itertools.count = calls, last: int = last) -> None:
+            if next(calls) == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        pid = os.fork()
+        if pid == 0:
+            try:
+                asyncio.run(run(path, die))
+                os._exit(0)
+            finally:
+                os._exit(1)
+        status = os.waitpid(pid, 0)[1]
+        assert status in (0, signal.SIGKILL)
+        survived = check_directory(path, capacity_bytes=3 * SIZE)
+        adopted, stats = asyncio.run(run(path, lambda name: None))
+        assert adopted == len(survived)
+        assert stats["origin"]["requests"] <= 6
+        check_limits(stats)
+        kept = check_directory(path, capacity_bytes=3 * SIZE)
+        assert sorted(kept) == sorted(map(block_key, refs))[:3]
+        assert list((path / "tmp").iterdir()) == []
+        outcomes.add(adopted)
+        shutil.rmtree(path)
+        if status == 0:
+            break
+    assert status == 0
+    assert outcomes == {0, 1, 2, 3}
+
+
+FULL_DISK = """
+import asyncio, json, os, sys
+from cache.config import CacheConfig, TierConfig
+from cache.engine import Engine
+from cache.keys import BlockRef
+from cache.testing import read_blocks
+from connectors.registry import open_store
+
+async def main(path, block):
+    store = open_store("memory://full")
+    data = os.urandom(64 * block)
+    version = (await store.put("x", data)).version
+    refs = [BlockRef("memory://full/x", version, at, block) for at in range(0, len(data), block)]
+    engine = Engine(CacheConfig((TierConfig("disk", 1 << 30, path, medium="nvme"),), ring_bytes=0))
+    await engine.start()
+    await engine.scanned()
+    for _ in range(2):
+        for ref in refs:
+            assert await read_blocks(engine, [ref]) == [data[ref.offset:ref.offset + block]]
+            while engine._stack._tasks:
+                await asyncio.wait(list(engine._stack._tasks))
+    await engine.close()
+    left = [name for name in os.listdir(path + "/tmp")]
+    print(json.dumps([engine.stats()["tiers"][0], left]))
+
+asyncio.run(main(sys.argv[1], int(sys.argv[2])))
+"""
+
+
+@pytest.mark.parametrize(("options", "block"), [("size=1m", 50_000), ("nr_inodes=20", 4000)])
+def test_a_really_full_disk_fails_no_read(tmp_path: Path, options: str, block: int) -> None:
+    unshare = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-Urm"]
+    if shutil.which("unshare") is None or subprocess.run([*unshare, "true"], check=False).returncode:
+        pytest.skip("a private mount namespace is not permitted here")
+    mount = f'mount -t tmpfs -o {options} tmpfs "$1" && exec "$2" -c "$3" "$1" {block}'
+    command = [*unshare, "sh", "-c", mount, "sh", str(tmp_path), sys.executable, FULL_DISK]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    tier, left = json.loads(done.stdout)
+    assert left == []
+    assert 0 < tier["blocks"] < 64
+    assert tier["errors"] > 0
+    assert "No space left" in tier["fault"]
+    assert tier["hits"] == tier["blocks"]
+    assert tier["used_bytes"] <= 1 << 20

@@ -1,0 +1,249 @@
+"""A block is kept as high as it may, what leaves goes down, what is found below comes up where it is wanted."""
+
+import asyncio
+import errno
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from cache.block import block_path
+from cache.directory_shelf import DirectoryShelf
+from cache.handle import Handle
+from cache.memory_shelf import MemoryShelf
+from cache.policy import KeptSet, Lru, Policy
+from cache.stack import Stack, Stored
+from cache.testing import FaultySystem, check_limits, make_block, make_key, read_handle
+from cache.tier import UNLIMITED_BLOCKS, Tier
+
+LENGTH = 4000
+SIZE = 4096  # with its trailer too
+
+Build = Callable[..., Tier]
+
+
+def data(number: int) -> bytes:
+    return number.to_bytes(4, "big") * (LENGTH // 4)
+
+
+@pytest.fixture
+async def build(tmp_path: Path) -> AsyncIterator[Build]:
+    """Make a tier for so many blocks."""
+    with ThreadPoolExecutor(4) as threads:
+
+        def make(name: str, blocks: int, policy: Policy, *, disk: bool = False, system: object = os) -> Tier:
+            if disk:
+                shelf = DirectoryShelf(str(tmp_path / name), read_ahead=False, system=system)
+                threads.submit(shelf.lock).result()
+            return Tier(
+                name=name,
+                medium="nvme" if disk else "ram",
+                policy_name="any",
+                policy=policy,
+                shelf=shelf if disk else MemoryShelf(),
+                capacity_bytes=blocks * SIZE,
+                capacity_blocks=blocks if disk else UNLIMITED_BLOCKS,
+                max_queued_bytes=1 << 30,
+                executor=threads if disk else None,
+            )
+
+        yield make
+
+
+@pytest.fixture
+async def stacked(build: Build) -> AsyncIterator[Callable[..., Stack]]:
+    stacks = []
+
+    def make(tiers: Sequence[Tier], ring_blocks: int = 0) -> Stack:
+        stacks.append(Stack(tiers, build("ring", ring_blocks, Lru()), max_promoting_bytes=1 << 20))
+        return stacks[-1]
+
+    yield make
+    for stack in stacks:
+        assert await stack.close(10)
+
+
+def place(stack: Stack, *numbers: int) -> None:
+    for number in numbers:
+        stack.place(make_block(number, data(number)))
+
+
+async def settle(stack: Stack) -> None:
+    while stack._tasks:
+        await asyncio.wait(list(stack._tasks))
+
+
+async def get(stack: Stack, number: int) -> str | None:
+    """Return where a block was found, after its bytes were found right."""
+    found = stack.find(make_key(number), LENGTH, set())
+    if isinstance(found, Stored):
+        (found,) = await stack.open(found.tier, [found])
+    if found is None:
+        return None
+    assert read_handle(make_key(number), found) == data(number)
+    return found.source
+
+
+def held(tier: Tier) -> list[int]:
+    return [number for number in range(50) if tier.holds(make_key(number))]
+
+
+async def test_kept_sets_share_out_the_lowest_keys_and_the_ring_takes_the_rest(build: Build, stacked) -> None:
+    ram, disk = build("ram", 2, KeptSet()), build("disk", 3, KeptSet(), disk=True)
+    stack = stacked([ram, disk], ring_blocks=2)
+    for number in (9, 4, 7, 1, 8, 2, 6, 3, 5, 11, 12, 10):
+        place(stack, number)
+        await settle(stack)
+    assert (held(ram), held(disk), held(stack.ring)) == ([1, 2], [3, 4, 5], [10, 12])
+    sources = [await get(stack, number) for number in (1, 3, 10)]
+    assert sources == ["ram", "disk", "ring"]
+
+
+async def test_a_settled_kept_set_writes_nothing_more(build: Build, stacked) -> None:
+    ram, disk = build("ram", 2, KeptSet()), build("disk", 3, KeptSet(), disk=True)
+    stack = stacked([ram, disk], ring_blocks=1)
+    numbers = [9, 4, 7, 1, 8, 2, 6, 3, 5]
+    for epoch in range(4):
+        before = [tier.counters.written_bytes for tier in (ram, disk)]
+        for number in numbers[epoch:] + numbers[:epoch]:
+            if await get(stack, number) is None:
+                place(stack, number)
+            await settle(stack)
+    assert [tier.counters.written_bytes for tier in (ram, disk)] == before
+
+
+async def test_what_lru_evicts_goes_down_and_comes_back_up_when_it_is_read(build: Build, stacked) -> None:
+    ram, disk = build("ram", 2, Lru()), build("disk", 3, Lru(), disk=True)
+    stack = stacked([ram, disk])
+    for number in (1, 2, 3):
+        place(stack, number)
+        await settle(stack)
+    assert (held(ram), held(disk)) == ([2, 3], [1])
+    assert await get(stack, 1) == "disk"
+    await settle(stack)
+    assert (held(ram), held(disk)) == ([1, 3], [1, 2])
+    assert await get(stack, 1) == "ram"
+    # The copy below stayed, so going down once more costs no write.
+    written = disk.counters.written_bytes
+    place(stack, 4)
+    await settle(stack)
+    place(stack, 5)
+    await settle(stack)
+    assert held(ram) == [4, 5]
+    assert disk.counters.written_bytes == written + SIZE
+    assert 1 in held(disk)
+
+
+async def test_a_full_kept_set_does_not_call_blocks_up(build: Build, stacked) -> None:
+    ram, disk = build("ram", 1, KeptSet()), build("disk", 3, KeptSet(), disk=True)
+    stack = stacked([ram, disk])
+    place(stack, 1, 2, 3)
+    await settle(stack)
+    for _ in range(3):
+        assert await get(stack, 3) == "disk"
+        await settle(stack)
+    assert held(ram) == [1]
+    assert ram.counters.insertions == 1
+
+
+async def test_a_block_found_in_the_ring_moves_up(build: Build, stacked) -> None:
+    ram = build("ram", 1, Lru())
+    stack = stacked([ram], ring_blocks=2)
+    place(stack, 1, 2)
+    assert (held(ram), held(stack.ring)) == ([2], [1])
+    assert await get(stack, 1) == "ring"
+    assert (held(ram), held(stack.ring)) == ([1], [2])
+
+
+async def test_a_block_on_its_way_to_a_directory_is_found(build: Build, stacked) -> None:
+    disk = build("disk", 3, KeptSet(), disk=True)
+    stack = stacked([disk])
+    place(stack, 1)
+    assert not disk.holds(make_key(1))
+    assert await get(stack, 1) == "ring"
+    await settle(stack)
+    assert await get(stack, 1) == "disk"
+
+
+async def test_what_a_broken_disk_does_not_take_goes_on(build: Build, stacked) -> None:
+    def before(name: str) -> None:
+        if name == "write":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    broken = build("broken", 3, KeptSet(), disk=True, system=FaultySystem(before))
+    disk = build("disk", 1, KeptSet(), disk=True)
+    stack = stacked([broken, disk], ring_blocks=1)
+    for number in (1, 2):
+        place(stack, number)
+        await settle(stack)
+    assert (held(broken), held(disk), held(stack.ring)) == ([], [1], [2])
+
+
+async def test_a_directorys_victim_goes_down_and_in_the_end_to_the_ring(build: Build, stacked) -> None:
+    fast, slow = build("fast", 1, KeptSet(), disk=True), build("slow", 1, KeptSet(), disk=True)
+    stack = stacked([fast, slow], ring_blocks=4)
+    for number in (9, 5, 1):
+        place(stack, number)
+        await settle(stack)
+    assert (held(fast), held(slow), held(stack.ring)) == ([1], [5], [9])
+
+
+async def test_a_reported_block_is_gone_from_every_tier(build: Build, stacked, tmp_path: Path) -> None:
+    ram, disk = build("ram", 1, Lru()), build("disk", 3, Lru(), disk=True)
+    stack = stacked([ram, disk])
+    place(stack, 1, 2)
+    await settle(stack)
+    assert await get(stack, 1) == "disk"
+    await settle(stack)
+    assert (held(ram), held(disk)) == ([1], [1, 2])
+    await stack.drop(make_key(1))
+    assert (held(ram), held(disk)) == ([], [2])
+    assert (ram.counters.corrupt, disk.counters.corrupt) == (1, 1)
+    assert not (tmp_path / "disk" / "blocks-1" / block_path(make_key(1), LENGTH)).exists()
+    await stack.drop(make_key(1))
+    assert disk.counters.corrupt == 1
+
+
+async def test_a_damaged_file_is_not_carried_to_another_tier(build: Build, stacked, tmp_path: Path) -> None:
+    ram, disk = build("ram", 1, Lru()), build("disk", 3, Lru(), disk=True)
+    stack = stacked([ram, disk])
+    place(stack, 1, 2)
+    await settle(stack)
+    file = tmp_path / "disk" / "blocks-1" / block_path(make_key(1), LENGTH)
+    content = file.read_bytes()
+    file.write_bytes(b"\xff" + content[1:])
+    found = stack.find(make_key(1), LENGTH, set())
+    assert isinstance(found, Stored)
+    (handle,) = await stack.open(found.tier, [found])
+    assert isinstance(handle, Handle)
+    assert handle.verify
+    handle.close()
+    await settle(stack)
+    assert (held(ram), held(disk)) == ([2], [])
+    assert disk.counters.corrupt == 1
+
+
+async def test_a_ring_without_memory_keeps_nothing(build: Build, stacked) -> None:
+    stack = stacked([build("ram", 0, Lru()), build("disk", 0, KeptSet(), disk=True)])
+    place(stack, 1)
+    await settle(stack)
+    assert await get(stack, 1) is None
+    check_limits({"tiers": [tier.stats() for tier in stack.tiers], "ring": stack.ring.stats()})
+
+
+async def test_close_does_not_wait_for_a_directory_that_does_not_answer(build: Build, caplog) -> None:
+    answers = threading.Event()
+
+    def before(name: str) -> None:
+        if name == "posix_fallocate":
+            answers.wait(60)
+
+    disk = build("disk", 3, KeptSet(), disk=True, system=FaultySystem(before))
+    stack = Stack([disk], build("ring", 1, Lru()), max_promoting_bytes=1)
+    place(stack, 1)
+    assert not await stack.close(0.01)
+    answers.set()
+    assert "dropped" in caplog.text
