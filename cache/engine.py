@@ -17,7 +17,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cache.budget import Budget
@@ -45,6 +45,16 @@ _POLICIES: dict[PolicyName, Callable[[], Policy]] = {"kept": KeptSet, "lru": Lru
 _THREADS: dict[Medium, int] = {"ram": 2, "nvme": 8, "hdd": 2}
 _CHECKING_THREADS = 2
 _CLOSE_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One call of `get_many`: by position, what is answered and what is being fetched; and where it looked in vain."""
+
+    refs: Sequence[BlockRef]
+    results: dict[int, Handle | DataError] = field(default_factory=dict)
+    flights: dict[int, asyncio.Future[Block | DataError]] = field(default_factory=dict)
+    missed: set[tuple[Tier, bytes]] = field(default_factory=set)
 
 
 class Engine:
@@ -135,56 +145,23 @@ class Engine:
         is not remembered. The caller owns the handles.
         """
         self._blocks_requested += len(refs)
-        if not self._running:
-            return [_closed(ref) for ref in refs]
-        results: dict[int, Handle | DataError] = {}
-        flights: dict[int, asyncio.Future[Block | DataError]] = {}
-        missed: set[tuple[Tier, bytes]] = set()
-        find = self._stack.find
+        request = _Request(refs)
         todo = [(position, block_key(ref)) for position, ref in enumerate(refs)]
         # A second round looks again for what a directory was thought to hold.
         while todo:
-            stored: defaultdict[Tier, list[tuple[int, Stored]]] = defaultdict(list)
-            cold: list[tuple[bytes, BlockRef]] = []
-            for position, key in todo:
-                found = find(key, refs[position].length, missed)
-                if isinstance(found, Handle):
-                    results[position] = found
-                elif found is not None:
-                    stored[found.tier].append((position, found))
-                else:
-                    flight = self._flights.join(key)
-                    if flight is None:
-                        flight = self._flights.begin(key)
-                        cold.append((key, refs[position]))
-                    flights[position] = flight
-            # No await since `find`: nobody else has begun to fetch these.
-            for fetch in self._origin.plan(cold) if cold else ():
-                self._begin_fetch(fetch)
+            stored = self._look_up(request, todo)
             todo = []
             for tier, entries in stored.items():
-                if not self._running:
-                    results.update((position, _closed(refs[position])) for position, _ in entries)
-                    continue
-                try:
-                    handles = await self._stack.open(tier, [entry for _, entry in entries])
-                except OSError as error:
-                    results.update((position, _no_files(refs[position], error)) for position, _ in entries)
-                    continue
-                for (position, entry), handle in zip(entries, handles, strict=True):
-                    if handle is not None:
-                        results[position] = handle
-                    else:
-                        missed.add((tier, entry.key))
-                        todo.append((position, entry.key))
-        if flights:
-            await asyncio.wait(set(flights.values()))
-        for position, flight in flights.items():
+                todo += await self._open(request, tier, entries)
+        if request.flights:
+            await asyncio.wait(set(request.flights.values()))
+        for position, flight in request.flights.items():
             result = flight.result()
-            results[position] = (
-                result if isinstance(result, DataError) else Handle(result.memory, result.length, "origin")
-            )
-        return [results[position] for position in range(len(refs))]
+            if isinstance(result, Block):
+                request.results[position] = Handle(result.memory, result.length, "origin")
+            else:
+                request.results[position] = result
+        return [request.results[position] for position in range(len(refs))]
 
     async def report_bad(self, key: bytes) -> None:
         """Remove a block whose bytes a reader found to be wrong; the next reader gets it from the origin."""
@@ -215,6 +192,53 @@ class Engine:
             "blocks_requested": self._blocks_requested,
             "joined": self._flights.joined,
         }
+
+    def _look_up(self, request: _Request, todo: Sequence[tuple[int, bytes]]) -> dict[Tier, list[tuple[int, Stored]]]:
+        """Answer what is in memory, join or begin the fetch of what is nowhere, return what directories may hold."""
+        refs, missed, find = request.refs, request.missed, self._stack.find
+        stored: defaultdict[Tier, list[tuple[int, Stored]]] = defaultdict(list)
+        cold: list[tuple[bytes, BlockRef]] = []
+        for position, key in todo:
+            if not self._running:
+                request.results[position] = _closed(refs[position])
+                continue
+            found = find(key, refs[position].length, missed)
+            if isinstance(found, Handle):
+                request.results[position] = found
+            elif found is not None:
+                stored[found.tier].append((position, found))
+            else:
+                flight = self._flights.join(key)
+                if flight is None:
+                    flight = self._flights.begin(key)
+                    cold.append((key, refs[position]))
+                request.flights[position] = flight
+        # No await since `find`: nobody else has begun to fetch these.
+        for fetch in self._origin.plan(cold) if cold else ():
+            self._begin_fetch(fetch)
+        return stored
+
+    async def _open(
+        self, request: _Request, tier: Tier, entries: Sequence[tuple[int, Stored]]
+    ) -> list[tuple[int, bytes]]:
+        """Answer what a directory holds; return what it does not."""
+        if not self._running:
+            # The next look-up says so.
+            return [(position, entry.key) for position, entry in entries]
+        try:
+            handles = await self._stack.open(tier, [entry for _, entry in entries])
+        except OSError as error:
+            for position, _ in entries:
+                request.results[position] = _no_files(request.refs[position], error)
+            return []
+        absent: list[tuple[int, bytes]] = []
+        for (position, entry), handle in zip(entries, handles, strict=True):
+            if handle is not None:
+                request.results[position] = handle
+            else:
+                request.missed.add((tier, entry.key))
+                absent.append((position, entry.key))
+        return absent
 
     def _begin_fetch(self, fetch: Fetch) -> None:
         task = asyncio.create_task(self._fetch(fetch))
