@@ -7,6 +7,7 @@ and straight to its name where it cannot, as those are object stores.
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import hashlib
 import secrets
@@ -34,6 +35,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _THREADS = 8
+_READ_ATTEMPTS = 10  # of a file that is replaced while it is read, when no version is asked for
 _PARTIAL_PREFIX = ".dataflow-partial-"
 _VERSION_FIELDS = ("ETag", "etag", "md5Hash", "checksum", "mtime", "LastModified", "last_modified", "created")
 
@@ -111,12 +113,15 @@ class FsspecStore:
     async def put_stream(self, key: str, chunks: AsyncIterable[Buffer]) -> ObjectMeta:
         """Collect the chunks in a local temporary file, then put it."""
         check_key(key)
-        with NamedTemporaryFile(prefix="dataflow-") as collected:
+        collected = await self._run(key, lambda: NamedTemporaryFile(prefix="dataflow-"))  # noqa: SIM115
+        try:
             async for chunk in chunks:
                 await self._run(key, collected.write, chunk)
             await self._run(key, collected.flush)
-            name = collected.name
-            return await self._run(key, self._publish, key, lambda path: self._filesystem.put_file(name, path))
+            upload = self._filesystem.put_file
+            return await self._run(key, self._publish, key, lambda path: upload(collected.name, path))
+        finally:
+            await asyncio.shield(self._pool.run(collected.close))
 
     async def delete(self, key: str) -> None:
         """Remove the file."""
@@ -155,13 +160,23 @@ class FsspecStore:
 
     def _read(self, key: str, spans: Sequence[Span] | None, version: str | None) -> builtins.list[Buffer]:
         uri = join_uri(self.url, key)
-        changed = ChangedError(f"{uri} was changed since it was opened; open the data set again", uri=uri)
-        meta = self._head(key)
-        if version is not None and meta.version != version:
-            raise changed
-        spans = (Span(0, meta.size_bytes),) if spans is None else spans
+        for _ in range(_READ_ATTEMPTS):
+            meta = self._head(key)
+            if version is not None and meta.version != version:
+                break
+            wanted = (Span(0, meta.size_bytes),) if spans is None else spans
+            buffers = self._read_once(key, wanted, meta)
+            if self._head(key).version != meta.version:
+                continue
+            if any(len(buffer) != span.length for buffer, span in zip(buffers, wanted, strict=True)):
+                raise TransientError(f"the store gave too few bytes of {uri}", kind=ErrorKind.SHORT_BODY, uri=uri)
+            return buffers
+        raise ChangedError(f"{uri} was changed since it was opened; open the data set again", uri=uri)
+
+    def _read_once(self, key: str, spans: Sequence[Span], meta: ObjectMeta) -> builtins.list[Buffer]:
         for span in spans:
             if span.end > meta.size_bytes:
+                uri = join_uri(self.url, key)
                 message = f"bytes {span.offset} to {span.end} of {uri} reach past its end at {meta.size_bytes}"
                 raise BadInputError(message, kind=ErrorKind.BAD_RANGE, uri=uri)
         buffers: builtins.list[Buffer] = [b""] * len(spans)
@@ -174,10 +189,6 @@ class FsspecStore:
         )
         for position, buffer in zip(wanted, found, strict=True):
             buffers[position] = buffer
-        if self._head(key).version != meta.version:
-            raise changed
-        if any(len(buffer) != span.length for buffer, span in zip(buffers, spans, strict=True)):
-            raise TransientError(f"the store gave fewer bytes of {uri} than asked", kind=ErrorKind.SHORT_BODY, uri=uri)
         return buffers
 
     def _find(self, prefix: str) -> builtins.list[ObjectMeta]:

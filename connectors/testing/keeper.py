@@ -11,6 +11,7 @@ unsafe in a process with threads.
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import signal
 import subprocess
@@ -34,7 +35,8 @@ def keep(folder: str, command: Sequence[str]) -> int:
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent)
 
     def kill_at_end_of_input() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 4096):  # not sys.stdin: its lock, held here, would break the end of the interpreter
+            pass
         server.kill()
 
     threading.Thread(target=kill_at_end_of_input, daemon=True).start()

@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote
 
 from connectors.bridge import run_sync
@@ -51,8 +51,8 @@ class SeaweedServer:
         self._access_key = secrets.token_hex(8)
         self._secret_key = secrets.token_hex(16)
         self._ports: dict[str, int] = {}
-        self._folder: Path | None = None
         self._keeper: subprocess.Popen[bytes] | None = None
+        self._log: IO[bytes] | None = None
 
     def __enter__(self) -> SeaweedServer:
         self.start()
@@ -110,6 +110,8 @@ class SeaweedServer:
         if keeper is not None and keeper.stdin is not None:
             keeper.stdin.close()
             keeper.wait()
+        if self._log is not None:
+            self._log.close()
 
     def create_bucket(self, name: str) -> str:
         """Create a bucket (three letters at least) and return its URL."""
@@ -122,7 +124,7 @@ class SeaweedServer:
 
     def _launch(self, program: str) -> None:
         self._ports = _free_ports()
-        folder = self._folder = Path(tempfile.mkdtemp(prefix="seaweed-"))
+        folder = Path(tempfile.mkdtemp(prefix="seaweed-"))
         (folder / "data").mkdir()
         identity = {
             "name": "owner",
@@ -142,15 +144,16 @@ class SeaweedServer:
             "-master.volumeSizeLimitMB=1024", "-volume.max=1000",
             "-s3", f"-s3.config={folder}/s3.json", "-s3.port.iceberg=0", "-s3.port.lance=0",
         ]  # fmt: skip
-        with (folder / "out.log").open("wb") as log:
-            self._keeper = subprocess.Popen(
-                [sys.executable, "-P", "-m", "connectors.testing.keeper", str(folder), *command],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                # Each bucket takes volumes of its own: one of them, not seven.
-                env=os.environ | {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"},
-            )
+        # Not in the folder, which is gone when the server has ended.
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed by stop
+        self._keeper = subprocess.Popen(
+            [sys.executable, "-P", "-m", "connectors.testing.keeper", str(folder), *command],
+            stdin=subprocess.PIPE,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            # Each bucket takes volumes of its own: one of them, not seven.
+            env=os.environ | {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"},
+        )
 
     def _wait_until_ready(self) -> None:
         deadline_s = time.monotonic() + _READY_TIMEOUT_S
@@ -160,7 +163,7 @@ class SeaweedServer:
                 run_sync(self._probe())
             except (OSError, DataError) as error:  # not yet: refused, or a 500 while its parts find each other
                 if self._keeper is None or self._keeper.poll() is not None or time.monotonic() > deadline_s:
-                    message = f"SeaweedFS did not become ready ({error}); its log ends:\n{self._log()}"
+                    message = f"SeaweedFS did not become ready ({error}); its log ends:\n{self._end_of_log()}"
                     raise TransientError(message) from None
                 time.sleep(_POLL_S)
             else:
@@ -182,10 +185,11 @@ class SeaweedServer:
         with urllib.request.urlopen(urllib.request.Request(target, method="PUT"), timeout=5):
             pass
 
-    def _log(self) -> str:
-        if self._folder is None or not (self._folder / "out.log").exists():
-            return "(empty)"
-        return (self._folder / "out.log").read_text(errors="replace")[-2000:]
+    def _end_of_log(self) -> str:
+        if self._log is None:
+            return ""
+        size_bytes = os.fstat(self._log.fileno()).st_size
+        return os.pread(self._log.fileno(), 2000, max(0, size_bytes - 2000)).decode(errors="replace")
 
 
 def _find_program() -> str:

@@ -317,7 +317,9 @@ class StoreTests(ABC):
             await asyncio.Event().wait()
 
         writer = asyncio.create_task(store.put_stream("folder/key", endless()))
-        await waiting.wait()
+        arrived = asyncio.create_task(waiting.wait())
+        await asyncio.wait([writer, arrived], return_when=asyncio.FIRST_COMPLETED)
+        arrived.cancel()
         writer.cancel()
         with pytest.raises(asyncio.CancelledError):
             await writer

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -101,7 +102,10 @@ def test_an_interrupt_cancels_the_coroutine():
     cancelled = threading.Event()
 
     async def endless():
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # as the terminal does
+        main = threading.main_thread().ident
+        while not _is_waiting(sys._current_frames()[main]):  # noqa: ASYNC110  another thread's doing
+            await asyncio.sleep(0.001)
+        signal.pthread_kill(main, signal.SIGINT)  # as the terminal does
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -111,6 +115,11 @@ def test_an_interrupt_cancels_the_coroutine():
     with pytest.raises(KeyboardInterrupt):
         run_sync(endless())
     assert cancelled.wait(30)
+
+
+def _is_waiting(frame):
+    names = [(entry.filename, entry.name) for entry in traceback.extract_stack(frame)]
+    return (threading.__file__, "wait") in names
 
 
 def test_the_interpreter_ends_while_a_call_hangs():
