@@ -15,7 +15,7 @@ import numpy.typing as npt
 from connectors.errors import BadInputError
 from dataflow.order.batching import GlobalBatch
 
-__all__ = ["Division", "EqualParts", "Parts", "WeightedParts", "divide", "part_bounds", "split_batch"]
+__all__ = ["Division", "EqualParts", "Parts", "WeightedParts", "by_owner", "divide", "part_bounds", "split_batch"]
 
 
 def part_bounds(length: int, rank: int, world_size: int) -> tuple[int, int]:
@@ -85,6 +85,12 @@ class Division(Protocol):
             The units part by part, and where each part starts (`num_parts + 1` entries).
         """
         ...
+
+
+def by_owner(owner: npt.NDArray[np.int64], num_parts: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return what `Division.assign` returns, given the part that each unit goes to."""
+    starts = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=num_parts))])
+    return np.argsort(owner, kind="stable"), starts
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,28 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors.errors import BadInputError
 from dataflow.loaders.sampler import ElasticBatchSampler
 from dataflow.loaders.schedule_sampler import Part, ScheduleSampler
-from dataflow.order import BucketBatches, Mesh, PackedBatches, Schedule, Shuffle, WeightedParts
+from dataflow.order import (
+    BalancedParts,
+    BucketBatches,
+    Division,
+    EqualParts,
+    Filtered,
+    FixedBatches,
+    LocalParts,
+    Mesh,
+    Mixture,
+    PackedBatches,
+    Schedule,
+    Selection,
+    Shuffle,
+    WeightedParts,
+)
 
 
 def samplers(world_size: int, **options: Any) -> list[ElasticBatchSampler]:
@@ -39,38 +54,86 @@ def test_a_state_moves_between_meshes() -> None:
     assert joined == list(samplers(1)[0])[3:]
 
 
+LENGTHS = np.random.default_rng(0).integers(1, 60, 300)
+
+
 def packed_and_bucketed() -> list[Schedule]:
-    lengths = np.random.default_rng(0).integers(1, 60, 300)
     source = Shuffle(300, None, "full", 0, 1)
     return [
-        Schedule(source, BucketBatches(lengths, 480, 6, None, None, window_samples=90, seed=1)),
-        Schedule(source, PackedBatches(lengths, 64, 7, window_samples=110, seed=1)),
+        Schedule(source, BucketBatches(LENGTHS, 480, 6, None, None, window_samples=90, seed=1)),
+        Schedule(source, PackedBatches(LENGTHS, 64, 7, window_samples=110, seed=1)),
     ]
 
 
-def joined(schedule: Schedule, world_size: int, state: dict[str, Any] | None, steps: int) -> tuple[list[Any], Any]:
-    """What all ranks together draw in the next steps, and the state after them."""
-    ranks = [ScheduleSampler(schedule, fingerprint="set", rank=r, world_size=world_size) for r in range(world_size)]
-    for rank in ranks:
-        if state is not None:
+def mixed_and_filtered() -> list[Schedule]:
+    """Two sets of 200 and 100 samples: one in blocks with a filter, one shuffled whole and read several times."""
+    blocks = Shuffle(200, np.arange(0, 201, 8), "block", 5, 4)
+    kept = Filtered(blocks, Selection(np.random.default_rng(1).random(200) < 0.7))
+    mixture = Mixture((kept, Shuffle(100, None, "full", 6, 1)), (200, 100), (1.0, 2.0), 250, 30, 7)
+    return [
+        Schedule(mixture, FixedBatches(30, "short")),
+        Schedule(mixture, BucketBatches(LENGTHS, 480, 6, None, (20, 40, 64), window_samples=90, seed=1)),
+        Schedule(mixture, PackedBatches(LENGTHS, 64, 7, window_samples=110, seed=1)),
+        Schedule(kept, PackedBatches(LENGTHS[:200], 64, 7, window_samples=60, seed=1)),
+    ]
+
+
+SCHEDULES = [*packed_and_bucketed(), *mixed_and_filtered()]
+
+
+def divisions(num_replicas: int) -> st.SearchStrategy[Division]:
+    weights = st.lists(st.floats(0.5, 4), min_size=num_replicas, max_size=num_replicas).map(tuple)
+    nodes = st.lists(st.integers(0, 2), min_size=num_replicas, max_size=num_replicas).map(tuple)
+    return st.one_of(
+        st.just(EqualParts()),
+        st.just(BalancedParts(LENGTHS)),
+        weights.map(WeightedParts),
+        nodes.map(lambda nodes: LocalParts(lambda samples: samples % 3, nodes)),
+    )
+
+
+@st.composite
+def jobs(draw: st.DrawFn) -> tuple[int, dict[str, Any], int]:
+    """A world size, how its ranks divide the work, and for how many steps it lives."""
+    if draw(st.booleans()):
+        mesh = Mesh.from_sizes({"pp": draw(st.integers(1, 2)), "dp": draw(st.integers(1, 3)), "tp": 2}, ("dp",))
+        return mesh.num_ranks, {"mesh": mesh, "division": draw(divisions(mesh.num_replicas))}, draw(st.integers(0, 25))
+    world_size = draw(st.integers(1, 6))
+    return world_size, {"division": draw(divisions(world_size))}, draw(st.integers(0, 25))
+
+
+def run(schedule: Schedule, job: tuple[int, dict[str, Any], int], state: Any) -> tuple[list[list[Any]], Any]:
+    """What all replicas together draw in the steps of a job, sorted inside each step, and the state after them."""
+    world_size, options, num_steps = job
+    ranks = [
+        ScheduleSampler(schedule, fingerprint="set", rank=rank, world_size=world_size, **options)
+        for rank in range(world_size)
+    ]
+    if state is not None:
+        for rank in ranks:
             rank.load_state_dict(json.loads(json.dumps(state)))
-    drawn = list(zip(*(islice(rank, steps) for rank in ranks), strict=True))
-    states = [rank.state_dict() for rank in ranks]
-    assert all(other == states[0] for other in states)
-    return [[unit for part in parts for unit in part] for parts in drawn], states[0]
+    drawn = [list(islice(rank, num_steps)) for rank in ranks]
+    assert len({len(steps) for steps in drawn}) == 1, "a rank has other steps"
+    assert all(rank.state_dict() == ranks[0].state_dict() for rank in ranks)
+    by_replica: dict[int, list[list[Any]]] = {}
+    for rank, steps in zip(ranks, drawn, strict=True):
+        assert by_replica.setdefault(rank.replica, steps) == steps, "peers read different samples"
+    joined = [sorted(unit for part in parts for unit in part) for parts in zip(*by_replica.values(), strict=True)]
+    return joined, ranks[0].state_dict()
 
 
-@given(stops=st.lists(st.tuples(st.integers(1, 6), st.integers(0, 30)), max_size=6), data=st.data())
-def test_buckets_and_packs_survive_any_stop_and_change_of_world_size(
-    stops: list[tuple[int, int]], data: st.DataObject
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: type(schedule.batching).__name__)
+@given(stops=st.lists(jobs(), max_size=4))
+@settings(max_examples=25)
+def test_all_stages_together_survive_any_stop_and_any_change_of_ranks(
+    schedule: Schedule, stops: list[tuple[int, dict[str, Any], int]]
 ) -> None:
-    schedule = data.draw(st.sampled_from(packed_and_bucketed()))
-    expected = joined(schedule, 1, None, 10_000)[0]
+    expected, _ = run(schedule, (1, {}, 10_000), None)
     found: list[Any] = []
     state = None
-    for world_size, steps in stops:
+    for job in stops:
         if len(found) < len(expected):
-            some, state = joined(schedule, world_size, state, steps)
+            some, state = run(schedule, job, state)
             found += some
     assert found == expected[: len(found)]
 
