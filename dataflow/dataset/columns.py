@@ -170,8 +170,8 @@ class FixedColumn:
         missing = np.flatnonzero(~valid[selection.rows[start:stop]])
         if len(missing):
             raise BadInputError(
-                f"field {self.name!r} of sample {selection.sample_at(start + int(missing[0]))} is null, and an array has "
-                "no place for that: fill or drop missing values when converting, or leave the field out with columns="
+                f"field {self.name!r} of sample {selection.sample_at(start + int(missing[0]))} is null, and an array "
+                "has no place for that: fill or drop missing values when converting, or leave the field out by columns="
             )
 
 

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import xxhash
 
-from connectors.errors import BadInputError, CorruptError
+from connectors.errors import BadInputError
 from connectors.objects import ObjectMeta, join_uri
 from dataflow.formats.fields import image_field, label_field
-from dataflow.index import Blocks, Index, Shards
+from dataflow.formats.scan import listing_fingerprint, shard_table
+from dataflow.index import Blocks, Index
 
 if TYPE_CHECKING:
-    from cache.access import BlockReader
+    from dataflow.formats.place import Place
 
 __all__ = ["FolderFormat", "FolderSource"]
 
@@ -67,20 +67,19 @@ class FolderFormat:
 
     name = "folder"
 
-    def open(self, url: str, reader: BlockReader) -> FolderSource | None:
-        """List `url` and index its images; None where there are none.
+    def open(self, place: Place) -> FolderSource | None:
+        """List a place and index its images; None where there are none.
 
         Raises:
             BadInputError: Images lie beside class folders, or one has 2 GiB or more.
             CorruptError: An image has no bytes.
         """
-        images = [meta for meta in reader.list_objects(url) if meta.key.lower().endswith(IMAGE_SUFFIXES)]
+        images = place.files_named(IMAGE_SUFFIXES)
         if not images:
             return None
+        url = place.root
         for meta in images:
-            uri = join_uri(url, meta.key)
-            if meta.size_bytes == 0:
-                raise CorruptError(f"{uri} is empty, not an image; remove it or write it again", uri=uri)
+            uri = place.uri(meta)
             if meta.size_bytes >= 1 << 31:
                 raise BadInputError(
                     f"{uri} has {meta.size_bytes} bytes; images of 2 GiB and more are not supported", uri=uri
@@ -109,17 +108,7 @@ def _classes(url: str, images: Sequence[ObjectMeta]) -> list[str]:
 
 def _index(url: str, images: Sequence[ObjectMeta], schema: pa.Schema) -> Index:
     """Build the index. The fingerprint covers schema, paths and sizes; version tokens differ between copies."""
-    sizes = np.array([meta.size_bytes for meta in images], np.int64)
-    digest = xxhash.xxh3_128(schema.serialize().to_pybytes())
-    digest.update("\0".join(meta.key for meta in images).encode())
-    digest.update(sizes.tobytes())
-    count = len(images)
-    shards = Shards(
-        pa.array([meta.key for meta in images], pa.string()),
-        sizes,
-        pa.array([meta.version for meta in images], pa.string()),
-    )
-    blocks = Blocks(
-        np.arange(count, dtype=np.int32), np.zeros(count, np.int64), sizes, np.arange(count + 1, dtype=np.int64)
-    )
-    return Index(url, digest.hexdigest(), shards, blocks)
+    count, shards = len(images), shard_table(images)
+    first_sample = np.arange(count + 1, dtype=np.int64)
+    blocks = Blocks(np.arange(count, dtype=np.int32), np.zeros(count, np.int64), shards.size_bytes, first_sample)
+    return Index(url, listing_fingerprint(shards, blocks, schema), shards, blocks)

@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from cache.access import BlockReader
     from connectors.protocols import Buffer
     from dataflow.formats.destination import Destination
+    from dataflow.formats.place import Place
     from dataflow.index import Index
 
 __all__ = ["Format", "Part", "Source", "Target"]
@@ -53,10 +53,13 @@ class Source(Protocol):
 class Format(Protocol):
     """How to find and open datasets of one format."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What the format is called in `open_dataset(format=)` and on the command line."""
+        ...
 
-    def open(self, url: str, reader: BlockReader) -> Source | None:
-        """Open the dataset at `url`, or return None where there is none of this format.
+    def open(self, place: Place) -> Source | None:
+        """Open the dataset at a place, or return None where there is none of this format.
 
         Raises:
             DataError: There is one, and it cannot be used.

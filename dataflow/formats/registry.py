@@ -8,6 +8,8 @@ from connectors.errors import BadInputError, NotFoundError
 from dataflow.formats.arrow.reading import ArrowFormat
 from dataflow.formats.destination import PART_SUFFIX
 from dataflow.formats.folder import FolderFormat
+from dataflow.formats.place import Place
+from dataflow.formats.text import TextFormat
 
 if TYPE_CHECKING:
     from cache.access import BlockReader
@@ -16,7 +18,13 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "open_source"]
 
 # In the order in which they are tried: what says by itself what it is comes first.
-FORMATS: tuple[Format, ...] = (ArrowFormat(), FolderFormat())
+FORMATS: tuple[Format, ...] = (
+    ArrowFormat(),
+    FolderFormat(),
+    TextFormat("jsonl", (".jsonl", ".ndjson")),
+    TextFormat("csv", (".csv", ".tsv")),
+    TextFormat("text", (".txt",)),
+)
 
 
 def open_source(url: str, reader: BlockReader, name: str | None = None) -> Source:
@@ -30,11 +38,12 @@ def open_source(url: str, reader: BlockReader, name: str | None = None) -> Sourc
     formats = FORMATS if name is None else [entry for entry in FORMATS if entry.name == name]
     if not formats:
         raise BadInputError(f"no format is called {name!r}; there are {', '.join(entry.name for entry in FORMATS)}")
+    place = Place(url, reader)
     for entry in formats:
-        source = entry.open(url, reader)
+        source = entry.open(place)
         if source is not None:
             return source
-    found = reader.list_objects(url)
+    found = place.files
     if not found:
         raise NotFoundError(f"nothing at {url}", uri=url)
     unfinished = any(meta.key.endswith(PART_SUFFIX) for meta in found)

@@ -15,6 +15,7 @@ from dataflow.dataset import open_dataset
 from dataflow.formats import class_names, image_field, label_field, tensor_field
 from dataflow.formats.arrow import ShardWriter
 from dataflow.formats.arrow.reading import ArrowFormat
+from dataflow.formats.place import Place
 
 SCHEMA = pa.schema([tensor_field("x", np.float32, (64,)), pa.field("text", pa.string()), pa.field("n", pa.int64())])
 COUNT = 300
@@ -53,7 +54,7 @@ def test_any_arrow_reader_opens_a_shard_and_sees_the_blocks(tmp_path: Path, comp
 
 def test_the_bytes_of_a_block_decode_alone_and_without_a_copy(path: Path) -> None:
     reader = open_reader(path.as_uri())
-    source = ArrowFormat().open(path.as_uri(), reader)
+    source = ArrowFormat().open(Place(path.as_uri(), reader))
     assert source is not None
     for block in range(source.index.num_blocks):
         ref = source.index.block_ref(block)

@@ -13,7 +13,7 @@ from dataflow.formats.arrow.manifest import INDEX_NAME, MANIFEST_NAME, Manifest,
 from dataflow.index import Index, decode_index
 
 if TYPE_CHECKING:
-    from cache.access import BlockReader
+    from dataflow.formats.place import Place
 
 __all__ = ["ArrowFormat", "ArrowSource"]
 
@@ -65,13 +65,14 @@ class ArrowFormat:
 
     name = "arrow"
 
-    def open(self, url: str, reader: BlockReader) -> ArrowSource | None:
-        """Open the dataset at `url`, or return None where there is no `dataset.json`.
+    def open(self, place: Place) -> ArrowSource | None:
+        """Open the dataset at a place, or return None where there is no `dataset.json`.
 
         Raises:
             CorruptError: Manifest or index are damaged or do not belong together.
             BadInputError: Written by a newer release.
         """
+        url, reader = place.url, place.reader
         manifest_uri, index_uri = join_uri(url, MANIFEST_NAME), join_uri(url, INDEX_NAME)
         try:
             data = reader.read_object(manifest_uri).data

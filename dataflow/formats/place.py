@@ -1,0 +1,101 @@
+"""A place that may hold a dataset: what lies there, listed once however many formats look."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from cache.keys import BlockRef
+from connectors.bridge import run_sync
+from connectors.errors import CorruptError, NotFoundError
+from connectors.objects import ObjectMeta, join_uri, split_uri
+from connectors.registry import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cache.access import BlockReader
+
+__all__ = ["Place"]
+
+# What one request of a scan asks for, and what a scan holds of a file at once.
+CHUNK_BYTES = 8 << 20
+
+
+class Place:
+    """A URL and how to read there. Lives while a dataset is being opened.
+
+    Args:
+        url: A folder or prefix, normalised; with `file://` also a single file.
+        reader: Answers.
+
+    Attributes:
+        url: As given.
+        reader: As given.
+    """
+
+    def __init__(self, url: str, reader: BlockReader) -> None:
+        self.url = url
+        self.reader = reader
+
+    @cached_property
+    def _single(self) -> ObjectMeta | None:
+        """The file that the URL itself names. Only asked of `file://`: elsewhere names cannot be told from prefixes."""
+        if not self.url.startswith("file://"):
+            return None
+        root, key = split_uri(self.url)
+        store = open_store(root)
+        try:
+            meta = run_sync(store.head(key))
+            return replace(meta, key=key.rpartition("/")[2])
+        except NotFoundError:
+            return None
+        finally:
+            run_sync(store.close())
+
+    @property
+    def root(self) -> str:
+        """The URL that `files` are relative to."""
+        return self.url.rpartition("/")[0] if self._single else self.url
+
+    @cached_property
+    def files(self) -> list[ObjectMeta]:
+        """What lies there, sorted by key; the file itself where the URL names one."""
+        return [self._single] if self._single else self.reader.list_objects(self.url)
+
+    def files_named(self, suffixes: tuple[str, ...]) -> list[ObjectMeta]:
+        """Return the files whose names end in one of `suffixes`, in any case.
+
+        Raises:
+            CorruptError: One of them has no bytes.
+        """
+        files = [meta for meta in self.files if meta.key.lower().endswith(suffixes)]
+        for meta in files:
+            if meta.size_bytes == 0:
+                uri = self.uri(meta)
+                raise CorruptError(f"{uri} is empty; remove it or write it again", uri=uri)
+        return files
+
+    def uri(self, meta: ObjectMeta) -> str:
+        """Name a file whole."""
+        return join_uri(self.root, meta.key)
+
+    def read(self, meta: ObjectMeta, offset: int, length: int) -> memoryview:
+        """Return a range of a file, of exactly the version that was listed.
+
+        Raises:
+            CorruptError: The file ends before the range does.
+        """
+        if offset < 0 or length < 1 or offset + length > meta.size_bytes:
+            uri = self.uri(meta)
+            raise CorruptError(
+                f"{uri} has {meta.size_bytes} bytes, too few for the {length} at offset {offset} that it promises",
+                uri=uri,
+            )
+        return self.reader.read_blocks([BlockRef(self.uri(meta), meta.version, offset, length)])[0].view
+
+    def chunks(self, meta: ObjectMeta) -> Iterator[memoryview]:
+        """Yield a file's content from front to end."""
+        for offset in range(0, meta.size_bytes, CHUNK_BYTES):
+            yield self.read(meta, offset, min(CHUNK_BYTES, meta.size_bytes - offset))

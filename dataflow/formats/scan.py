@@ -1,0 +1,163 @@
+"""Indexes of formats that have none: found by one pass over the files, then remembered.
+
+A scan's result is kept as an Arrow IPC file in the user's cache directory, under a name that is a digest of everything
+it depends on: format, place, and name, size and version token of every file. A file that changed has another token, so
+a stale result is never found, let alone trusted. What cannot be kept (a full or read-only disk) is scanned again.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import os
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from connectors.errors import CorruptError
+from dataflow.index import Blocks, Index, Shards, decode_index, encode_index
+from dataflow.index.storage import read_metadata
+
+if TYPE_CHECKING:
+    from connectors.objects import ObjectMeta
+    from dataflow.formats.place import Place
+
+__all__ = ["BLOCK_BYTES", "BlockTable", "Scan", "listing_fingerprint", "remembered", "shard_table"]
+
+logger = logging.getLogger(__name__)
+
+# What a block of a scanned format aims at: the same as for native shards.
+BLOCK_BYTES = 1 << 20
+# Kept scans; the least recently used goes when there are more.
+MAX_KEPT = 256
+# Part of the name of a kept scan: to be raised when what scans find changes.
+SCAN_VERSION = 1
+
+
+class BlockTable:
+    """Collects the blocks of a scan, in the order of their samples."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[int, int, int, int]] = []
+
+    def add(self, shard: int, offset: int, length: int, num_samples: int) -> None:
+        """Add one block."""
+        self._rows.append((shard, offset, length, num_samples))
+
+    def finish(self) -> Blocks:
+        """Return the table."""
+        columns = np.array(self._rows, np.int64).reshape(-1, 4).T
+        first_sample = np.concatenate([np.zeros(1, np.int64), np.cumsum(columns[3])])
+        return Blocks(columns[0].astype(np.int32), columns[1].copy(), columns[2].copy(), first_sample)
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What a pass over the files found.
+
+    Attributes:
+        blocks: The blocks; `shard` numbers the files.
+        schema: Fields of a sample.
+        facts: What else the format wants to remember.
+    """
+
+    blocks: Blocks
+    schema: pa.Schema
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+def remembered(
+    place: Place, format_name: str, files: Sequence[ObjectMeta], scan: Callable[[], Scan]
+) -> tuple[Index, Scan]:
+    """Return the index over `files`: as it was found before, or by calling `scan` now.
+
+    Raises:
+        DataError: As `scan` does.
+    """
+    shards = shard_table(files)
+    name = _name(place.root, format_name, shards)
+    found = _load(name)
+    if found is None:
+        found = scan()
+        _keep(name, shards, found)
+    index = Index(place.root, listing_fingerprint(shards, found.blocks, found.schema), shards, found.blocks)
+    index.check()
+    return index, found
+
+
+def shard_table(files: Sequence[ObjectMeta]) -> Shards:
+    """Return files as shards; their version tokens are the store's own."""
+    return Shards(
+        pa.array([meta.key for meta in files], pa.string()),
+        np.array([meta.size_bytes for meta in files], np.int64),
+        pa.array([meta.version for meta in files], pa.string()),
+    )
+
+
+def listing_fingerprint(shards: Shards, blocks: Blocks, schema: pa.Schema) -> str:
+    """Name a dataset by schema, names and sizes of its files, and block layout; tokens differ between equal copies."""
+    digest = xxhash.xxh3_128(schema.serialize().to_pybytes())
+    digest.update("\0".join(shards.names.to_pylist()).encode())
+    for vector in (shards.size_bytes, blocks.shard, blocks.offset, blocks.length, blocks.first_sample):
+        digest.update(np.ascontiguousarray(vector).data)
+    return digest.hexdigest()
+
+
+def _name(root: str, format_name: str, shards: Shards) -> str:
+    digest = xxhash.xxh3_128(f"{SCAN_VERSION}\0{format_name}\0{root}".encode())
+    digest.update("\0".join([*shards.names.to_pylist(), *shards.versions.to_pylist()]).encode())
+    digest.update(np.ascontiguousarray(shards.size_bytes).data)
+    return f"{digest.hexdigest()}.arrow"
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dataflow" / "index"
+
+
+def _load(name: str) -> Scan | None:
+    path = _folder() / name
+    try:
+        data = path.read_bytes()
+        os.utime(path)
+    except OSError:
+        return None
+    try:
+        facts = read_metadata(data, uri=path.as_uri())
+        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(facts.pop("schema"))))
+        return Scan(decode_index(data, url="", fingerprint="", uri=path.as_uri()).blocks, schema, facts)
+    except (CorruptError, KeyError, ValueError, pa.ArrowException, EOFError) as error:
+        logger.warning("the kept scan %s is damaged and is made again: %s", path, error)
+        return None
+
+
+def _keep(name: str, shards: Shards, scan: Scan) -> None:
+    folder = _folder()
+    part = folder / f"{name}.{secrets.token_hex(4)}.part"
+    schema = base64.b64encode(scan.schema.serialize().to_pybytes()).decode()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            part.write_bytes(encode_index(shards, scan.blocks, scan.facts | {"schema": schema}))
+            part.replace(folder / name)
+        finally:
+            part.unlink(missing_ok=True)
+        for old in _oldest(folder):
+            old.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("a scan could not be kept in %s and will be made again: %s", folder, error)
+
+
+def _oldest(folder: Path) -> Iterator[Path]:
+    """Yield what is too much, and what a killed process left half written among it."""
+    ages: list[tuple[float, Path]] = []
+    for path in folder.iterdir():
+        with suppress(OSError):
+            ages.append((path.stat().st_mtime, path))
+    yield from (path for _, path in sorted(ages, reverse=True)[MAX_KEPT:])

@@ -1,0 +1,240 @@
+"""Lines of text: JSON lines, CSV, plain text; also compressed.
+
+A block is about 1 MiB of whole records. A compressed file can only be read from its front, so it is one block whatever
+its size, and the limit is said where it is met: many files of moderate size shuffle well, one large one does not.
+
+The schema is what pyarrow finds in all records: integers widen to floats, a field that a record lacks is null, dates
+stay the text they are. A field whose values do not agree is an error at opening.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+
+from connectors.errors import BadInputError, CorruptError
+from dataflow.formats.scan import BLOCK_BYTES, BlockTable, Scan, remembered
+
+if TYPE_CHECKING:
+    from connectors.objects import ObjectMeta
+    from dataflow.formats.place import Place
+    from dataflow.index import Index
+
+__all__ = ["TextFormat", "TextSource"]
+
+COMPRESSIONS = {".bz2": "bz2", ".gz": "gzip", ".lz4": "lz4", ".zst": "zstd"}
+# A record, or a compressed file, that is larger than this is refused.
+MAX_RECORD_BYTES = 256 << 20
+MAX_UNPACKED_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextSource:
+    """One dataset of text records, opened; see `dataflow.formats.protocol.Source`.
+
+    Attributes:
+        format: `jsonl`, `csv` or `text`.
+        schema: Fields of a sample.
+        index: Blocks of whole records.
+    """
+
+    format: str
+    schema: pa.Schema
+    index: Index
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """Text files say nothing about where they came from."""
+        return {}
+
+    def decode(self, block: int, data: memoryview) -> pa.RecordBatch:
+        """Parse the records of a block."""
+        ref = self.index.block_ref(block)
+        records = _unpacked(data, ref.uri)
+        if self.format == "csv" and records is not data:  # in a plain file the first block begins after the header
+            records = records[_record_end(bytes(records), 0, 0, quoted=True) :]
+        table = _parse(self.format, records, self.schema, uri=ref.uri, offset=ref.offset)
+        expected = int(self.index.blocks.first_sample[block + 1] - self.index.blocks.first_sample[block])
+        if table.num_rows != expected:
+            raise CorruptError(
+                f"{ref.uri} has {table.num_rows} records at offset {ref.offset}, its scan found {expected}", uri=ref.uri
+            )
+        return table.combine_chunks().to_batches()[0]
+
+
+@dataclass(frozen=True, slots=True)
+class TextFormat:
+    """Files of text records of one kind.
+
+    Attributes:
+        name: `jsonl` (one JSON object a line), `csv` (with a header line; tabs in `.tsv`), or `text` (one string a
+            line, in the field `text`). Blank lines are no samples.
+        suffixes: How such files are named, before a suffix of compression.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+
+    def open(self, place: Place) -> TextSource | None:
+        """Scan the files of this kind; None where there are none.
+
+        Raises:
+            CorruptError: A record cannot be parsed; names file and offset.
+            BadInputError: Records disagree about a field, or one is too large.
+        """
+        files = place.files_named(tuple(kind + packed for kind in self.suffixes for packed in ("", *COMPRESSIONS)))
+        if not files:
+            return None
+        index, scan = remembered(place, self.name, files, lambda: self._scan(place, files))
+        return TextSource(self.name, scan.schema, index)
+
+    def _scan(self, place: Place, files: Sequence[ObjectMeta]) -> Scan:
+        table, schema = BlockTable(), pa.schema([])
+        for shard, meta in enumerate(files):
+            uri = place.uri(meta)
+            for offset, length, records in self._pieces(place, meta):
+                found = _parse(self.name, records, None, uri=uri, offset=offset)
+                if self.name == "csv" and len(schema) and found.schema.names != schema.names:
+                    raise BadInputError(
+                        f"{uri} has the columns {found.schema.names}, the files before it {schema.names}", uri=uri
+                    )
+                if found.num_rows:
+                    schema = _unify(schema, found.schema, uri=uri, offset=offset)
+                    table.add(shard, offset, length, found.num_rows)
+        return Scan(table.finish(), schema)
+
+    def _pieces(self, place: Place, meta: ObjectMeta) -> Iterator[tuple[int, int, memoryview]]:
+        """Yield offset and length of every block of a file, and its records with the CSV header in front."""
+        uri, quoted = place.uri(meta), self.name == "csv"
+        if _compression(uri):
+            packed = b"".join(place.chunks(meta))
+            yield 0, meta.size_bytes, _unpacked(memoryview(packed), uri)
+            return
+        header = b""
+        for offset, piece in _split(place, meta, quoted=quoted):
+            begin = 0
+            if quoted and not offset:
+                begin = _record_end(piece, 0, 0, quoted=True)
+                header = piece[:begin]
+            if begin < len(piece):
+                yield offset + begin, len(piece) - begin, memoryview(header + piece[begin:])
+
+
+def _split(place: Place, meta: ObjectMeta, *, quoted: bool) -> Iterator[tuple[int, bytes]]:
+    """Yield a file in pieces of whole records, each with its offset."""
+    left, offset = b"", 0
+    for chunk in place.chunks(meta):
+        data, begin = left + chunk, 0
+        while (end := _record_end(data, begin, begin + BLOCK_BYTES, quoted=quoted)) > begin:
+            yield offset + begin, data[begin:end]
+            begin = end
+        left, offset = data[begin:], offset + begin
+        if len(left) > MAX_RECORD_BYTES:
+            uri = place.uri(meta)
+            raise BadInputError(f"{uri} has a record of more than {MAX_RECORD_BYTES} bytes at offset {offset}", uri=uri)
+    if left:
+        yield offset, left
+
+
+def _record_end(data: bytes, begin: int, least: int, *, quoted: bool) -> int:
+    """Return where the first record ends that reaches `least`; `begin` where none ends in `data`.
+
+    A line break between quotes is part of a value: it is preceded by an odd number of them.
+    """
+    quotes, counted, position = 0, begin, least
+    while (position := data.find(b"\n", position)) >= 0:
+        position += 1
+        if not quoted:
+            return position
+        quotes, counted = quotes + data.count(b'"', counted, position), position
+        if quotes % 2 == 0:
+            return position
+    return begin
+
+
+def _parse(kind: str, records: memoryview, schema: pa.Schema | None, *, uri: str, offset: int) -> pa.Table:
+    """Parse records with a known schema, or find it (CSV then has its header in front)."""
+    try:
+        return _PARSERS[kind](records, schema, "\t" if ".tsv" in uri.lower()[-8:] else ",")
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise CorruptError(
+            f"{uri} cannot be parsed as {kind} in the {len(records)} bytes from offset {offset}: {error}", uri=uri
+        ) from error
+
+
+def _parse_jsonl(records: memoryview, schema: pa.Schema | None, delimiter: str) -> pa.Table:  # noqa: ARG001
+    unexpected = "infer" if schema is None else "error"
+    options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior=unexpected)
+    reading = pyarrow.json.ReadOptions(use_threads=False, block_size=len(records) + 1)
+    return pyarrow.json.read_json(pa.BufferReader(pa.py_buffer(records)), reading, options)
+
+
+def _parse_csv(records: memoryview, schema: pa.Schema | None, delimiter: str) -> pa.Table:
+    names = None if schema is None else schema.names
+    types = None if schema is None else schema
+    return pyarrow.csv.read_csv(
+        pa.BufferReader(pa.py_buffer(records)),
+        pyarrow.csv.ReadOptions(use_threads=False, block_size=len(records) + 1, column_names=names),
+        pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+        pyarrow.csv.ConvertOptions(column_types=types),
+    )
+
+
+def _parse_text(records: memoryview, schema: pa.Schema | None, delimiter: str) -> pa.Table:  # noqa: ARG001
+    lines = str(records, "utf-8").split("\n")
+    return pa.table({"text": pa.array([line.removesuffix("\r") for line in lines if line.strip()], pa.string())})
+
+
+_PARSERS: dict[str, Callable[[memoryview, pa.Schema | None, str], pa.Table]] = {
+    "csv": _parse_csv,
+    "jsonl": _parse_jsonl,
+    "text": _parse_text,
+}
+
+
+def _unify(schema: pa.Schema, found: pa.Schema, *, uri: str, offset: int) -> pa.Schema:
+    found = pa.schema([field.with_type(_plain(field.type)) for field in found])
+    try:
+        return pa.unify_schemas([schema, found], promote_options="permissive")
+    except pa.ArrowException as error:
+        message = f"the records of {uri} from offset {offset} disagree with those before: {error}"
+        raise BadInputError(message, uri=uri) from error
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Return the type without guesses: what looks like a date or a time is text, unless all of a field did."""
+    if pa.types.is_temporal(kind):
+        return pa.string()
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_plain(field.type)) for field in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_plain(kind.value_type)))
+    return kind
+
+
+def _compression(uri: str) -> str | None:
+    return next((name for suffix, name in COMPRESSIONS.items() if uri.lower().endswith(suffix)), None)
+
+
+def _unpacked(data: memoryview, uri: str) -> memoryview:
+    """Return the content of a file, or of a block of one that is not compressed."""
+    compression = _compression(uri)
+    if compression is None:
+        return data
+    try:
+        with pa.input_stream(pa.BufferReader(pa.py_buffer(data)), compression=compression) as stream:
+            content = stream.read_buffer(MAX_UNPACKED_BYTES)
+            more = stream.read(1)
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptError(f"{uri} cannot be decompressed as {compression}: {error}", uri=uri) from error
+    if more:
+        raise BadInputError(
+            f"{uri} unpacks to more than {MAX_UNPACKED_BYTES} bytes, and a compressed file is read whole: split it",
+            uri=uri,
+        )
+    return memoryview(content)

@@ -1,0 +1,206 @@
+"""JSON lines, CSV and plain text, plain and compressed."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from connectors.errors import BadInputError, ChangedError, CorruptError
+from dataflow.convert import convert
+from dataflow.dataset import Dataset, open_dataset
+from dataflow.formats import text
+
+COMPRESSIONS = {"": None, ".bz2": "bz2", ".gz": "gzip", ".lz4": "lz4", ".zst": "zstd"}
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setattr(text, "BLOCK_BYTES", 200)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+def put(path: Path, content: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    compression = COMPRESSIONS.get(path.suffix)
+    with pa.output_stream(path, compression=compression) as file:
+        file.write(content.encode())
+    return path
+
+
+def rows(dataset: Dataset) -> list[dict]:
+    return [
+        {name: value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
+        for row in dataset
+    ]
+
+
+RECORDS = [{"number": number, "text": f"é\n{number}", "share": number / 2} for number in range(100)]
+
+
+@pytest.mark.parametrize("packed", COMPRESSIONS)
+def test_json_lines_come_back(tmp_path: Path, packed: str) -> None:
+    for part in range(2):
+        lines = "\n".join(json.dumps(record) for record in RECORDS[part::2])
+        put(tmp_path / "set" / f"part-{part}.jsonl{packed}", lines + "\n" * part)
+    dataset = open_dataset(tmp_path / "set")
+    assert dataset.source.format == "jsonl"
+    assert rows(dataset) == RECORDS[0::2] + RECORDS[1::2]
+    assert dataset.index.num_blocks == 2 if packed else dataset.index.num_blocks > 10
+    batch = dataset.get_batch([99, 0, 50])
+    assert batch["number"].tolist() == [99, 0, 1]
+    assert batch["text"] == ["é\n99", "é\n0", "é\n1"]
+
+
+@pytest.mark.parametrize("packed", COMPRESSIONS)
+@pytest.mark.parametrize(("suffix", "delimiter"), [(".csv", ","), (".tsv", "\t")])
+def test_csv_comes_back_with_line_breaks_between_quotes(
+    tmp_path: Path, packed: str, suffix: str, delimiter: str
+) -> None:
+    for part in range(2):
+        path = tmp_path / "plain"
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["number", "text", "share"], delimiter=delimiter, quoting=csv.QUOTE_ALL)
+            writer.writeheader()
+            writer.writerows(RECORDS[part * 50 : part * 50 + 50])
+        put(tmp_path / "set" / f"part-{part}{suffix}{packed}", path.read_text())
+    dataset = open_dataset(tmp_path / "set")
+    assert dataset.source.format == "csv"
+    assert rows(dataset) == RECORDS
+    assert dataset.index.num_blocks == 2 if packed else dataset.index.num_blocks > 6
+
+
+@pytest.mark.parametrize("packed", COMPRESSIONS)
+def test_lines_of_text_come_back_and_blank_ones_are_none(tmp_path: Path, packed: str) -> None:
+    put(tmp_path / f"a.txt{packed}", "eins\r\n\n  \nzwei\n" + "x" * 500 + "\nende")
+    assert [sample["text"] for sample in open_dataset(tmp_path)] == ["eins", "zwei", "x" * 500, "ende"]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "i": st.none() | st.integers(-(2**53), 2**53),
+                "f": st.none() | st.floats(allow_nan=False, allow_infinity=False),
+                "s": st.none() | st.text(st.characters(codec="utf-8")),
+                "b": st.none() | st.booleans(),
+                "l": st.none() | st.lists(st.integers(-5, 5), max_size=3),
+                "o": st.none() | st.fixed_dictionaries({"a": st.integers(0, 9)}),
+            },
+        ),
+        max_size=40,
+    )
+)
+def test_any_json_objects_come_back(tmp_path: Path, records: list[dict]) -> None:
+    records = [{"key": number} | record for number, record in enumerate([{}, *records])]
+    put(tmp_path / "a.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    dataset = open_dataset(tmp_path)
+    assert len(dataset) == len(records)
+    for field in dataset.schema:
+        actual = [value for block in range(dataset.index.num_blocks) for value in decode(dataset, block, field.name)]
+        expected = [record.get(field.name) for record in records]
+        if field.name == "o" and pa.types.is_null(field.type):
+            continue
+        assert actual == expected, field
+
+
+def decode(dataset: Dataset, block: int, name: str) -> list:
+    data = dataset.reader.read_blocks([dataset.index.block_ref(block)])[0]
+    return dataset.source.decode(block, data.view).column(name).to_pylist()
+
+
+def test_a_field_that_widens_late_has_one_type_everywhere(tmp_path: Path) -> None:
+    lines = [json.dumps({"x": 1, "when": "2020-01-01"})] * 100 + [json.dumps({"x": 1.5, "when": "soon", "late": 1})]
+    put(tmp_path / "a.jsonl", "\n".join(lines))
+    dataset = open_dataset(tmp_path, columns=["x", "when"])
+    assert dataset.get_batch([0, 100])["x"].tolist() == [1.0, 1.5]
+    assert dataset[0]["when"] == "2020-01-01"
+    with pytest.raises(BadInputError, match="field 'late' of sample 3 is null"):
+        open_dataset(tmp_path)[3]
+
+
+def test_records_that_disagree_are_named(tmp_path: Path) -> None:
+    put(tmp_path / "a.jsonl", '{"x": 1}\n' * 100 + '{"x": "one"}\n')
+    with pytest.raises((BadInputError, CorruptError), match=r"a\.jsonl .*offset \d+"):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("line", ['{"x": ', "[1]", "nonsense"])
+def test_a_line_that_is_no_object_is_named(tmp_path: Path, line: str) -> None:
+    put(tmp_path / "a.jsonl", '{"x": 1}\n' * 100 + line)
+    with pytest.raises(CorruptError, match=r"a\.jsonl cannot be parsed as jsonl in the \d+ bytes from offset \d+"):
+        open_dataset(tmp_path)
+
+
+def test_a_csv_row_of_another_length_is_named(tmp_path: Path) -> None:
+    put(tmp_path / "a.csv", "a,b\n" + "1,2\n" * 100 + "1\n")
+    with pytest.raises(CorruptError, match=r"a\.csv cannot be parsed as csv .*Expected 2 columns, got 1"):
+        open_dataset(tmp_path)
+
+
+def test_csv_files_with_other_headers_are_refused(tmp_path: Path) -> None:
+    put(tmp_path / "a.csv", "a,b\n1,2\n")
+    put(tmp_path / "b.csv", "b,a\n2,1\n")
+    with pytest.raises(BadInputError, match=r"b\.csv has the columns \['b', 'a'\], the files before it \['a', 'b'\]"):
+        open_dataset(tmp_path)
+
+
+def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"abc\xff\n")
+    with pytest.raises(CorruptError, match=r"a\.txt cannot be parsed as text"):
+        open_dataset(tmp_path)
+
+
+def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.jsonl.gz", '{"x": 1}\n' * 100)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(CorruptError, match=r"a\.jsonl\.gz cannot be"):
+        open_dataset(tmp_path)
+
+
+def test_what_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "MAX_UNPACKED_BYTES", 100)
+    put(tmp_path / "a.txt.gz", "x" * 101)
+    with pytest.raises(BadInputError, match=r"a\.txt\.gz unpacks to more than 100 bytes"):
+        open_dataset(tmp_path)
+
+
+def test_a_record_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "MAX_RECORD_BYTES", 100)
+    put(tmp_path / "a.txt", "x" * 150)
+    with pytest.raises(BadInputError, match=r"a\.txt has a record of more than 100 bytes at offset 0"):
+        open_dataset(tmp_path)
+
+
+def test_an_empty_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").touch()
+    with pytest.raises(CorruptError, match=r"a\.csv is empty"):
+        open_dataset(tmp_path)
+
+
+def test_a_single_file_is_a_dataset(tmp_path: Path) -> None:
+    put(tmp_path / "my set.jsonl", '{"x": 1}\n')
+    put(tmp_path / "other.jsonl", '{"y": 1}\n')
+    assert open_dataset(tmp_path / "my set.jsonl")[0] == {"x": 1}
+
+
+def test_a_file_that_changes_is_scanned_again_and_never_mixed(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.txt", "one\ntwo\n")
+    before = open_dataset(tmp_path)
+    assert len(before) == 2
+    put(path, "one\ntwo\nthree\n")
+    with pytest.raises(ChangedError, match=r"a\.txt"):
+        before[0]
+    assert len(open_dataset(tmp_path)) == 3
+
+
+def test_text_converts_to_native_shards(tmp_path: Path) -> None:
+    put(tmp_path / "in" / "a.jsonl", "\n".join(json.dumps(record) for record in RECORDS))
+    convert(tmp_path / "in", tmp_path / "out", shard_size_bytes=1000, block_size_bytes=500)
+    assert rows(open_dataset(tmp_path / "out")) == RECORDS
