@@ -25,13 +25,14 @@ from cache.config import CacheConfig, Medium, PolicyName, TierConfig
 from cache.directory_shelf import DirectoryShelf
 from cache.handle import Block, Handle
 from cache.keys import BlockRef, block_key
+from cache.ledger import UNLIMITED_BLOCKS
 from cache.memory_shelf import MemoryShelf, raise_open_file_limit
 from cache.origin import MAX_REQUEST_BYTES, Fetch, Origin
 from cache.policy import KeptSet, Lru, Policy
 from cache.shelf import Shelf
 from cache.singleflight import SingleFlight
 from cache.stack import Stack, Stored
-from cache.tier import UNLIMITED_BLOCKS, Tier
+from cache.tier import Tier
 from connectors.errors import BadInputError, DataError, PermissionDeniedError, TransientError
 from connectors.objects import ObjectMeta
 from connectors.protocols import Store
@@ -287,7 +288,7 @@ class Engine:
             return tier, None
         blocks = UNLIMITED_BLOCKS if config.capacity_blocks is None else config.capacity_blocks
         tier = self._tier(config, config.name, shelf, capacity_blocks=blocks, executor=executor)
-        tier.scanning = True
+        tier.begin_scan()
         return tier, shelf
 
     def _tier(

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cache.handle import Block, Handle
-from cache.tier import Reservation, Tier
+from cache.ledger import Reservation
+from cache.tier import Tier
 from connectors.errors import CorruptError
 
 __all__ = ["Stack", "Stored"]
@@ -66,7 +67,7 @@ class Stack:
             The block, where it is in memory; the directory to `open` it in; None where nobody has it.
         """
         for level, tier in enumerate(self._levels):
-            if tier.holds(key):
+            if tier.ledger.holds(key):
                 if not tier.in_memory:
                     return Stored(tier, key, length)
                 block = tier.shelf.read(key, length)
@@ -126,7 +127,7 @@ class Stack:
         """Offer a block to the levels `[first, end)`; its victims go on below."""
         for level in range(first, end):
             tier = self._levels[level]
-            if tier.holds(block.key):
+            if tier.ledger.holds(block.key):
                 return True
             if tier.in_memory:
                 evicted = tier.put(block)
@@ -135,7 +136,7 @@ class Stack:
                 for victim in evicted:
                     self._offer(victim, level + 1, len(self._levels))
                 return True
-            reservation = tier.reserve(block.key, block.length)
+            reservation = tier.ledger.reserve(block.key, block.length)
             if reservation is not None:
                 self._moving[block.key] = block
                 self.begin(self._store(block, level, reservation))
@@ -146,7 +147,7 @@ class Stack:
         below = self._levels[level + 1 :]
 
         def wanted(key: bytes, length: int) -> bool:
-            return any(tier.wants(key, length) for tier in below)
+            return any(tier.ledger.wants(key, length) for tier in below)
 
         def pass_on(victim: Block) -> None:
             self._offer(victim, level + 1, len(self._levels))
@@ -162,7 +163,7 @@ class Stack:
 
     def _raise(self, block: Block, level: int) -> None:
         """Move a block found in memory to a tier above that wants it."""
-        if any(tier.wants(block.key, block.length) for tier in self._levels[:level]):
+        if any(tier.ledger.wants(block.key, block.length) for tier in self._levels[:level]):
             self._levels[level].take(block)
             self._offer(block, 0, level)
 
@@ -174,7 +175,7 @@ class Stack:
             return
         if self._promoting and self._promoting_bytes + length > self._max_promoting_bytes:
             return
-        if any(tier.wants(key, length) for tier in self.tiers[:level]):
+        if any(tier.ledger.wants(key, length) for tier in self.tiers[:level]):
             self._promoting.add(key)
             self._promoting_bytes += length
             self.begin(self._copy_up(stored, level))
@@ -186,7 +187,7 @@ class Stack:
             self._promoting.remove(stored.key)
             self._promoting_bytes -= stored.length
         # Meanwhile it may have come up another way.
-        if block is not None and not any(tier.holds(stored.key) for tier in self.tiers[:level]):
+        if block is not None and not any(tier.ledger.holds(stored.key) for tier in self.tiers[:level]):
             self._offer(block, 0, level)
 
     def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -19,6 +19,7 @@ from crc32c import crc32c
 
 from cache.block import block_path
 from cache.config import CacheConfig, TierConfig
+from cache.directory_shelf import DirectoryShelf
 from cache.engine import Engine, Handle
 from cache.keys import BlockRef, block_key
 from cache.testing import FaultySystem, check_directory, check_limits, read_blocks, read_handle
@@ -322,6 +323,22 @@ async def test_a_path_that_cannot_be_a_directory_is_refused(tmp_path: Path, orig
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises((BadInputError, PermissionDeniedError), match="tier disk"):
             await Engine(CacheConfig((disk(path, 9),)), open_store=origin.open).start()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
+async def test_a_directory_that_cannot_be_opened_is_done_without(
+    tmp_path: Path, origin: Origin, number: int, monkeypatch
+) -> None:
+    def lock(shelf: DirectoryShelf) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(DirectoryShelf, "lock", lock)
+    refs = await origin.put("x", 3)
+    async with running(CacheConfig((disk(tmp_path, 9),), ring_bytes=0), origin) as engine:
+        assert await sources(engine, refs) == ["origin"] * 3
+        (tier,) = engine.stats()["tiers"]
+        assert (tier["capacity_bytes"], tier["blocks"]) == (0, 0)
+        assert os.strerror(number) in tier["fault"]
 
 
 async def test_more_blocks_in_memory_than_files_may_be_open_are_refused(origin: Origin) -> None:

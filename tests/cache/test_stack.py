@@ -13,11 +13,12 @@ import pytest
 from cache.block import block_path
 from cache.directory_shelf import DirectoryShelf
 from cache.handle import Handle
+from cache.ledger import UNLIMITED_BLOCKS
 from cache.memory_shelf import MemoryShelf
 from cache.policy import KeptSet, Lru, Policy
 from cache.stack import Stack, Stored
 from cache.testing import FaultySystem, check_limits, make_block, make_key, read_handle
-from cache.tier import UNLIMITED_BLOCKS, Tier
+from cache.tier import Tier
 
 LENGTH = 4000
 SIZE = 4096  # with its trailer too
@@ -88,7 +89,7 @@ async def get(stack: Stack, number: int) -> str | None:
 
 
 def held(tier: Tier) -> list[int]:
-    return [number for number in range(50) if tier.holds(make_key(number))]
+    return [number for number in range(50) if tier.ledger.holds(make_key(number))]
 
 
 async def test_kept_sets_share_out_the_lowest_keys_and_the_ring_takes_the_rest(build: Build, stacked) -> None:
@@ -107,12 +108,12 @@ async def test_a_settled_kept_set_writes_nothing_more(build: Build, stacked) -> 
     stack = stacked([ram, disk], ring_blocks=1)
     numbers = [9, 4, 7, 1, 8, 2, 6, 3, 5]
     for epoch in range(4):
-        before = [tier.counters.written_bytes for tier in (ram, disk)]
+        before = [tier.ledger.counters.written_bytes for tier in (ram, disk)]
         for number in numbers[epoch:] + numbers[:epoch]:
             if await get(stack, number) is None:
                 place(stack, number)
             await settle(stack)
-    assert [tier.counters.written_bytes for tier in (ram, disk)] == before
+    assert [tier.ledger.counters.written_bytes for tier in (ram, disk)] == before
 
 
 async def test_what_lru_evicts_goes_down_and_comes_back_up_when_it_is_read(build: Build, stacked) -> None:
@@ -127,13 +128,13 @@ async def test_what_lru_evicts_goes_down_and_comes_back_up_when_it_is_read(build
     assert (held(ram), held(disk)) == ([1, 3], [1, 2])
     assert await get(stack, 1) == "ram"
     # The copy below stayed, so going down once more costs no write.
-    written = disk.counters.written_bytes
+    written = disk.ledger.counters.written_bytes
     place(stack, 4)
     await settle(stack)
     place(stack, 5)
     await settle(stack)
     assert held(ram) == [4, 5]
-    assert disk.counters.written_bytes == written + SIZE
+    assert disk.ledger.counters.written_bytes == written + SIZE
     assert 1 in held(disk)
 
 
@@ -146,7 +147,7 @@ async def test_a_full_kept_set_does_not_call_blocks_up(build: Build, stacked) ->
         assert await get(stack, 3) == "disk"
         await settle(stack)
     assert held(ram) == [1]
-    assert ram.counters.insertions == 1
+    assert ram.ledger.counters.insertions == 1
 
 
 async def test_a_block_found_in_the_ring_moves_up(build: Build, stacked) -> None:
@@ -162,7 +163,7 @@ async def test_a_block_on_its_way_to_a_directory_is_found(build: Build, stacked)
     disk = build("disk", 3, KeptSet(), disk=True)
     stack = stacked([disk])
     place(stack, 1)
-    assert not disk.holds(make_key(1))
+    assert not disk.ledger.holds(make_key(1))
     assert await get(stack, 1) == "ring"
     await settle(stack)
     assert await get(stack, 1) == "disk"
@@ -201,10 +202,10 @@ async def test_a_reported_block_is_gone_from_every_tier(build: Build, stacked, t
     assert (held(ram), held(disk)) == ([1], [1, 2])
     await stack.drop(make_key(1))
     assert (held(ram), held(disk)) == ([], [2])
-    assert (ram.counters.corrupt, disk.counters.corrupt) == (1, 1)
+    assert (ram.ledger.counters.corrupt, disk.ledger.counters.corrupt) == (1, 1)
     assert not (tmp_path / "disk" / "blocks-1" / block_path(make_key(1), LENGTH)).exists()
     await stack.drop(make_key(1))
-    assert disk.counters.corrupt == 1
+    assert disk.ledger.counters.corrupt == 1
 
 
 async def test_a_damaged_file_is_not_carried_to_another_tier(build: Build, stacked, tmp_path: Path) -> None:
@@ -223,7 +224,7 @@ async def test_a_damaged_file_is_not_carried_to_another_tier(build: Build, stack
     handle.close()
     await settle(stack)
     assert (held(ram), held(disk)) == ([2], [])
-    assert disk.counters.corrupt == 1
+    assert disk.ledger.counters.corrupt == 1
 
 
 async def test_a_ring_without_memory_keeps_nothing(build: Build, stacked) -> None:

@@ -13,10 +13,11 @@ import pytest
 from cache.block import block_path
 from cache.directory_shelf import DirectoryShelf
 from cache.handle import Block, Descriptor
+from cache.ledger import UNLIMITED_BLOCKS, Reservation
 from cache.memory_shelf import MemoryShelf
 from cache.policy import KeptSet, Lru, Policy
 from cache.testing import FaultySystem, check_directory, make_block, make_key, read_handle
-from cache.tier import UNLIMITED_BLOCKS, Reservation, Tier
+from cache.tier import Tier
 from connectors.errors import CorruptError
 
 LENGTH = 5000  # 8192 on the medium
@@ -105,7 +106,7 @@ async def store(
     tier: Tier, block: Block, *, wanted: bool = False, reservation: Reservation | None = None
 ) -> list[Block] | None:
     """Reserve and store; None where the block did not come in, else the victims passed on."""
-    reservation = reservation or tier.reserve(block.key, block.length)
+    reservation = reservation or tier.ledger.reserve(block.key, block.length)
     if reservation is None:
         return None
     victims: list[Block] = []
@@ -114,7 +115,7 @@ async def store(
 
 
 def held(tier: Tier, numbers: range | list[int]) -> list[int]:
-    return [number for number in numbers if tier.holds(make_key(number))]
+    return [number for number in numbers if tier.ledger.holds(make_key(number))]
 
 
 @pytest.mark.parametrize("policy", [KeptSet, Lru])
@@ -134,16 +135,16 @@ async def test_sixteen_writers_never_exceed_either_limit(
         while waiting:
             number, length = waiting.pop()
             await store(tier, a_block(number * 37 % 300, length), wanted=number % 3 == 0)
-            assert tier.used_bytes <= capacity_bytes
-            assert tier.used_blocks <= capacity_blocks
+            assert tier.ledger.used_bytes <= capacity_bytes
+            assert tier.ledger.used_blocks <= capacity_blocks
 
     await asyncio.gather(*(write() for _ in range(16)))
     shelf = tier.shelf
     assert isinstance(shelf, WeighedShelf)
     assert shelf.most_bytes <= capacity_bytes
     assert shelf.most_blocks <= capacity_blocks
-    assert (shelf.bytes, shelf.blocks) == (tier.used_bytes, tier.used_blocks)
-    assert tier.counters.evictions > 10
+    assert (shelf.bytes, shelf.blocks) == (tier.ledger.used_bytes, tier.ledger.used_blocks)
+    assert tier.ledger.counters.evictions > 10
     blocks = check_directory(tmp_path, capacity_bytes=capacity_bytes, capacity_blocks=capacity_blocks)
     assert sorted(blocks) == [make_key(number) for number in held(tier, numbers)]
 
@@ -194,7 +195,7 @@ async def test_a_disk_that_cannot_be_written_lets_nothing_in_and_owes_nothing(
     tier = directory_tier(tmp_path, threads, system=FaultySystem(before))
     for number in range(3):
         assert await store(tier, a_block(number)) is None
-    assert (tier.used_bytes, tier.used_blocks, tier.counters.errors) == (0, 0, 3)
+    assert (tier.ledger.used_bytes, tier.ledger.used_blocks, tier.ledger.counters.errors) == (0, 0, 3)
     assert "No space left" in (tier.fault or "")
     assert len(caplog.records) == 1
     broken = False
@@ -214,27 +215,27 @@ async def test_a_victim_that_cannot_be_unlinked_stays_charged(tmp_path: Path, th
         await store(tier, a_block(number))
     broken = True
     assert await store(tier, a_block(1)) is None
-    assert (tier.used_bytes, tier.used_blocks) == (2 * SIZE, 2)
+    assert (tier.ledger.used_bytes, tier.ledger.used_blocks) == (2 * SIZE, 2)
     broken = False
     # Its space is not counted on any more, the other's is.
     assert await store(tier, a_block(2)) == []
     assert await store(tier, a_block(1)) == []
     assert held(tier, range(10)) == [1]
-    assert (tier.used_bytes, tier.used_blocks) == (2 * SIZE, 2)
+    assert (tier.ledger.used_bytes, tier.ledger.used_blocks) == (2 * SIZE, 2)
     check_directory(tmp_path, capacity_bytes=2 * SIZE)
 
 
 async def test_a_victim_is_found_until_somebody_else_has_it(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
     tier = directory_tier(tmp_path, threads, capacity_bytes=SIZE)
     await store(tier, a_block(5))
-    reservation = tier.reserve(make_key(1), LENGTH)
+    reservation = tier.ledger.reserve(make_key(1), LENGTH)
     assert reservation is not None
     found = []
     await tier.store(
         a_block(1),
         reservation,
         wanted=lambda key, length: True,
-        pass_on=lambda victim: found.append(tier.holds(victim.key)),
+        pass_on=lambda victim: found.append(tier.ledger.holds(victim.key)),
     )
     assert found == [True]
     assert held(tier, range(10)) == [1]
@@ -243,33 +244,33 @@ async def test_a_victim_is_found_until_somebody_else_has_it(tmp_path: Path, thre
 async def test_a_bad_victim_is_dropped_once(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
     tier = directory_tier(tmp_path, threads, capacity_bytes=SIZE)
     await store(tier, a_block(5))
-    reservation = tier.reserve(make_key(1), LENGTH)
+    reservation = tier.ledger.reserve(make_key(1), LENGTH)
     await tier.drop(make_key(5), CorruptError("bad"))
-    assert not tier.holds(make_key(5))
+    assert not tier.ledger.holds(make_key(5))
     assert await store(tier, a_block(1), wanted=True, reservation=reservation) == []
-    assert (tier.used_bytes, tier.used_blocks) == (SIZE, 1)
+    assert (tier.ledger.used_bytes, tier.ledger.used_blocks) == (SIZE, 1)
 
 
 async def test_a_slow_disk_loses_admissions(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
     tier = directory_tier(tmp_path, threads, max_queued_bytes=2 * SIZE)
-    first, second = (tier.reserve(make_key(number), LENGTH) for number in (1, 2))
+    first, second = (tier.ledger.reserve(make_key(number), LENGTH) for number in (1, 2))
     assert first is not None
     assert second is not None
-    assert tier.reserve(make_key(3), LENGTH) is None
+    assert tier.ledger.reserve(make_key(3), LENGTH) is None
     await store(tier, a_block(1), reservation=first)
-    assert tier.wants(make_key(3), LENGTH)
+    assert tier.ledger.wants(make_key(3), LENGTH)
     await store(tier, a_block(2), reservation=second)
 
 
 async def test_a_key_on_its_way_in_or_out_is_not_let_in_twice(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
     tier = directory_tier(tmp_path, threads, capacity_bytes=SIZE)
     await store(tier, a_block(5))
-    coming = tier.reserve(make_key(1), LENGTH)
+    coming = tier.ledger.reserve(make_key(1), LENGTH)
     assert coming is not None
-    assert not tier.wants(make_key(1), LENGTH)
-    assert not tier.wants(make_key(5), LENGTH)
+    assert not tier.ledger.wants(make_key(1), LENGTH)
+    assert not tier.ledger.wants(make_key(5), LENGTH)
     await store(tier, a_block(1), reservation=coming)
-    assert not tier.wants(make_key(1), LENGTH)
+    assert not tier.ledger.wants(make_key(1), LENGTH)
 
 
 async def test_a_truncated_file_is_a_miss_and_is_removed(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
@@ -278,7 +279,7 @@ async def test_a_truncated_file_is_a_miss_and_is_removed(tmp_path: Path, threads
     file = tmp_path / "blocks-1" / block_path(make_key(1), LENGTH)
     file.write_bytes(file.read_bytes()[:-1])
     assert await tier.open_many([(make_key(1), LENGTH)]) == [None]
-    assert (tier.counters.corrupt, tier.used_bytes, tier.used_blocks) == (1, 0, 0)
+    assert (tier.ledger.counters.corrupt, tier.ledger.used_bytes, tier.ledger.used_blocks) == (1, 0, 0)
     assert not file.exists()
 
 
@@ -287,7 +288,7 @@ async def test_a_file_that_somebody_deleted_is_a_miss(tmp_path: Path, threads: T
     await store(tier, a_block(1))
     (tmp_path / "blocks-1" / block_path(make_key(1), LENGTH)).unlink()
     assert await tier.open_many([(make_key(1), LENGTH)]) == [None]
-    assert (tier.counters.corrupt, tier.counters.errors, tier.used_bytes) == (0, 0, 0)
+    assert (tier.ledger.counters.corrupt, tier.ledger.counters.errors, tier.ledger.used_bytes) == (0, 0, 0)
 
 
 async def test_no_descriptor_left_is_not_the_blocks_fault(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
@@ -303,7 +304,7 @@ async def test_no_descriptor_left_is_not_the_blocks_fault(tmp_path: Path, thread
     with pytest.raises(OSError, match="Too many open files"):
         await tier.open_many([(make_key(1), LENGTH)])
     assert await tier.read(make_key(1), LENGTH) is None
-    assert tier.holds(make_key(1))
+    assert tier.ledger.holds(make_key(1))
 
 
 async def test_only_what_this_process_wrote_to_a_ram_directory_is_trusted(
@@ -315,9 +316,9 @@ async def test_only_what_this_process_wrote_to_a_ram_directory_is_trusted(
         assert tier.handle(make_key(1), a_block(1).memory, LENGTH).verify is not trusted
         tier.shelf.close()
         again = directory_tier(tmp_path / medium, threads, medium=medium)
-        again.scanning = True
+        again.begin_scan()
         await again.adopt(again.shelf)
-        assert again.holds(make_key(1))
+        assert again.ledger.holds(make_key(1))
         assert again.handle(make_key(1), a_block(1).memory, LENGTH).verify
 
 
@@ -330,12 +331,12 @@ async def test_a_smaller_limit_keeps_the_best_of_what_is_there(
         await store(tier, a_block(number))
     tier.shelf.close()
     again = directory_tier(tmp_path, threads, **capacity)
-    again.scanning = True
-    assert again.reserve(make_key(0), LENGTH) is None, "nothing is let in before the directory is known"
+    again.begin_scan()
+    assert again.ledger.reserve(make_key(0), LENGTH) is None, "nothing is let in before the directory is known"
     await again.adopt(again.shelf)
     assert held(again, range(10)) == [1, 2, 3, 4]
     assert sorted(check_directory(tmp_path, capacity_bytes=4 * SIZE)) == [make_key(number) for number in (1, 2, 3, 4)]
-    assert (again.used_bytes, again.used_blocks) == (4 * SIZE, 4)
+    assert (again.ledger.used_bytes, again.ledger.used_blocks) == (4 * SIZE, 4)
     assert await store(again, a_block(0)) == []
 
 
@@ -346,21 +347,21 @@ async def test_a_bad_block_reported_before_the_scan_came_to_it_is_not_adopted(
     await store(tier, a_block(1))
     tier.shelf.close()
     again = directory_tier(tmp_path, threads)
-    again.scanning = True
+    again.begin_scan()
     assert again.may_hold(make_key(1))
     await again.drop(make_key(1), CorruptError("bad"))
     assert not again.may_hold(make_key(1))
     await again.adopt(again.shelf)
-    assert not again.holds(make_key(1))
+    assert not again.ledger.holds(make_key(1))
     assert check_directory(tmp_path, capacity_bytes=0) == {}
 
 
 async def test_a_directory_that_cannot_be_scanned_takes_nothing(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
     tier = directory_tier(tmp_path, threads)
-    tier.scanning = True
+    tier.begin_scan()
     (tmp_path / "blocks-1").rmdir()
     await tier.adopt(tier.shelf)
-    assert not tier.wants(make_key(1), LENGTH)
+    assert not tier.ledger.wants(make_key(1), LENGTH)
     assert tier.fault is not None
 
 
@@ -371,9 +372,9 @@ def test_memory_gives_back_its_victims() -> None:
     assert [victim.key for victim in tier.put(a_block(1)) or []] == [make_key(6)]
     assert tier.put(a_block(7)) is None
     assert tier.put(a_block(1)) is None
-    assert (tier.used_bytes, tier.used_blocks, tier.counters.refused) == (2 * SIZE, 2, 1)
+    assert (tier.ledger.used_bytes, tier.ledger.used_blocks, tier.ledger.counters.refused) == (2 * SIZE, 2, 1)
     tier.take(a_block(5))
-    assert (tier.used_bytes, tier.used_blocks) == (SIZE, 1)
+    assert (tier.ledger.used_bytes, tier.ledger.used_blocks) == (SIZE, 1)
     tier.shelf.close()
 
 

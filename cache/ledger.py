@@ -1,0 +1,239 @@
+"""What a tier holds and what it owes: limits, charges and the choice of who leaves. Pure, no I/O.
+
+The order of calls is what keeps the limits, also for a moment and with many writers at once:
+
+    reserve   the policy names victims, which are not chosen again; space is charged for the newcomer as far as the
+              victims do not make room for it
+    hide      a victim lies elsewhere, or nowhere any more, and is about to be removed
+    settle    the victims are gone from the medium; what they freed beyond the newcomer is given back
+    commit    the newcomer is written and from now on held; or `abandon`: it is not, and its space is given back
+
+So what lies on the medium never exceeds `used_bytes`, and `used_bytes` never exceeds the capacity. What cannot be
+removed from the medium stays charged.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from cache.policy import Policy
+
+__all__ = ["UNLIMITED_BLOCKS", "Counters", "Entry", "Ledger", "Reservation"]
+
+UNLIMITED_BLOCKS = sys.maxsize
+
+Entry: TypeAlias = tuple[bytes, int]
+"""Key and length of a block."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened in a tier since it was opened. `hit_bytes` counts blocks' own bytes, the others the medium's."""
+
+    hits: int = 0
+    hit_bytes: int = 0
+    insertions: int = 0
+    written_bytes: int = 0
+    evictions: int = 0
+    evicted_bytes: int = 0
+    refused: int = 0
+    corrupt: int = 0
+    errors: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Space for one block that is about to be written, and the blocks that leave for it."""
+
+    key: bytes
+    length: int
+    size_bytes: int
+    victims: list[Entry]
+    victim_bytes: int
+
+
+class Ledger:
+    """Belongs to the event loop's thread.
+
+    Args:
+        policy: Chooses what stays; owned.
+        cost_bytes: What a block of so many bytes takes on the medium.
+        capacity_bytes: Most bytes on the medium.
+        capacity_blocks: Most blocks.
+        max_queued_bytes: Most bytes reserved and not yet written.
+
+    Attributes:
+        used_bytes: What is on the medium, or may come to it under a reservation.
+        used_blocks: As `used_bytes`.
+        admitting: Whether blocks are let in at all; not before what lies on the medium is known.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        cost_bytes: Callable[[int], int],
+        capacity_bytes: int,
+        capacity_blocks: int,
+        max_queued_bytes: int,
+    ) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.capacity_blocks = capacity_blocks
+        self.used_bytes = 0
+        self.used_blocks = 0
+        self.admitting = True
+        self.counters = Counters()
+        self._policy = policy
+        self._cost_bytes = cost_bytes
+        self._max_queued_bytes = max_queued_bytes
+        self._queued_bytes = 0
+        self._lengths: dict[bytes, int] = {}
+        # On their way in or out, so neither let in nor chosen.
+        self._busy: set[bytes] = set()
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def holds(self, key: bytes) -> bool:
+        """Say whether the block is here; a victim is until `hide`."""
+        return key in self._lengths
+
+    def count_hit(self, key: bytes, length: int) -> None:
+        """Take note of a read."""
+        self.counters.hits += 1
+        self.counters.hit_bytes += length
+        self._policy.touch(key)
+
+    def wants(self, key: bytes, length: int) -> bool:
+        """Say whether the block would be let in. Changes nothing."""
+        return self._choose(key, self._cost_bytes(length)) is not None
+
+    def reserve(self, key: bytes, length: int) -> Reservation | None:
+        """Charge space for a block and single out its victims; None where the block is not let in."""
+        size_bytes = self._cost_bytes(length)
+        chosen = self._choose(key, size_bytes)
+        if chosen is None:
+            self.counters.refused += key not in self._lengths
+            return None
+        victims = [(victim, self._lengths[victim]) for victim in chosen]
+        victim_bytes = self._total_bytes(victims)
+        self.used_bytes += max(0, size_bytes - victim_bytes)
+        self.used_blocks += not victims
+        self._queued_bytes += size_bytes
+        for victim in chosen:
+            self._policy.remove(victim)
+        self._busy.update(chosen, (key,))
+        return Reservation(key, length, size_bytes, victims, victim_bytes)
+
+    def hide(self, key: bytes) -> None:
+        """No longer hold a victim, whose space is still charged."""
+        self._lengths.pop(key, None)
+
+    def settle(self, reservation: Reservation) -> None:
+        """Give back what the victims, all of them off the medium, took beyond the newcomer."""
+        self.used_bytes -= max(0, reservation.victim_bytes - reservation.size_bytes)
+        self.used_blocks -= max(0, len(reservation.victims) - 1)
+        self._count_evicted(reservation.victims)
+        self._busy.difference_update(key for key, _ in reservation.victims)
+
+    def commit(self, reservation: Reservation) -> None:
+        """Hold the written block."""
+        self._end(reservation)
+        self.counters.insertions += 1
+        self.counters.written_bytes += reservation.size_bytes
+        self._know(reservation.key, reservation.length)
+
+    def abandon(self, reservation: Reservation, *, left_behind: bool) -> None:
+        """Give back the space of a settled reservation whose block was not written, unless a part of it lies there."""
+        self._end(reservation)
+        if not left_behind:
+            self._release(reservation.length)
+
+    def give_up(self, reservation: Reservation, removed: Sequence[Entry]) -> None:
+        """Undo a reservation of which only some victims could be removed; the others stay charged, held no more."""
+        self._end(reservation)
+        for key, _ in reservation.victims:
+            self.hide(key)
+            self._busy.discard(key)
+        self.used_bytes -= max(0, reservation.size_bytes - reservation.victim_bytes) + self._total_bytes(removed)
+        self.used_blocks -= (not reservation.victims) + len(removed)
+        self._count_evicted(removed)
+
+    def detach(self, key: bytes) -> int | None:
+        """No longer hold a block, which is to be removed; return its length.
+
+        None: it is not here, or is leaving, and then its space is the reservation's affair. Else `end_removal` follows.
+        """
+        length = self._lengths.pop(key, None)
+        if length is None or key in self._busy:
+            return None
+        self._policy.remove(key)
+        self._busy.add(key)
+        return length
+
+    def end_removal(self, key: bytes, length: int, *, removed: bool) -> None:
+        """Give back the space of a detached block that is off the medium."""
+        self._busy.discard(key)
+        if removed:
+            self._release(length)
+
+    def take_over(self, blocks: Iterable[Entry], *, unwanted: set[bytes]) -> list[Entry]:
+        """Hold those of the blocks on the medium that fit, as the policy likes; return those to remove."""
+        surplus: list[Entry] = []
+        for key, length in blocks:
+            if key in self._lengths:
+                continue
+            chosen = None if key in unwanted else self._admit(key, self._cost_bytes(length))
+            if chosen is None:
+                surplus.append((key, length))
+                continue
+            for victim in chosen:
+                victim_length = self._lengths.pop(victim)
+                self._policy.remove(victim)
+                self._release(victim_length)
+                surplus.append((victim, victim_length))
+            self.charge(length)
+            self._know(key, length)
+        return surplus
+
+    def charge(self, length: int) -> None:
+        """Count a block that lies on the medium and cannot be removed."""
+        self.used_bytes += self._cost_bytes(length)
+        self.used_blocks += 1
+
+    def _release(self, length: int) -> None:
+        self.used_bytes -= self._cost_bytes(length)
+        self.used_blocks -= 1
+
+    def _choose(self, key: bytes, size_bytes: int) -> list[bytes] | None:
+        if not self.admitting or key in self._lengths or key in self._busy:
+            return None
+        if self._queued_bytes and self._queued_bytes + size_bytes > self._max_queued_bytes:
+            return None
+        return self._admit(key, size_bytes)
+
+    def _admit(self, key: bytes, size_bytes: int) -> list[bytes] | None:
+        return self._policy.admit(
+            key,
+            size_bytes,
+            free_bytes=self.capacity_bytes - self.used_bytes,
+            free_blocks=self.capacity_blocks - self.used_blocks,
+        )
+
+    def _know(self, key: bytes, length: int) -> None:
+        self._lengths[key] = length
+        self._policy.insert(key, self._cost_bytes(length))
+
+    def _end(self, reservation: Reservation) -> None:
+        self._queued_bytes -= reservation.size_bytes
+        self._busy.discard(reservation.key)
+
+    def _count_evicted(self, entries: Sequence[Entry]) -> None:
+        self.counters.evictions += len(entries)
+        self.counters.evicted_bytes += self._total_bytes(entries)
+
+    def _total_bytes(self, entries: Iterable[Entry]) -> int:
+        return sum(self._cost_bytes(length) for _, length in entries)
