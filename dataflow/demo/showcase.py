@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from cache.address import answers
 from cache.config import CacheConfig, TierConfig
 from connectors.errors import DataError
 from dataflow.convert import convert
@@ -33,8 +35,10 @@ Origin = Literal["local", "s3"]
 
 BLOCK_BYTES = 72 << 10  # just over what a cache server sends inline, so that descriptors are handed over
 SHARD_BYTES = 1 << 20
-GLOBAL_BATCH = 32
+GLOBAL_BATCH = 64
 WINDOW_BLOCKS = 2
+_START_TIMEOUT_S = 30
+_STOP_TIMEOUT_S = 30
 _LAUNCH_TIMEOUT_S = 600
 
 
@@ -130,7 +134,7 @@ def _origin(origin: Origin, folder: Path, say: Callable[[str], None]) -> Iterato
     if origin == "local":
         yield str(folder / "origin"), None
         return
-    from connectors.testing import SeaweedServer
+    from connectors.testing.seaweed import SeaweedServer
 
     say("Starting a real S3 server (SeaweedFS) on loopback")
     with SeaweedServer() as server:
@@ -148,15 +152,17 @@ def _daemon(folder: Path) -> Iterator[str]:
     command = [sys.executable, "-P", "-m", "dataflow", "cache", "serve"]
     command += ["--config", str(config), "--socket", address]
     with (folder / "daemon.log").open("w") as log:
-        daemon = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        daemon = subprocess.Popen(command, stdout=log, stderr=log)
         try:
-            assert daemon.stdout is not None
-            if not daemon.stdout.readline():
-                raise DataError(f"the cache daemon did not start; see {folder / 'daemon.log'}")
+            deadline_s = time.monotonic() + _START_TIMEOUT_S
+            while not answers(address):
+                if daemon.poll() is not None or time.monotonic() > deadline_s:
+                    raise DataError(f"the cache daemon did not start; see {folder / 'daemon.log'}")
+                time.sleep(0.05)
             yield address
         finally:
             daemon.send_signal(signal.SIGTERM)
-            daemon.wait(timeout=30)
+            daemon.wait(timeout=_STOP_TIMEOUT_S)
 
 
 def _toml(config: CacheConfig) -> str:
