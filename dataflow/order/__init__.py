@@ -3,6 +3,7 @@
 from dataflow.order.balance import BalancedParts
 from dataflow.order.batching import Batching, FixedBatches, GlobalBatch, Steps
 from dataflow.order.buckets import BucketBatches
+from dataflow.order.calibration import Calibration, calibrate
 from dataflow.order.feistel import Permutation
 from dataflow.order.filtering import Filtered, Selection
 from dataflow.order.locality import LocalParts
@@ -21,6 +22,7 @@ __all__ = [
     "Batching",
     "BlockOrder",
     "BucketBatches",
+    "Calibration",
     "Division",
     "Epoch",
     "EqualParts",
@@ -44,6 +46,7 @@ __all__ = [
     "Source",
     "Steps",
     "WeightedParts",
+    "calibrate",
     "divide",
     "first_fit_decreasing",
     "lay_out_pack",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +51,18 @@ class Mesh:
             raise BadInputError(f"every axis of a mesh has size >= 1, got {dict(sizes)}")
         ranks = np.arange(np.prod(list(sizes.values())), dtype=np.int64).reshape(tuple(sizes.values()))
         return cls(ranks, tuple(sizes), data_axes)
+
+    @classmethod
+    def from_device_mesh(cls, device_mesh: Any, data_axes: tuple[str, ...]) -> Mesh:
+        """Take over the layout of a `torch.distributed.device_mesh.DeviceMesh` with named dimensions.
+
+        Raises:
+            BadInputError: Its dimensions have no names, or it is a part of a mesh only.
+        """
+        axes = device_mesh.mesh_dim_names
+        if axes is None:
+            raise BadInputError("the device mesh has no mesh_dim_names; name its dimensions when it is made")
+        return cls(np.asarray(device_mesh.mesh, dtype=np.int64), tuple(axes), data_axes)
 
     @property
     def num_ranks(self) -> int:

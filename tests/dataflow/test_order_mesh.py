@@ -1,5 +1,9 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch.distributed
+from torch.distributed.device_mesh import init_device_mesh
 
 from connectors.errors import BadInputError
 from dataflow.order.mesh import Mesh
@@ -19,6 +23,19 @@ def test_several_data_axes_count_in_rows() -> None:
 def test_any_layout_of_ranks_is_followed() -> None:
     mesh = Mesh(np.array([[3, 0], [2, 1]]), ("dp", "tp"), ("dp",))
     assert [mesh.replica_of(rank) for rank in range(4)] == [0, 1, 1, 0]
+
+
+def test_a_device_mesh_of_torch_is_taken_over() -> None:
+    device_mesh = SimpleNamespace(mesh=torch.tensor([[3, 0], [2, 1]]), mesh_dim_names=("dp", "tp"))
+    assert [Mesh.from_device_mesh(device_mesh, ("dp",)).replica_of(rank) for rank in range(4)] == [0, 1, 1, 0]
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        named = init_device_mesh("cpu", (1, 1), mesh_dim_names=("dp", "tp"))
+        assert Mesh.from_device_mesh(named, ("dp",)).replica_of(0) == 0
+        with pytest.raises(BadInputError, match="mesh_dim_names"):
+            Mesh.from_device_mesh(init_device_mesh("cpu", (1,)), ("dp",))
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_without_data_axis_all_ranks_read_the_same() -> None:

@@ -1,0 +1,62 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from connectors.errors import BadInputError
+from dataflow.loaders.joined import JoinedDataset
+from dataflow.loaders.schedule_sampler import ScheduleSampler
+from dataflow.order import FixedBatches, Mixture, Schedule, Shuffle
+
+
+class Named:
+    def __init__(self, name: str, length: int) -> None:
+        self.fingerprint = name
+        self.length = length
+        self.requests = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitems__(self, numbers: list[int]) -> list[tuple[str, int]]:
+        self.requests += 1
+        return [(self.fingerprint, range(self.length)[number]) for number in numbers]
+
+
+@given(lengths=st.lists(st.integers(0, 20), min_size=1, max_size=5), data=st.data())
+def test_numbers_count_through_all_datasets(lengths: list[int], data: st.DataObject) -> None:
+    joined = JoinedDataset([Named(str(place), length) for place, length in enumerate(lengths)])
+    expected = [(str(place), number) for place, length in enumerate(lengths) for number in range(length)]
+    assert len(joined) == len(expected)
+    numbers = data.draw(st.lists(st.integers(0, len(expected) - 1), max_size=20)) if expected else []
+    assert joined.__getitems__(numbers) == [expected[number] for number in numbers]
+    assert all(dataset.requests <= 1 for dataset in joined.datasets)
+
+
+def test_a_dataset_without_batched_access_is_asked_sample_by_sample() -> None:
+    joined = JoinedDataset([range(10, 14), Named("b", 3)])
+    assert joined.__getitems__([6, 0, 3]) == [("b", 2), 10, 13]
+    assert joined[4] == ("b", 0)
+
+
+def test_a_mixture_reads_what_its_numbers_say() -> None:
+    joined = JoinedDataset([Named("a", 30), Named("b", 60)])
+    sources = tuple(Shuffle(length, None, "full", 0, 1) for length in joined.lengths)
+    schedule = Schedule(Mixture(sources, joined.lengths, (1.0, 3.0), 80, 8, 0), FixedBatches(8, "short"))
+    for batch in ScheduleSampler(schedule, fingerprint=joined.fingerprint, rank=0, world_size=1):
+        assert sorted(name for name, _ in joined.__getitems__(batch)) == ["a"] * 2 + ["b"] * 6
+
+
+def test_numbers_outside_and_empty_joins_are_refused() -> None:
+    for number in (-1, 7):
+        with pytest.raises(IndexError, match=f"sample {number} is out of range"):
+            JoinedDataset([range(4), range(3)])[number]
+    with pytest.raises(BadInputError, match="at least one"):
+        JoinedDataset([])
+
+
+def test_fingerprint_depends_on_every_part_and_their_order() -> None:
+    prints = {
+        JoinedDataset(parts).fingerprint
+        for parts in ([Named("a", 1), Named("b", 2)], [Named("b", 2), Named("a", 1)], [range(1), range(2)], [range(3)])
+    }
+    assert len(prints) == 4
