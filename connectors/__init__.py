@@ -16,6 +16,7 @@ from connectors.errors import (
     TransientError,
     error_from_kind,
 )
+from connectors.limits import RequestLimits
 from connectors.objects import ObjectMeta, Span, join_uri, normalise_url, split_uri
 from connectors.protocols import Buffer, Readable, Store
 from connectors.registry import open_store
@@ -31,6 +32,7 @@ __all__ = [
     "ObjectMeta",
     "PermissionDeniedError",
     "Readable",
+    "RequestLimits",
     "Span",
     "Store",
     "ThrottledError",
