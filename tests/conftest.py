@@ -45,16 +45,6 @@ hypothesis.settings.register_profile("thorough", hypothesis.settings.get_profile
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep on one worker what shares a server or a machine-wide resource."""
-    for item in items:
-        for name in ("serial", "s3"):
-            if item.get_closest_marker(name):
-                item.add_marker(pytest.mark.xdist_group(name))
-                break
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _event_loops_never_block() -> Iterator[None]:
     """A blocking call of ours inside any running event loop of this process is an error."""
