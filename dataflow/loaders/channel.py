@@ -2,10 +2,10 @@
 
 The trainer never blocks on a worker: what the socket does not take now waits in an outbox and leaves with the next
 `flush`. A worker may block on the trainer, because the trainer reads whenever it waits. So the two can never block on
-each other, however large a message is. A half-written message of a killed worker stays in the buffer and is never seen.
+each other, however large a message is. A half-written message of a killed worker stays in the buffer, never seen.
 
-Only the worker may hold its end, and only the trainer its own: every process that the trainer forks closes the trainer's
-ends first thing, so that a dead trainer is an end of file for its workers.
+Only the worker may hold its end, and only the trainer its own: every process that the trainer forks closes the
+trainer's ends first thing, so that a dead trainer is an end of file for its workers.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ class Channel:
                 self.fds.extend(array.array("i", payload[: len(payload) - len(payload) % 4]))
             if flags & socket.MSG_CTRUNC:
                 raise RuntimeError(
-                    "Too many open files. Communication with the workers is no longer possible. Please increase the limit "
-                    "using `ulimit -n` in the shell"
+                    "Too many open files. Communication with the workers is no longer possible. Please increase the "
+                    "limit using `ulimit -n` in the shell"
                 )
             self._inbox += data
             found += self._take_whole()

@@ -18,12 +18,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import _utils, default_collate
-from torch.utils.data._utils.collate import default_collate_fn_map
-from torch.utils.data.dataloader import _DatasetKind
+from torch.utils.data import default_collate
 
 from dataflow.loaders.packing import DIVERT_BYTES
 from dataflow.loaders.slots import SlotPool
+from dataflow.loaders.torch_private import DatasetKind, collate_tensors, create_fetcher, default_collate_fn_map
 from dataflow.observe.stages import stage
 
 __all__ = ["Allocate", "Fetch", "allocate_from", "allocate_private", "collate_into_slots"]
@@ -59,8 +58,8 @@ class Fetch:
         self._dataset = dataset
         self._collate_fn = collate_fn
         self._allocate = allocate
-        self._torch = _DatasetKind.create_fetcher(kind, dataset, auto_collation, self._collate, drop_last)
-        native = kind == _DatasetKind.Map and auto_collation and hasattr(dataset, "get_batch")
+        self._torch = create_fetcher(kind, dataset, auto_collation, self._collate, drop_last)
+        native = kind == DatasetKind.Map and auto_collation and hasattr(dataset, "get_batch")
         self._is_native = native and _is_default_collate(collate_fn)
 
     def __call__(self, index: Any) -> Any:
@@ -107,7 +106,7 @@ def allocate_from(pool: SlotPool) -> Allocate:
 
 def collate_into_slots(pool: SlotPool) -> None:
     """From now on let torch's default collate of this process stack tensors in slots."""
-    if default_collate_fn_map[torch.Tensor] is _COLLATE_AS_SHIPPED[torch.Tensor]:
+    if default_collate_fn_map[torch.Tensor] is collate_tensors:
         default_collate_fn_map[torch.Tensor] = _StackIntoSlot(pool)
 
 
@@ -120,16 +119,13 @@ class _StackIntoSlot:
     def __call__(self, batch: Any, *, collate_fn_map: Any = None) -> torch.Tensor:
         first = batch[0]
         if type(first) is not torch.Tensor or first.layout is not torch.strided or first.is_nested or not first.is_cpu:
-            stacked: torch.Tensor = _COLLATE_AS_SHIPPED[torch.Tensor](batch, collate_fn_map=collate_fn_map)
-            return stacked
+            return collate_tensors(batch, collate_fn_map=collate_fn_map)
         shape = (len(batch), *first.shape)
         size_bytes = first.numel() * len(batch) * first.element_size()
         memory = self._pool.allocate(size_bytes) if size_bytes >= DIVERT_BYTES else None
         if memory is None:
-            out = first.new_empty(shape)
-        else:
-            out = torch.frombuffer(memory, dtype=first.dtype).view(shape)
-        return torch.stack(batch, 0, out=out)
+            return torch.stack(batch, 0, out=first.new_empty(shape))
+        return torch.stack(batch, 0, out=torch.frombuffer(memory, dtype=first.dtype).view(shape))
 
 
 def _as_collated(column: npt.NDArray[Any] | list[Any]) -> Any:

@@ -18,11 +18,10 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from torch.utils.data import _utils
-
 from dataflow.loaders.channel import Channel, channel_pair
 from dataflow.loaders.slots import SlotMap
-from dataflow.loaders.workers import BeginEpoch, Job, Order, Result, Task, worker_main
+from dataflow.loaders.torch_private import JOIN_TIMEOUT_S
+from dataflow.loaders.workers import BeginEpoch, Job, Order, Result, decode_result, encode_order, worker_main
 
 __all__ = ["Crew", "Death", "Worker"]
 
@@ -105,8 +104,9 @@ class Crew:
     def post(self, worker_id: int, order: Order) -> None:
         """Give an order to a worker."""
         worker = self.workers[worker_id]
-        worker.channel.post(pickle.dumps(order, 5))
-        self._watch(worker)
+        worker.channel.post(encode_order(order))
+        if worker.channel.pending:
+            self._watch(worker)
 
     def begin(self, worker_id: int, begin: BeginEpoch) -> None:
         """Let a worker begin an epoch; one that has died meanwhile is replaced."""
@@ -145,11 +145,11 @@ class Crew:
             self._forget(worker)
             worker.channel.close()  # an end of file is the order to leave
         for worker in self.workers:
-            worker.process.join(timeout=_utils.MP_STATUS_CHECK_INTERVAL)
+            worker.process.join(timeout=JOIN_TIMEOUT_S)
         for worker in self.workers:
             if worker.process.is_alive():
                 worker.process.terminate()
-                worker.process.join(timeout=_utils.MP_STATUS_CHECK_INTERVAL)
+                worker.process.join(timeout=JOIN_TIMEOUT_S)
             if worker.process.is_alive():
                 worker.process.kill()
                 worker.process.join()
@@ -185,7 +185,7 @@ class Crew:
         if channel.pending:
             channel.flush()
             self._watch(worker)
-        results = [Result(*pickle.loads(message)) for message in channel.receive(block=False)]
+        results = [decode_result(message) for message in channel.receive(block=False)]
         for result in results:
             for slot in result.new_slots:
                 worker.slots.adopt(slot, channel.fds.popleft())
@@ -195,7 +195,7 @@ class Crew:
     def _bury(self, worker: Worker) -> None:
         self._forget(worker)
         worker.channel.close()
-        worker.process.join(timeout=_utils.MP_STATUS_CHECK_INTERVAL)
+        worker.process.join(timeout=JOIN_TIMEOUT_S)
         if worker.process.is_alive():  # it closed its channel, or its exit hangs
             worker.process.kill()
             worker.process.join()

@@ -10,9 +10,10 @@ import torch.utils.data
 from torch.utils.data import Dataset, Sampler
 
 from connectors.errors import BadInputError
-from dataflow.loaders.iterators import InlineIterator, ProcessIterator
-from dataflow.loaders.state import Progress, load_state, make_state
-from dataflow.loaders.stats import LoaderStats, Meter
+from dataflow.loaders.iterators import InlineIterator
+from dataflow.loaders.process_iterator import ProcessIterator
+from dataflow.loaders.state import Ledger, load_state, make_state
+from dataflow.loaders.stats import LoaderStats
 
 __all__ = ["DataLoader"]
 
@@ -22,8 +23,8 @@ _T_co = TypeVar("_T_co", covariant=True)
 class DataLoader(torch.utils.data.DataLoader[_T_co]):
     """torch's DataLoader, faster, resumable and explained.
 
-    Every argument of `torch.utils.data.DataLoader` keeps its place, default, meaning and errors; the attributes, seeds, order and worker
-    semantics are torch's too. What is new:
+    Every argument of `torch.utils.data.DataLoader` keeps its place, default, meaning and errors; attributes, seeds,
+    order and the behaviour of workers are torch's too. What is new:
 
     - Batches come from worker processes in shared memory that is used again and again. A batch may be kept as long as
       you like and be written to; its memory is reused only after the last tensor over it is gone.
@@ -36,9 +37,9 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         batch_size: As in torch, and so are the other arguments up to `in_order`.
         device: Where batches go, as a string (`"cuda"`, `"npu:0"`, ...) or `torch.device`; by default, and for `"cpu"`,
             they stay where they are.
-        on_worker_failure: "restart" replaces a dead worker; its successor is seeded as it was, so random augmentations of
-            the batches that are made again may differ. After four deaths over one batch, and at once with "raise", the
-            death is torch's `RuntimeError`.
+        on_worker_failure: "restart" replaces a dead worker; its successor is seeded as it was, so random augmentations
+            of the batches that are made again may differ. After four deaths over one batch, and at once with "raise",
+            the death is torch's `RuntimeError`.
 
     Raises:
         ValueError, TypeError: As torch does.
@@ -72,9 +73,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             raise BadInputError(f'on_worker_failure must be "restart" or "raise", got {on_worker_failure!r}')
         self.device = None if device is None else torch.device(device)
         self.on_worker_failure = on_worker_failure
-        self._meter = Meter()
-        self._progress: Progress | None = None
-        self._resume: Progress | None = None
+        self._ledger = Ledger()
         newer = {"in_order": in_order} if _KNOWS_IN_ORDER else {}
         super().__init__(
             dataset,
@@ -99,50 +98,46 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
 
     def __iter__(self) -> Any:
         """Begin an epoch, or go on where a loaded state says."""
-        self._meter.enter()
+        self._ledger.meter.enter()
         try:
             return super().__iter__()
         finally:
-            self._meter.leave(in_loop=False)
+            self._ledger.meter.leave(in_loop=False)
 
     def _get_iterator(self) -> Any:
         if self.num_workers == 0:
-            return InlineIterator(self)
+            return InlineIterator(self, self._ledger)
         self.check_worker_number_rationality()
-        return ProcessIterator(self)
+        return ProcessIterator(self, self._ledger)
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the newest iterator stands, counted in batches handed to the caller.
 
         Legal at any time. When an epoch's last batch has been handed out, the state is the beginning of the next epoch.
-        It is plain JSON, but for what foreign samplers and datasets return from their own `state_dict`, and fits a loader with
-        any number of workers; for iterable datasets, which are dealt out by worker, with the same number.
+        It is plain JSON, but for what foreign samplers and datasets return from their own `state_dict`, and fits a
+        loader with any number of workers; for iterable datasets, which are dealt out by worker, with the same number.
 
-        Random order: an epoch is continued exactly. The next epochs are, too, if the order is drawn from a `generator`, a
-        seed and epoch, or by `ElasticBatchSampler`; where it is drawn from the process's global generators, save those
-        as well.
+        Random order: an epoch is continued exactly. The next epochs are, too, if the order is drawn from a `generator`,
+        a seed and epoch, or by `ElasticBatchSampler`; where it is drawn from the process's global generators, save
+        those as well.
         """
-        return make_state(self, self._progress or self._resume)
+        return make_state(self, self._ledger)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Let the next `iter()` go on where the state was taken. No sample of a map-style dataset is read for that.
 
-        An iterable dataset goes on by its own `load_state_dict` if it has one; else what was handed out is read again and
-        dropped.
+        An iterable dataset goes on by its own `load_state_dict` if it has one; else what was handed out is read again
+        and dropped.
 
         Raises:
-            BadInputError: Not a state of a loader, or of another dataset, order, batch size or version; says what differs.
+            BadInputError: Not a state of a loader, or one of another dataset, order or version; says what differs.
         """
-        self._resume = load_state(self, state_dict)
-        self._progress = None
+        self._ledger.resume = load_state(self, state_dict)
+        self._ledger.progress = None
 
     def stats(self) -> LoaderStats:
         """Return where the time of the loop went, since this loader was made."""
-        return self._meter.stats(self.num_workers)
-
-    def _take_resume(self) -> Progress | None:
-        resume, self._resume = self._resume, None
-        return resume
+        return self._ledger.meter.stats(self.num_workers)
 
 
 # torch has it since 2.6; before that, batches always come in order and so they do here unless asked otherwise.

@@ -1,9 +1,9 @@
 """From host memory to pinned memory and to a device, ahead of the step that needs it.
 
 A batch that has arrived is pinned and copied by one background thread, on a stream of its own, while the model works on
-the batch before it. `finish` makes the current stream wait for that copy, not the host, and tells the allocator that the
-memory is used there. Devices are strings and all calls are torch's generic ones, so any backend that registers itself
-with torch works; a device without streams is copied to in place.
+the batch before it. `finish` makes the current stream wait for that copy, not the host, and tells the allocator that
+the memory is used there. Devices are strings and all calls are torch's generic ones, so any backend that has registered
+itself with torch works; one without streams is copied to all the same.
 """
 
 from __future__ import annotations
@@ -17,51 +17,65 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import _utils
 
-__all__ = ["Staging", "map_tensors"]
+from dataflow.loaders.torch_private import pin_memory
+
+__all__ = ["Staged", "Staging", "map_tensors"]
 
 
-@dataclass(slots=True)
-class _Staged:
-    host: Any  # alive until the copy is done
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A batch on its way.
+
+    Attributes:
+        batch: Where the caller wants it.
+        host: What it is copied from, alive until the copy is done.
+        event: Marks the end of the copy; None where there is nothing to wait for.
+    """
+
     batch: Any
-    event: Any
+    host: Any = None
+    event: Any = None
 
 
 class Staging:
-    """Brings batches to where the caller wants them. Used by one thread; copies happen in another.
+    """Brings batches to where the caller wants them. Used by one thread; what is done ahead happens in another.
 
     Args:
         device: Where to; None for host memory.
-        pin_device: Type of the accelerator to pin for; None leaves batches in pageable memory.
+        pins: Whether host memory is to be pinned.
+        pin_device: The accelerator to pin for, where torch names one.
     """
 
-    def __init__(self, device: torch.device | None, pin_device: str | None) -> None:
-        self._device = None if device is None or device.type == "cpu" else device
+    def __init__(self, device: torch.device | None, *, pins: bool, pin_device: str | None) -> None:
+        self._device = device
+        self._pins = pins
         self._pin_device = pin_device
-        self._module = _device_module(self._device)
-        self._stream = None if self._module is None else self._module.Stream(self._device)
-        # Accelerators have a current device per thread: the copies go where the caller's thread is.
-        accelerator = None if pin_device is None else torch.get_device_module(pin_device)
-        index = accelerator.current_device() if accelerator is not None else None
-        self._thread = ThreadPoolExecutor(
-            1,
-            "dataflow-staging",
-            initializer=_prepare_thread,
-            initargs=(accelerator, index),
-        )
+        self._backend = _backend_of(device)
+        has_streams = hasattr(self._backend, "Stream") and hasattr(self._backend, "current_stream")
+        self._stream = self._backend.Stream(device) if has_streams else None
+        self._thread: ThreadPoolExecutor | None = None
 
-    @property
-    def is_needed(self) -> bool:
-        """Whether there is anything to do at all."""
-        return self._device is not None or self._pin_device is not None
+    @classmethod
+    def for_loader(cls, device: torch.device | None, *, pins: bool, pin_device: str | None) -> Staging | None:
+        """Return a staging if there is anything to do."""
+        if device is not None and device.type == "cpu":
+            device = None
+        return cls(device, pins=pins, pin_device=pin_device) if pins or device is not None else None
 
-    def begin(self, batch: Any) -> Future[_Staged]:
+    def bring(self, batch: Any) -> Any:
+        """Bring a batch over now, on the current stream."""
+        if self._pins:
+            batch = pin_memory(batch, self._pin_device)
+        return batch if self._device is None else self._copy(batch)
+
+    def begin(self, batch: Any) -> Future[Staged]:
         """Start to bring a batch over."""
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "dataflow-staging", _prepare_thread, self._current_device())
         return self._thread.submit(self._stage, batch)
 
-    def finish(self, staged: Future[_Staged]) -> Any:
+    def finish(self, staged: Future[Staged]) -> Any:
         """Return the batch, ready to be used on the current stream.
 
         Raises:
@@ -69,61 +83,64 @@ class Staging:
         """
         result = staged.result()
         if result.event is not None:
-            stream = self._module.current_stream(self._device)
+            stream = self._backend.current_stream(self._device)
             stream.wait_event(result.event)
             map_tensors(result.batch, lambda tensor: tensor.record_stream(stream))
         return result.batch
 
     def close(self) -> None:
         """End the thread."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        if self._thread is not None:
+            self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def _stage(self, batch: Any) -> _Staged:
-        if self._pin_device is not None:
-            batch = _utils.pin_memory.pin_memory(batch, self._pin_device)
+    def _stage(self, batch: Any) -> Staged:
+        if self._pins:
+            batch = pin_memory(batch, self._pin_device)
         if self._device is None:
-            return _Staged(None, batch, None)
-        on_stream = contextlib.nullcontext() if self._stream is None else self._module.stream(self._stream)
-        with on_stream:
-            there = map_tensors(batch, lambda tensor: tensor.to(self._device, non_blocking=True))
-            event = None if self._stream is None else self._stream.record_event()
-        return _Staged(batch, there, event)
+            return Staged(batch)
+        with contextlib.nullcontext() if self._stream is None else self._backend.stream(self._stream):
+            there = self._copy(batch)
+        return Staged(there, batch, None if self._stream is None else self._stream.record_event())
+
+    def _copy(self, batch: Any) -> Any:
+        return map_tensors(batch, lambda tensor: tensor.to(self._device, non_blocking=True))
+
+    def _current_device(self) -> tuple[Any, int | None]:
+        """What the thread has to be told: accelerators have a current device for each thread."""
+        backend = self._backend or _backend_of(torch.device(self._pin_device or "cpu"))
+        return backend, backend.current_device() if hasattr(backend, "set_device") else None
 
 
-def _device_module(device: torch.device | None) -> Any:
-    """Return the backend's module if it has streams."""
+def _backend_of(device: torch.device | None) -> Any:
+    """Return the module that a device's backend has registered, or None."""
     if device is None:
         return None
     try:
-        module = torch.get_device_module(device)
+        return torch.get_device_module(device)
     except RuntimeError:
         return None
-    return module if hasattr(module, "Stream") and hasattr(module, "stream") else None
 
 
-def _prepare_thread(accelerator: Any, index: int | None) -> None:
+def _prepare_thread(backend: Any, index: int | None) -> None:
     torch.set_num_threads(1)
-    if accelerator is not None:
-        accelerator.set_device(index)
+    if index is not None:
+        backend.set_device(index)
 
 
 def map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
-    """Rebuild nested containers with `function` applied to each tensor, as torch's pin_memory walks them.
+    """Rebuild nested mappings, tuples and lists with `function` applied to each tensor, keeping their types.
 
-    Objects of other types with a `to` method are tensors, too, for that purpose only if they are `torch.Tensor`s; all else
-    is left as it is.
+    Other objects with a `to` method of their own are left to the caller; everything else stays as it is.
     """
     if isinstance(value, torch.Tensor):
         return function(value)
-    if isinstance(value, (str, bytes)):
-        return value
     if isinstance(value, collections.abc.Mapping):
         mapped = {key: map_tensors(item, function) for key, item in value.items()}
-        if isinstance(value, collections.abc.MutableMapping):
-            clone = copy.copy(value)
-            clone.update(mapped)
-            return clone
-        return mapped
+        if not isinstance(value, collections.abc.MutableMapping):
+            return type(value)(mapped)  # type: ignore[call-arg]
+        clone = copy.copy(value)
+        clone.update(mapped)
+        return clone
     if isinstance(value, tuple):
         items = [map_tensors(item, function) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)

@@ -11,7 +11,6 @@ Tensors keep dtype, strides, `requires_grad` and shared storage. A view of a muc
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
@@ -20,15 +19,18 @@ import numpy.typing as npt
 import torch
 from torch.multiprocessing import reductions
 
-from dataflow.loaders.slots import Placement, SlotMap, SlotPool
+from dataflow.loaders.slots import Bytes, Placement, SlotMap, SlotPool
 
 __all__ = ["DIVERT_BYTES", "Parcel", "pack", "unpack"]
 
 DIVERT_BYTES = 4096
 
-# A storage is taken whole if this tensor uses at least one of so many of its bytes; else the tensor is copied out of it.
+# A storage is taken whole if a tensor uses one of so many of its bytes; else the tensor is copied out of it.
 _WHOLE_STORAGE_RATIO = 2
-_IN_NUMPY = frozenset({"bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"})
+_IN_NUMPY = {
+    getattr(torch, name): name
+    for name in ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
+}
 
 
 class Parcel(NamedTuple):
@@ -54,9 +56,8 @@ def pack(batch: Any, pool: SlotPool) -> Parcel:
     Raises:
         Exception: Whatever pickling the batch raises.
     """
-    chunks = _Chunks()
-    packer = _Packer(chunks, pool)
-    packer.dump(batch)
+    chunks, placer = _Chunks(), _Placer(pool)
+    _Packer(chunks, placer).dump(batch)
     size_bytes = sum(map(len, chunks))
     if size_bytes >= DIVERT_BYTES:
         memory = pool.allocate(size_bytes)
@@ -64,34 +65,22 @@ def pack(batch: Any, pool: SlotPool) -> Parcel:
             _fill(memory, chunks)
             placement = pool.locate(address_of(memory), size_bytes)
             assert placement is not None
-            return Parcel(placement, packer.buffers)
-    return Parcel(b"".join(chunks), packer.buffers)
+            return Parcel(placement, placer.buffers)
+    return Parcel(b"".join(chunks), placer.buffers)
 
 
 def unpack(parcel: Parcel, slots: SlotMap) -> Any:
-    """Rebuild the batch. Its tensors and arrays lie over the slots, or own their memory if the caller holds too much."""
-    leases = {}
-    capacity = {number: 0 for number in parcel.slots()}
-    for number in capacity:
-        size_bytes = max(
-            place.offset + place.size_bytes for place in (*parcel.buffers, parcel.stream) if _is_in(place, number)
-        )
-        leases[number] = slots.lease(number, size_bytes)
-
-    def view(place: Placement) -> npt.NDArray[np.uint8]:
-        lease, keep = leases[place.slot]
-        part = lease[place.offset : place.offset + place.size_bytes]
-        return part if keep else part.copy()
-
+    """Rebuild the batch; its tensors and arrays lie over the slots, unless the caller holds too much already."""
     stream = parcel.stream
+    placed = [*parcel.buffers, stream] if isinstance(stream, Placement) else parcel.buffers
+    sizes: dict[int, int] = {}
+    for place in placed:
+        sizes[place.slot] = max(sizes.get(place.slot, 0), place.offset + place.size_bytes)
+    leases = {number: slots.lease(number, size_bytes) for number, size_bytes in sizes.items()}
+    buffers = [leases[place.slot].view(place) for place in parcel.buffers]
     if isinstance(stream, Placement):
-        lease, _ = leases[stream.slot]
-        stream = lease[stream.offset : stream.offset + stream.size_bytes].data
-    return pickle.loads(stream, buffers=[view(place) for place in parcel.buffers])
-
-
-def _is_in(place: bytes | Placement, number: int) -> bool:
-    return isinstance(place, Placement) and place.slot == number
+        return pickle.loads(leases[stream.slot].memory[stream.span].data, buffers=buffers)
+    return pickle.loads(stream, buffers=buffers)
 
 
 class _Chunks(list[bytes]):
@@ -109,15 +98,51 @@ def _fill(memory: npt.NDArray[np.uint8], chunks: list[bytes]) -> None:
         start += len(chunk)
 
 
-class _Packer(pickle.Pickler):
-    def __init__(self, chunks: _Chunks, pool: SlotPool) -> None:
-        super().__init__(chunks, protocol=5, buffer_callback=self._place)
-        # Connections, sockets and whatever else is registered; torch's reductions of CPU tensors are overridden below.
-        self.dispatch_table = ForkingPickler(chunks).dispatch_table
+class _Placer:
+    """Finds or makes a place in a slot for each payload.
+
+    An object of its own: a pickler that referred to itself would keep the batch until the next garbage collection.
+    """
+
+    def __init__(self, pool: SlotPool) -> None:
         self.buffers: list[Placement] = []
         self._pool = pool
         # By address and size, with the buffer, which keeps the address from being used for something else meanwhile.
         self._placed: dict[tuple[int, int], tuple[Placement, pickle.PickleBuffer]] = {}
+
+    def place(self, buffer: pickle.PickleBuffer) -> bool:
+        """Take a payload out of the stream and say False, or say True if it is small or there is no slot."""
+        raw = np.frombuffer(buffer.raw(), np.uint8)
+        if raw.size < DIVERT_BYTES:
+            return True
+        key = (address_of(raw), raw.size)
+        known = self._placed.get(key)
+        placement = self._copy(raw, key) if known is None else known[0]
+        if placement is None:
+            return True
+        self._placed[key] = placement, buffer
+        self.buffers.append(placement)
+        return False
+
+    def _copy(self, raw: Bytes, key: tuple[int, int]) -> Placement | None:
+        there = self._pool.locate(*key)
+        if there is not None:
+            return there  # collate has put it there
+        memory = self._pool.allocate(raw.size)
+        if memory is None:
+            return None
+        np.copyto(memory, raw)
+        return self._pool.locate(address_of(memory), raw.size)
+
+
+# Connections, sockets and whatever else is registered; torch's own reductions of CPU tensors are overridden below.
+_REGISTERED = ForkingPickler(_Chunks()).dispatch_table
+
+
+class _Packer(pickle.Pickler):
+    def __init__(self, chunks: _Chunks, placer: _Placer) -> None:
+        super().__init__(chunks, protocol=5, buffer_callback=placer.place)
+        self.dispatch_table = _REGISTERED
 
     def reducer_override(self, value: Any) -> Any:
         """Say how tensors, storages and read-only arrays are pickled; all else goes its usual way."""
@@ -131,28 +156,6 @@ class _Packer(pickle.Pickler):
             return value.copy().__reduce_ex__(5)  # inside the stream read-only memory would stay read-only
         return NotImplemented
 
-    def _place(self, buffer: pickle.PickleBuffer) -> bool:
-        """Take a payload out of the stream and say False, or say True if it is small or there is no slot."""
-        raw = np.frombuffer(buffer.raw(), np.uint8)
-        if raw.size < DIVERT_BYTES:
-            return True
-        key = (address_of(raw), raw.size)
-        if key in self._placed:
-            placement, _ = self._placed[key]
-        else:
-            found = self._pool.locate(*key)
-            if found is None:
-                memory = self._pool.allocate(raw.size)
-                if memory is None:
-                    return True
-                np.copyto(memory, raw)
-                found = self._pool.locate(address_of(memory), raw.size)
-            assert found is not None
-            self._placed[key] = (found, buffer)
-            placement = found
-        self.buffers.append(placement)
-        return False
-
 
 def address_of(array: npt.NDArray[Any]) -> int:
     """Return where the array's memory begins."""
@@ -161,50 +164,55 @@ def address_of(array: npt.NDArray[Any]) -> int:
 
 
 def _reduce_tensor(tensor: torch.Tensor) -> Any:
+    size_bytes = tensor.numel() * tensor.element_size() if _is_strided(tensor) else 0
+    storage = tensor.untyped_storage() if size_bytes else None
+    if storage is not None and storage.nbytes() == size_bytes and tensor.is_contiguous():
+        dtype = _IN_NUMPY.get(tensor.dtype)
+        if dtype is not None and not tensor.requires_grad:  # nearly all that a collate function makes
+            return _rebuild_whole, (pickle.PickleBuffer(tensor.numpy().data), dtype, tuple(tensor.shape))
+    return _reduce_any_tensor(tensor)
+
+
+def _is_strided(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is plain: dtype, shape, strides and bytes in this process are all there is to it."""
+    return (
+        type(tensor) is torch.Tensor
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and not (tensor.is_quantized or tensor.is_nested or tensor.is_conj() or tensor.is_neg() or tensor.__dict__)
+    )
+
+
+def _reduce_any_tensor(tensor: torch.Tensor) -> Any:
     if tensor.requires_grad and not tensor.is_leaf:
         raise RuntimeError(
             "Cowardly refusing to serialize non-leaf tensor which requires_grad, since autograd does not support "
             "crossing process boundaries.  If you just want to transfer the data, call detach() on the tensor before "
             "serializing (e.g., putting it on the queue)."
         )
-    if tensor.device.type != "cpu":
+    if not tensor.is_cpu:
         return reductions.reduce_tensor(tensor)
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested:
         return tensor.__reduce_ex__(5)
-    size_bytes = tensor.numel() * tensor.element_size()
     storage = tensor.untyped_storage()
-    if storage.nbytes() > _WHOLE_STORAGE_RATIO * size_bytes:
+    if storage.nbytes() > _WHOLE_STORAGE_RATIO * tensor.numel() * tensor.element_size():
         # A clone also keeps the memory format, where the tensor fills what it spans.
         tensor = tensor.detach().clone().requires_grad_(tensor.requires_grad)
         storage = tensor.untyped_storage()
-    kind = type(tensor)
-    if (
-        (kind is not torch.Tensor and kind is not torch.nn.Parameter)
-        or tensor.__dict__
-        or tensor.is_conj()
-        or tensor.is_neg()
-    ):
+    is_parameter = type(tensor) is torch.nn.Parameter
+    if not is_parameter and not _is_strided(tensor):
         return tensor.__reduce_ex__(5)
-    dtype = str(tensor.dtype)[6:]
-    whole = storage.nbytes() == size_bytes > 0 and tensor.is_contiguous()
-    if whole and kind is torch.Tensor and dtype in _IN_NUMPY and not tensor.requires_grad:
-        return _rebuild_whole, (pickle.PickleBuffer(tensor.numpy()), dtype, tuple(tensor.shape))
     layout = (tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
-    return _rebuild_tensor, (
-        _buffer_of_storage(storage),
-        dtype,
-        layout,
-        tensor.requires_grad,
-        kind is torch.nn.Parameter,
-    )
+    buffer = _buffer_of_storage(storage)
+    return _rebuild_tensor, (buffer, _dtype_name(tensor.dtype), layout, tensor.requires_grad, is_parameter)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _buffer_of_storage(storage: torch.UntypedStorage) -> pickle.PickleBuffer:
-    return pickle.PickleBuffer(_bytes_over(storage).numpy())
-
-
-def _bytes_over(storage: torch.UntypedStorage) -> torch.Tensor:
-    return torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[call-overload, no-any-return]
+    return pickle.PickleBuffer(torch.empty(0, dtype=torch.uint8).set_(storage).numpy().data)
 
 
 def _rebuild_whole(buffer: Any, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -218,7 +226,7 @@ def _rebuild_tensor(
     requires_grad: bool,
     is_parameter: bool,
 ) -> torch.Tensor:
-    tensor = torch.empty(0, dtype=getattr(torch, dtype)).set_(_rebuild_storage(buffer), *layout)  # type: ignore[call-overload]
+    tensor = torch.empty(0, dtype=getattr(torch, dtype)).set_(_rebuild_storage(buffer), *layout)
     return torch.nn.Parameter(tensor, requires_grad) if is_parameter else tensor.requires_grad_(requires_grad)
 
 

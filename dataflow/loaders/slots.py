@@ -16,8 +16,8 @@ collate function that holds on to a batch inside the worker (the worker looks at
 and a trainer that forks a child while it holds a batch (the child sees the same memory, so such a slot is *retired*:
 forgotten on both sides instead of reused).
 
-A caller who keeps batches keeps slots; past `HELD_SLOTS` or `HELD_BYTES` per loader batches are copied out instead, so a worker
-always finds a slot after at most `prefetch_factor + HELD_SLOTS` of them, and memory is bounded without ever waiting.
+A caller who keeps batches keeps slots; past `HELD_SLOTS` or `HELD_BYTES` per iterator batches are copied out instead,
+so a worker always finds a slot after at most `prefetch_factor + HELD_SLOTS`, and memory is bounded without waiting.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["HELD_BYTES", "HELD_SLOTS", "NewSlot", "Notices", "Placement", "SlotMap", "SlotPool"]
+__all__ = ["HELD_BYTES", "HELD_SLOTS", "Bytes", "Lease", "NewSlot", "Notices", "Placement", "SlotMap", "SlotPool"]
 
 HELD_SLOTS = 64
 HELD_BYTES = 1 << 30
@@ -53,6 +53,11 @@ class Placement(NamedTuple):
     offset: int
     size_bytes: int
 
+    @property
+    def span(self) -> slice:
+        """Where it lies in the slot's bytes."""
+        return slice(self.offset, self.offset + self.size_bytes)
+
 
 class NewSlot(NamedTuple):
     """A slot that the trainer does not know yet; its descriptor comes with the message."""
@@ -70,8 +75,7 @@ class Notices(NamedTuple):
 
 def _map(fd: int, capacity_bytes: int) -> torch.Tensor:
     """Map a memory file as uint8. The mapping ends with the tensor's storage and holds no descriptor."""
-    storage = torch.UntypedStorage.from_file(f"/proc/self/fd/{fd}", shared=True, nbytes=capacity_bytes)
-    return torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[call-overload, no-any-return]
+    return torch.from_file(f"/proc/self/fd/{fd}", shared=True, size=capacity_bytes, dtype=torch.uint8)
 
 
 @dataclass(eq=False, slots=True)
@@ -118,10 +122,10 @@ class SlotPool:
         """
         if threading.get_ident() != self._thread:
             return None
-        for slot, lease in self._filling:
-            offset = -(-slot.used_bytes // _ALIGNMENT) * _ALIGNMENT
-            if offset + size_bytes <= slot.capacity_bytes:
-                slot.used_bytes = offset + size_bytes
+        for filling, lease in self._filling:
+            offset = -(-filling.used_bytes // _ALIGNMENT) * _ALIGNMENT
+            if offset + size_bytes <= filling.capacity_bytes:
+                filling.used_bytes = offset + size_bytes
                 return lease[offset : offset + size_bytes]
         slot = self._take_free(size_bytes) or self._make(max(size_bytes, self._typical_bytes))
         if slot is None:
@@ -136,7 +140,7 @@ class SlotPool:
         """Say where in the current batch's slots the memory at `address` lies, if it does."""
         for slot, _ in self._filling:
             offset = address - slot.address
-            if 0 <= offset and offset + size_bytes <= slot.used_bytes:
+            if offset >= 0 and offset + size_bytes <= slot.used_bytes:
                 return Placement(slot.number, offset, size_bytes)
         return None
 
@@ -204,6 +208,23 @@ class SlotPool:
         return slot
 
 
+class Lease(NamedTuple):
+    """A batch's hold on a slot.
+
+    Attributes:
+        memory: All of the slot.
+        keep: Whether views of it may be kept; False where the caller of the loader already holds too much.
+    """
+
+    memory: Bytes
+    keep: bool
+
+    def view(self, place: Placement) -> Bytes:
+        """Return what lies there: the slot's own memory, or a copy where that may not be kept."""
+        part = self.memory[place.span]
+        return part if self.keep else part.copy()
+
+
 class SlotMap:
     """The trainer's side of one worker's slots.
 
@@ -232,11 +253,10 @@ class SlotMap:
         for number in numbers:
             self._memory.pop(number, None)
 
-    def lease(self, number: int, size_bytes: int) -> tuple[Bytes, bool]:
-        """Return the slot's memory and whether the caller may keep views of it.
+    def lease(self, number: int, size_bytes: int) -> Lease:
+        """Lend the slot's memory to a batch.
 
-        When the returned array and everything that was made from it have died, the worker gets the slot back. Where the
-        caller of the loader already holds too much, views must be copied, not kept.
+        When the memory of the lease and everything that was made from it have died, the worker gets the slot back.
         """
         # numpy() is a new array over the mapping, and what is sliced from it refers to it and not to the mapping:
         # its death is the death of all of them.
@@ -247,7 +267,7 @@ class SlotMap:
         self._live[number] = held[token] = size_bytes
         end = weakref.finalize(lease, _end_lease, number, token, self._live, held, self._returned)
         end.atexit = False
-        return lease, keep
+        return Lease(lease, keep)
 
     def give_back(self, number: int) -> None:
         """Return a slot that was never leased."""

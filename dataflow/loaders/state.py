@@ -1,10 +1,10 @@
 """Where a loader stands, and how to go on from there.
 
 A state counts the batches handed to the caller, never those drawn ahead, so it fits any number of workers. What lies
-before that position is not read again: a sampler that can be asked for a position (`state_at`, as `ElasticBatchSampler`)
-continues there; for any other the random number generators, its own state and its epoch are put back to what they were
-when the epoch began, and the indices already used are drawn and dropped. An iterable dataset continues by its own
-`state_dict`, or else by reading and dropping what was handed out.
+before that position is not read again: a sampler that can be asked for a position (`state_at`, as
+`ElasticBatchSampler`) continues there; for any other the random number generators, its own state and its epoch are put
+back to what they were when the epoch began, and the indices already used are drawn and dropped. An iterable dataset
+continues by its own `state_dict`, or else by reading and dropping what was handed out.
 
 States are JSON, except for what foreign samplers and datasets put into theirs.
 """
@@ -28,15 +28,16 @@ from torch.utils.data import (
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
-from torch.utils.data.dataloader import _DatasetKind
 from torch.utils.data.distributed import DistributedSampler
 
 from connectors.errors import BadInputError
+from dataflow.loaders.stats import Meter
+from dataflow.loaders.torch_private import DatasetKind, dataset_kind, index_sampler
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
-__all__ = ["Progress", "is_elastic", "load_state", "make_state", "restored_order", "snapshot_order"]
+__all__ = ["Ledger", "Progress", "is_elastic", "load_state", "make_state", "restored_order", "snapshot_order"]
 
 STATE_VERSION = 1
 
@@ -94,6 +95,21 @@ class Progress:
         return cls(**values | {"ahead": set(values["ahead"])})
 
 
+@dataclass
+class Ledger:
+    """What a loader shares with its iterators, so that neither needs the other to be alive.
+
+    Attributes:
+        meter: Where the time goes.
+        progress: Of the newest iterator; None before the first and after a state was loaded.
+        resume: Where the next iterator is to go on.
+    """
+
+    meter: Meter = field(default_factory=Meter)
+    progress: Progress | None = None
+    resume: Progress | None = None
+
+
 def is_elastic(sampler: Any) -> bool:
     """Whether a sampler can be asked for the state after any number of steps."""
     return hasattr(sampler, "state_at")
@@ -112,9 +128,10 @@ def sampler_length(sampler: Any) -> int | None:
         return None
 
 
-def make_state(loader: DataLoader[Any], progress: Progress | None) -> dict[str, Any]:
-    """Return the state of a loader whose newest iterator is at `progress`; None is before or after an epoch."""
-    state, sampler = _identity(loader), loader._index_sampler
+def make_state(loader: DataLoader[Any], ledger: Ledger) -> dict[str, Any]:
+    """Return where a loader stands."""
+    state, sampler = _identity(loader), index_sampler(loader)
+    progress = ledger.progress or ledger.resume
     if progress is not None and progress.finished:
         progress = None
     if not is_elastic(sampler):
@@ -132,7 +149,7 @@ def load_state(loader: DataLoader[Any], state: Any) -> Progress | None:
     Raises:
         BadInputError: Not a state of a loader, or of another dataset, order or version; says what differs.
     """
-    own, sampler = _identity(loader), loader._index_sampler
+    own, sampler = _identity(loader), index_sampler(loader)
     if not isinstance(state, Mapping) or "version" not in state or not {"epoch", "sampler"} & state.keys():
         raise BadInputError(
             f"this is not the state of a dataflow DataLoader: {_describe(state)}; pass what its state_dict() returned"
@@ -140,8 +157,8 @@ def load_state(loader: DataLoader[Any], state: Any) -> Progress | None:
     for name, value in own.items():
         if state.get(name) != value:
             raise BadInputError(
-                f"the loader state was saved with {name}={state.get(name)!r} and this loader has {value!r}: it would go on "
-                "with other batches; build the loader as it was, or begin without the state"
+                f"the loader state was saved with {name}={state.get(name)!r} and this loader has {value!r}: it would "
+                "go on with other batches; build the loader as it was, or begin without the state"
             )
     try:
         if is_elastic(sampler):
@@ -153,8 +170,9 @@ def load_state(loader: DataLoader[Any], state: Any) -> Progress | None:
         progress = Progress.from_dict(state["epoch"])
         if len(progress.shards) not in (0, max(1, loader.num_workers)):
             raise BadInputError(
-                f"the loader state was saved with {len(progress.shards)} workers and this loader has {loader.num_workers}: "
-                "an iterable dataset is dealt out by worker, so only the same number goes on with the same samples"
+                f"the loader state was saved with {len(progress.shards)} workers and this loader has "
+                f"{loader.num_workers}: an iterable dataset is dealt out by worker, so only the same number of them "
+                "goes on with the same samples"
             )
         _load_samplers(loader, progress.order, generators=False)
     except (KeyError, TypeError) as error:
@@ -165,14 +183,14 @@ def load_state(loader: DataLoader[Any], state: Any) -> Progress | None:
 def _identity(loader: DataLoader[Any]) -> dict[str, Any]:
     """What a state must agree on with the loader that goes on from it."""
     state = {"version": STATE_VERSION, "batch_size": loader.batch_size, "drop_last": loader.drop_last}
-    sampler = loader._index_sampler
+    sampler = index_sampler(loader)
     if is_elastic(sampler):
         return state  # the sampler checks its own state, which may come from another number of ranks
     fingerprint = getattr(loader.dataset, "fingerprint", None)
     return {
         **state,
         "samplers": [type(part).__qualname__ for part in _parts(sampler)],
-        "length": None if loader._dataset_kind == _DatasetKind.Iterable else sampler_length(sampler),
+        "length": None if dataset_kind(loader) == DatasetKind.Iterable else sampler_length(sampler),
         "fingerprint": fingerprint if isinstance(fingerprint, str) else None,
     }
 
@@ -202,21 +220,21 @@ def snapshot_order(loader: DataLoader[Any], *, between_epochs: bool = False) -> 
 
     Between epochs the process's own generators are left out: who knows what the caller does with them until then.
     """
-    parts = _parts(loader._index_sampler)
+    parts = _parts(index_sampler(loader))
     order: dict[str, Any] = {"parts": [_snapshot_part(part) for part in parts]}
     if loader.generator is not None:
         order["generator"] = _encode(loader.generator.get_state())
     if between_epochs:
         return order
     foreign = any(type(part) not in (*_DETERMINISTIC, *_TORCH_RANDOM) for part in parts)
-    if loader._dataset_kind == _DatasetKind.Iterable:
+    if dataset_kind(loader) == DatasetKind.Iterable:
         foreign = loader.num_workers == 0
     if foreign or any(type(part) in _TORCH_RANDOM and part.generator is None for part in parts):
         order["torch"] = _encode(torch.get_rng_state())
     if foreign:
         version, internal, gauss = random.getstate()
         order["python"] = [version, _encode(np.array(internal, np.uint32)), gauss]
-        _, keys, *rest = np.random.get_state()  # noqa: NPY002
+        _, keys, *rest = np.random.get_state()
         order["numpy"] = [_encode(keys), *rest]
     return order
 
@@ -238,7 +256,7 @@ def _generator(part: Any) -> torch.Generator | None:
 
 
 def _load_samplers(loader: DataLoader[Any], order: Mapping[str, Any], *, generators: bool) -> None:
-    for part, snapshot in zip(_parts(loader._index_sampler), order["parts"], strict=True):
+    for part, snapshot in zip(_parts(index_sampler(loader)), order["parts"], strict=True):
         if "epoch" in snapshot:
             part.set_epoch(snapshot["epoch"])
         if "state" in snapshot:
@@ -248,7 +266,7 @@ def _load_samplers(loader: DataLoader[Any], order: Mapping[str, Any], *, generat
 
 
 def _load_generators(loader: DataLoader[Any], order: Mapping[str, Any]) -> None:
-    for part, snapshot in zip(_parts(loader._index_sampler), order["parts"], strict=True):
+    for part, snapshot in zip(_parts(index_sampler(loader)), order["parts"], strict=True):
         if "generator" in snapshot and (generator := _generator(part)) is not None:
             generator.set_state(_decode_tensor(snapshot["generator"]))
     if "generator" in order and loader.generator is not None:
@@ -262,7 +280,7 @@ def restored_order(loader: DataLoader[Any], order: Mapping[str, Any]) -> Iterato
     The process's own random number generators are put back afterwards to what the caller made of them.
     """
     _load_generators(loader, order)
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()
     try:
         if "torch" in order:
             torch.set_rng_state(_decode_tensor(order["torch"]))
@@ -271,12 +289,12 @@ def restored_order(loader: DataLoader[Any], order: Mapping[str, Any]) -> Iterato
             random.setstate((version, tuple(_decode(internal, np.uint32).tolist()), gauss))
         if "numpy" in order:
             keys, *rest = order["numpy"]
-            np.random.set_state(("MT19937", _decode(keys, np.uint32), *rest))  # noqa: NPY002
+            np.random.set_state(("MT19937", _decode(keys, np.uint32), *rest))
         yield
     finally:
         torch.set_rng_state(before[0])
         random.setstate(before[1])
-        np.random.set_state(before[2])  # noqa: NPY002
+        np.random.set_state(before[2])
 
 
 def _encode(values: Any) -> str:

@@ -22,9 +22,10 @@ class LoaderStats:
     Attributes:
         batches: Batches handed to the caller.
         samples: Samples in them, where the sampler tells (0 for iterable datasets).
-        seconds: By stage. `wait` is the time inside `next()` and `iter()`, `model` the time between two `next()` calls: together all
-            of a loop over the loader. `fetch`, `decode`, `transform`, `collate` and `handover` are the time of the workers,
-            summed over them and beside the other two; with no workers they happen inside `wait` and are part of it.
+        seconds: By stage. `wait` is the time inside `next()` and `iter()`, `model` the time between two `next()` calls:
+            together all of a loop over the loader. `fetch`, `decode`, `transform`, `collate` and `handover` are the
+            time of the workers, summed over them and beside the other two; with no workers they happen inside `wait`
+            and are part of it.
         counts: What was counted on the way: blocks and bytes by source, workers replaced.
         num_workers: Over how many processes the workers' seconds are summed; 0 for the trainer itself.
     """

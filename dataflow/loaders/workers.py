@@ -21,18 +21,35 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from torch._utils import ExceptionWrapper
-from torch.utils.data import IterDataPipe, _utils, graph_settings
-from torch.utils.data.dataloader import _DatasetKind
+from torch.utils.data import IterDataPipe, graph_settings
 
 from dataflow.loaders.channel import Channel
 from dataflow.loaders.collate import Fetch, allocate_from, collate_into_slots
 from dataflow.loaders.packing import Parcel, pack
-from dataflow.loaders.slots import NewSlot, Notices, SlotPool
+from dataflow.loaders.slots import NewSlot, Notices, Placement, SlotPool
 from dataflow.loaders.state import is_stateful
+from dataflow.loaders.torch_private import (
+    DatasetKind,
+    ExceptionWrapper,
+    numpy_seed,
+    set_worker_info,
+    set_worker_signal_handlers,
+)
 from dataflow.observe.stages import Recorder, stage
 
-__all__ = ["BeginEpoch", "Job", "Result", "Status", "Task", "worker_main"]
+__all__ = [
+    "BeginEpoch",
+    "Job",
+    "Order",
+    "Result",
+    "Status",
+    "Task",
+    "decode_order",
+    "decode_result",
+    "encode_order",
+    "encode_result",
+    "worker_main",
+]
 
 _GRACE_S = 1.0
 
@@ -89,6 +106,22 @@ class Task(NamedTuple):
 Order: TypeAlias = BeginEpoch | Task
 
 
+def encode_order(order: Order) -> bytes:
+    """Turn an order into a message. Plain tuples are pickled twice as fast as named ones."""
+    if isinstance(order, BeginEpoch):
+        return pickle.dumps((True, *order), 5)
+    return pickle.dumps((False, order.epoch, order.number, order.index, *order.notices), 5)
+
+
+def decode_order(message: bytes) -> Order:
+    """Turn a message back into an order."""
+    begins, *fields = pickle.loads(message)
+    if begins:
+        return BeginEpoch(*fields)
+    epoch, number, index, returned, retired = fields
+    return Task(epoch, number, index, Notices(returned, retired))
+
+
 class Status:
     """What a result is."""
 
@@ -121,10 +154,26 @@ class Result(NamedTuple):
     dataset_state: Any
 
 
+def encode_result(result: Result) -> bytes:
+    """Turn a result into a message."""
+    stream, buffers = result.parcel
+    plain = stream if isinstance(stream, bytes) else tuple(stream)
+    head = (plain, [tuple(buffer) for buffer in buffers], [tuple(slot) for slot in result.new_slots])
+    return pickle.dumps((*head, result.epoch, result.number, result.status, *result[5:]), 5)
+
+
+def decode_result(message: bytes) -> Result:
+    """Turn a message back into a result."""
+    stream, buffers, new_slots, epoch, number, status, *rest = pickle.loads(message)
+    stream = stream if isinstance(stream, bytes) else Placement(*stream)
+    parcel = Parcel(stream, [Placement(*buffer) for buffer in buffers])
+    return Result(epoch, number, status, parcel, [NewSlot(*slot) for slot in new_slots], *rest)
+
+
 def worker_main(job: Job, worker_id: int, sock: socket.socket, begin: BeginEpoch) -> None:
     """Run a worker until the trainer closes the channel. The target of its process."""
     _end_with(job.trainer_pid)
-    _utils.signal_handling._set_worker_signal_handlers()
+    set_worker_signal_handlers()
     try:
         with Recorder() as recorder:
             _Worker(job, worker_id, Channel(sock), recorder).run(begin)
@@ -146,13 +195,11 @@ class _Worker:
         self._failure: ExceptionWrapper | None = None
         self._dataset = job.dataset
         self._shared_rng = torch.Generator()
-        self._is_stateful = job.kind == _DatasetKind.Iterable and is_stateful(job.dataset)
+        self._is_stateful = job.kind == DatasetKind.Iterable and is_stateful(job.dataset)
         torch.set_num_threads(1)
         _seed(job.base_seed, worker_id)
         self._dataset = self._reseeded(job.shared_seed)
-        _utils.worker._worker_info = _utils.worker.WorkerInfo(
-            id=worker_id, num_workers=job.num_workers, seed=job.base_seed + worker_id, dataset=self._dataset
-        )
+        set_worker_info(worker_id, job.num_workers, job.base_seed + worker_id, self._dataset)
         collate_into_slots(self._pool)
         try:
             if job.worker_init_fn is not None:
@@ -171,7 +218,7 @@ class _Worker:
 
     def _next_order(self) -> Order | None:
         for message in self._channel.receive(block=not self._orders):
-            order: Order = pickle.loads(message)
+            order = decode_order(message)
             if isinstance(order, Task):
                 self._pool.take_back(order.notices)
             self._orders.append(order)
@@ -223,7 +270,7 @@ class _Worker:
         try:
             return Status.BATCH, self._fetch(index)
         except Exception as error:
-            if isinstance(error, StopIteration) and self._job.kind == _DatasetKind.Iterable:
+            if isinstance(error, StopIteration) and self._job.kind == DatasetKind.Iterable:
                 self._exhausted = True
                 return Status.EXHAUSTED, None
             return Status.ERROR, self._wrap()
@@ -246,7 +293,7 @@ class _Worker:
         state = self._dataset.state_dict() if self._is_stateful and status == Status.BATCH else None
         result = Result(task.epoch, task.number, status, parcel, new_slots, dropped_slots, seconds, counts, state)
         try:
-            self._channel.send(pickle.dumps(tuple(result), 5), fds)
+            self._channel.send(encode_result(result), fds)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -256,7 +303,7 @@ def _seed(base_seed: int, worker_id: int) -> None:
     seed = base_seed + worker_id
     random.seed(seed)
     torch.manual_seed(seed)
-    np.random.seed(_utils.worker._generate_state(base_seed, worker_id))  # noqa: NPY002
+    np.random.seed(numpy_seed(base_seed, worker_id))
 
 
 def _end_with(trainer_pid: int) -> None:

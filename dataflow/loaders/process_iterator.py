@@ -1,0 +1,284 @@
+"""Batches from worker processes, put in order.
+
+Workers get their tasks in torch's way: batch i comes from worker i mod N, `prefetch_factor * N` tasks are out at a
+time, and the next index is drawn from the sampler when a batch is handed out. Not torch's are the way batches travel
+(`slots`, `packing`), and that a dead worker is replaced and its successor is asked for what it owes, in the same order,
+so the caller sees the same sequence.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch.multiprocessing
+from torch.utils.data import IterDataPipe, MapDataPipe
+
+from dataflow.loaders.crew import Crew, Death, Worker
+from dataflow.loaders.iterators import LoaderIterator
+from dataflow.loaders.packing import unpack
+from dataflow.loaders.slots import HELD_SLOTS
+from dataflow.loaders.state import Ledger, snapshot_order
+from dataflow.loaders.torch_private import interpreter_is_leaving, sharding_init_fn
+from dataflow.loaders.workers import BeginEpoch, Job, Result, Status, Task
+
+if TYPE_CHECKING:
+    from dataflow.loaders.dataloader import DataLoader
+
+__all__ = ["ProcessIterator"]
+
+_log = logging.getLogger(__name__)
+
+# Beyond what is out and what the caller holds: the batch in the making, and notices still on their way.
+_SPARE_SLOTS = 4
+# How often in a row a worker may die without having sent a result.
+_MAX_RESTARTS = 3
+
+
+@dataclass(eq=False, slots=True)
+class _Owed:
+    """A batch that was asked for.
+
+    Attributes:
+        worker: Who makes it, or has made it.
+        index: What the sampler says is in it.
+        result: Once it is here.
+        staged: Once it is on its way to the device.
+    """
+
+    worker: Worker
+    index: Any
+    result: Result | None = None
+    staged: Future[Any] | None = None
+
+
+class ProcessIterator(LoaderIterator):
+    """Has the batches made by worker processes: `num_workers > 0`."""
+
+    _crew: Crew
+
+    def __init__(self, loader: DataLoader[Any], ledger: Ledger) -> None:
+        super().__init__(loader, ledger)
+        self._prefetch_factor: int = loader.prefetch_factor or 0
+        self._in_order = loader.in_order
+        if self._prefetch_factor <= 0:
+            raise AssertionError("prefetch_factor must be greater than 0 for MultiProcessingDataLoaderIter")
+        self._restarts_workers = loader.on_worker_failure == "restart"
+        self._context = loader.multiprocessing_context or torch.multiprocessing
+        self._worker_init_fn = loader.worker_init_fn
+        if isinstance(self._dataset, (IterDataPipe, MapDataPipe)):
+            self._worker_init_fn = sharding_init_fn(self._worker_init_fn, self._world_size, self._rank)
+        self._failure: RuntimeError | None = None
+        self._epoch = -1
+        self._reset(loader, first_iter=True)
+
+    @property
+    def _workers(self) -> list[Any]:
+        """The worker processes; torch's iterator has them under this name."""
+        return [worker.process for worker in self._crew.workers]
+
+    def _reset(self, loader: DataLoader[Any], first_iter: bool = False) -> None:
+        shared_seed = self._shared_seed
+        order = snapshot_order(loader) if self._ledger.resume is None else None
+        # Draws the shared seed of data pipes, and calls the sampler's iter() again, as torch does.
+        super()._reset(loader, first_iter)
+        self._begin(loader, self._sampler_iter, order)
+        progress = self._progress
+        self._epoch += 1
+        self._tasks: dict[int, _Owed] = {}
+        self._arrived: deque[int] = deque()  # where batches are handed out as they arrive
+        self._next_number = self._position
+        self._is_active = [True] * self._num_workers
+        self._load = [0] * self._num_workers
+        self._restarts = [0] * self._num_workers
+        self._received = list(progress.shards)
+        self._received_states = list(progress.shard_states)
+        self._turns = itertools.cycle(range(self._num_workers))
+        deque(itertools.islice(self._turns, progress.next_shard), maxlen=0)
+        begin = [self._beginning(worker_id) for worker_id in range(self._num_workers)]
+        if first_iter:
+            self._crew = self._hire(begin, shared_seed)
+        else:
+            for worker_id, begin_one in enumerate(begin):
+                self._crew.begin(worker_id, begin_one)
+        for _ in range(self._prefetch_factor * self._num_workers):
+            self._dispatch()
+
+    def _hire(self, begin: list[BeginEpoch], shared_seed: int | None) -> Crew:
+        job = Job(
+            kind=self._dataset_kind,
+            dataset=self._dataset,
+            auto_collation=self._auto_collation,
+            collate_fn=self._collate_fn,
+            drop_last=self._drop_last,
+            worker_init_fn=self._worker_init_fn,
+            num_workers=self._num_workers,
+            base_seed=self._base_seed,
+            shared_seed=shared_seed,
+            trainer_pid=os.getpid(),
+            max_slots=self._prefetch_factor + HELD_SLOTS + _SPARE_SLOTS,
+            max_free_slots=self._prefetch_factor + _SPARE_SLOTS,
+        )
+        return Crew(self._context, job, begin)
+
+    def _beginning(self, worker_id: int) -> BeginEpoch:
+        """Where a worker that starts now has to begin: behind what it, or its predecessor, has sent."""
+        skip, state = 0, None
+        if self._is_iterable:
+            skip = self._received[worker_id] * (self._batch_size or 1)
+            state = self._received_states[worker_id]
+        return BeginEpoch(self._epoch, self._shared_seed, skip, state)
+
+    def _dispatch(self) -> None:
+        """Draw one more index and ask for its batch, if there is an index and a worker to ask."""
+        try:
+            number, index = self._draw()
+        except StopIteration:
+            return
+        worker_id = self._pick_worker()
+        if worker_id is None:
+            return
+        self._load[worker_id] += 1
+        self._tasks[number] = _Owed(self._crew.workers[worker_id], index)
+        self._ask(number)
+
+    def _pick_worker(self) -> int | None:
+        share = self._prefetch_factor * self._num_workers // max(1, sum(self._is_active))
+        for worker_id in itertools.islice(self._turns, self._num_workers):
+            if self._is_active[worker_id] and (self._in_order or self._load[worker_id] < share):
+                return worker_id
+        return None
+
+    def _ask(self, number: int) -> None:
+        owed = self._tasks[number]
+        self._crew.post(owed.worker.id, Task(self._epoch, number, owed.index, owed.worker.slots.notices()))
+
+    def _next_data(self) -> Any:
+        while True:
+            if self._failure is not None:
+                raise self._failure
+            number = self._find_ready()
+            if number is not None:
+                return self._deliver(number)
+            if not self._tasks:
+                self._progress.finished = True
+                if not self._persistent_workers:
+                    self._shutdown_workers()
+                raise StopIteration
+            if not self._attend(self._timeout or None):
+                raise RuntimeError(f"DataLoader timed out after {self._timeout} seconds")
+
+    def _find_ready(self) -> int | None:
+        """Return the number of the batch to hand out now, if it is here."""
+        if not self._in_order:
+            return self._arrived[0] if self._arrived else None
+        while self._next_number < self._position and self._next_number not in self._tasks:
+            self._next_number += 1  # handed out already, or its worker had no more samples
+        owed = self._tasks.get(self._next_number)
+        return None if owed is None or owed.result is None else self._next_number
+
+    def _attend(self, timeout_s: float | None) -> bool:
+        """Deal with what the workers did, waiting for it if need be; say whether there was anything."""
+        events = self._crew.wait(timeout_s)
+        for event in events:
+            if isinstance(event, Death):
+                self._replace(event)
+            else:
+                self._take(*event)
+        return bool(events)
+
+    def _take(self, worker: Worker, result: Result) -> None:
+        """Receive a result."""
+        self._meter.add(result.seconds, result.counts)
+        if result.epoch != self._epoch:
+            for slot in result.parcel.slots():
+                worker.slots.give_back(slot)
+            return
+        self._restarts[worker.id] = 0
+        if result.status == Status.EXHAUSTED:
+            self._is_active[worker.id] = False
+            for number in self._owed_by(worker):
+                del self._tasks[number]
+                self._dispatch()
+            return
+        self._tasks[result.number].result = result
+        if not self._in_order:
+            self._arrived.append(result.number)
+        if self._is_iterable:
+            self._received[worker.id] += 1
+            self._received_states[worker.id] = result.dataset_state
+
+    def _deliver(self, number: int) -> Any:
+        """Hand a batch to the caller, and ask for another one in its place."""
+        owed = self._tasks.pop(number)
+        if not self._in_order:
+            self._arrived.popleft()
+        result, worker = owed.result, owed.worker
+        assert result is not None
+        self._load[worker.id] -= 1
+        self._dispatch()
+        self._hand_out(number, owed.index)
+        if self._is_iterable:
+            progress = self._progress
+            progress.shards[worker.id] += 1
+            progress.shard_states[worker.id] = result.dataset_state
+            progress.next_shard = (worker.id + 1) % self._num_workers
+        if result.status == Status.ERROR:
+            unpack(result.parcel, worker.slots).reraise()
+        if self._staging is None:
+            return unpack(result.parcel, worker.slots)
+        batch = self._staging.finish(self._stage(owed))
+        self._stage_ahead()
+        return batch
+
+    def _stage(self, owed: _Owed) -> Future[Any]:
+        """Start to bring a batch that is here to where the caller wants it, unless that was done before."""
+        assert owed.result is not None
+        assert self._staging is not None
+        return owed.staged or self._staging.begin(unpack(owed.result.parcel, owed.worker.slots))
+
+    def _stage_ahead(self) -> None:
+        """Bring over the next batch while the caller works on this one, if it has arrived."""
+        self._attend(0)
+        number = self._find_ready()
+        if number is not None:
+            owed = self._tasks[number]
+            if owed.result is not None and owed.result.status == Status.BATCH:
+                owed.staged = self._stage(owed)
+
+    def _replace(self, death: Death) -> None:
+        """Put a new process in the place of a dead one and ask it for what that one owed."""
+        worker_id, owed = death.worker.id, self._owed_by(death.worker)
+        if not self._is_active[worker_id] and not owed:
+            return  # it had nothing more to do
+        self._restarts[worker_id] += 1
+        if not self._restarts_workers or self._restarts[worker_id] > _MAX_RESTARTS:
+            self._failure = death.as_error()
+            self._shutdown_workers()
+            return
+        _log.warning("%s; another one starts and makes the %d batches that it owed", death, len(owed))
+        self._meter.add({}, {"workers.replaced": 1})
+        self._crew.replace(worker_id, self._beginning(worker_id))
+        for number in owed:
+            self._tasks[number].worker = self._crew.workers[worker_id]
+            self._ask(number)
+
+    def _owed_by(self, worker: Worker) -> list[int]:
+        return sorted(number for number, owed in self._tasks.items() if owed.worker is worker and owed.result is None)
+
+    def _shutdown_workers(self) -> None:
+        """End the workers; torch's iterator has this under the same name."""
+        if interpreter_is_leaving():
+            return
+        if hasattr(self, "_crew"):
+            self._crew.stop()
+        if self._staging is not None:
+            self._staging.close()
+
+    def __del__(self) -> None:
+        self._shutdown_workers()
