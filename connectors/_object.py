@@ -68,7 +68,10 @@ class ObjectStore:
 
     async def get_range(self, key: str, span: Span, *, version: str | None = None) -> Buffer:
         """Return exactly the bytes of the span."""
-        return (await self.get_ranges(key, [span], version=version))[0]
+        if not span.length:  # which HTTP cannot ask for
+            return (await self.get_ranges(key, [span], version=version))[0]
+        body, _ = await self._fetch(key, span, version)
+        return body
 
     async def get_ranges(self, key: str, spans: Sequence[Span], *, version: str | None = None) -> builtins.list[Buffer]:
         """Return one view per span; near spans share a request, and requests run side by side up to a limit."""
@@ -114,7 +117,7 @@ class ObjectStore:
             return await anext(pages, None)
 
         found: builtins.list[ObjectMeta] = []
-        while (page := await self._call(join_uri(self.url, folder), next_page)) is not None:
+        while (page := await self._call(folder, next_page)) is not None:
             found += [_meta(foreign) for foreign in page if foreign["path"].startswith(prefix)]
         folders = {meta.key.rpartition("/")[0] for meta in found}
         for meta in sorted(found, key=lambda meta: meta.key):
@@ -199,15 +202,16 @@ class ObjectStore:
 
     async def _ask(self, key: str, request: Callable[[], Awaitable[R]]) -> R:
         check_key(key)
-        return await self._call(join_uri(self.url, key), request)
+        return await self._call(key, request)
 
-    async def _call(self, uri: str, request: Callable[[], Awaitable[R]]) -> R:
+    async def _call(self, name: str, request: Callable[[], Awaitable[R]]) -> R:
         """Make one request; only our errors come out, and nothing of the provider's stays attached to them."""
-        _refuse_after_fork(uri)
+        if _first_user_pid != os.getpid():
+            _refuse_after_fork(join_uri(self.url, name))
         try:
             return await request()
         except (BaseError, OSError, ValueError) as error:
-            failure = translated(error, uri)
+            failure = translated(error, join_uri(self.url, name))
         raise failure
 
     def _check_range(self, key: str, span: Span, size_bytes: int) -> None:
@@ -292,15 +296,15 @@ def _is_plain_http(name: str, endpoints: Sequence[str], config: dict[str, Any]) 
 
 
 def _refuse_after_fork(uri: str) -> None:
+    """Remember the first process that uses the client; refuse its forked children."""
     global _first_user_pid
-    if _first_user_pid is None:
-        _first_user_pid = os.getpid()
-    elif _first_user_pid != os.getpid():
+    if _first_user_pid is not None:
         raise BadInputError(
             f"{uri} cannot be read here: process {os.getpid()} was forked from {_first_user_pid}, which had used "
             "an object store before; read through the cache, or start workers by 'spawn' or 'forkserver'",
             uri=uri,
         )
+    _first_user_pid = os.getpid()
 
 
 def _meta(foreign: ForeignMeta) -> ObjectMeta:
