@@ -10,6 +10,7 @@ from dataflow.formats.destination import PART_SUFFIX
 from dataflow.formats.folder import FolderFormat
 from dataflow.formats.place import Place
 from dataflow.formats.text import TextFormat
+from dataflow.formats.webdataset import WebdatasetFormat
 
 if TYPE_CHECKING:
     from cache.access import BlockReader
@@ -20,6 +21,7 @@ __all__ = ["FORMATS", "open_source"]
 # In the order in which they are tried: what says by itself what it is comes first.
 FORMATS: tuple[Format, ...] = (
     ArrowFormat(),
+    WebdatasetFormat(),
     FolderFormat(),
     TextFormat("jsonl", (".jsonl", ".ndjson")),
     TextFormat("csv", (".csv", ".tsv")),

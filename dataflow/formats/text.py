@@ -19,6 +19,7 @@ import pyarrow.json
 
 from connectors.errors import BadInputError, CorruptError
 from dataflow.formats.scan import BLOCK_BYTES, BlockTable, Scan, remembered
+from dataflow.formats.unpacking import COMPRESSIONS, compression_of, unpack
 
 if TYPE_CHECKING:
     from connectors.objects import ObjectMeta
@@ -27,10 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TextFormat", "TextSource"]
 
-COMPRESSIONS = {".bz2": "bz2", ".gz": "gzip", ".lz4": "lz4", ".zst": "zstd"}
-# A record, or a compressed file, that is larger than this is refused.
+# A larger record is refused.
 MAX_RECORD_BYTES = 256 << 20
-MAX_UNPACKED_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,7 +54,7 @@ class TextSource:
     def decode(self, block: int, data: memoryview) -> pa.RecordBatch:
         """Parse the records of a block."""
         ref = self.index.block_ref(block)
-        records = _unpacked(data, ref.uri)
+        records = unpack(data, ref.uri)
         if self.format == "csv" and records is not data:  # in a plain file the first block begins after the header
             records = records[_record_end(bytes(records), 0, 0, quoted=True) :]
         table = _parse(self.format, records, self.schema, uri=ref.uri, offset=ref.offset)
@@ -111,9 +110,9 @@ class TextFormat:
     def _pieces(self, place: Place, meta: ObjectMeta) -> Iterator[tuple[int, int, memoryview]]:
         """Yield offset and length of every block of a file, and its records with the CSV header in front."""
         uri, quoted = place.uri(meta), self.name == "csv"
-        if _compression(uri):
+        if compression_of(uri):
             packed = b"".join(place.chunks(meta))
-            yield 0, meta.size_bytes, _unpacked(memoryview(packed), uri)
+            yield 0, meta.size_bytes, unpack(memoryview(packed), uri)
             return
         header = b""
         for offset, piece in _split(place, meta, quoted=quoted):
@@ -207,7 +206,7 @@ def _unify(schema: pa.Schema, found: pa.Schema, *, uri: str, offset: int) -> pa.
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """Return the type without guesses: what looks like a date or a time is text, unless all of a field did."""
+    """Return the type without guesses: what looks like a date or a time is text."""
     if pa.types.is_temporal(kind):
         return pa.string()
     if pa.types.is_struct(kind):
@@ -215,26 +214,3 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_list(kind):
         return pa.list_(kind.value_field.with_type(_plain(kind.value_type)))
     return kind
-
-
-def _compression(uri: str) -> str | None:
-    return next((name for suffix, name in COMPRESSIONS.items() if uri.lower().endswith(suffix)), None)
-
-
-def _unpacked(data: memoryview, uri: str) -> memoryview:
-    """Return the content of a file, or of a block of one that is not compressed."""
-    compression = _compression(uri)
-    if compression is None:
-        return data
-    try:
-        with pa.input_stream(pa.BufferReader(pa.py_buffer(data)), compression=compression) as stream:
-            content = stream.read_buffer(MAX_UNPACKED_BYTES)
-            more = stream.read(1)
-    except (pa.ArrowException, OSError) as error:
-        raise CorruptError(f"{uri} cannot be decompressed as {compression}: {error}", uri=uri) from error
-    if more:
-        raise BadInputError(
-            f"{uri} unpacks to more than {MAX_UNPACKED_BYTES} bytes, and a compressed file is read whole: split it",
-            uri=uri,
-        )
-    return memoryview(content)

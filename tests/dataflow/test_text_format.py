@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from connectors.errors import BadInputError, ChangedError, CorruptError
 from dataflow.convert import convert
 from dataflow.dataset import Dataset, open_dataset
-from dataflow.formats import text
+from dataflow.formats import text, unpacking
 
 COMPRESSIONS = {"": None, ".bz2": "bz2", ".gz": "gzip", ".lz4": "lz4", ".zst": "zstd"}
 
@@ -165,7 +165,7 @@ def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
 
 
 def test_what_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text, "MAX_UNPACKED_BYTES", 100)
+    monkeypatch.setattr(unpacking, "MAX_UNPACKED_BYTES", 100)
     put(tmp_path / "a.txt.gz", "x" * 101)
     with pytest.raises(BadInputError, match=r"a\.txt\.gz unpacks to more than 100 bytes"):
         open_dataset(tmp_path)

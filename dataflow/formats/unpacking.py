@@ -1,0 +1,42 @@
+"""Files that are compressed as a whole: they can only be read from their front, so each is one block."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from connectors.errors import BadInputError, CorruptError
+
+__all__ = ["COMPRESSIONS", "compression_of", "unpack"]
+
+COMPRESSIONS = {".bz2": "bz2", ".gz": "gzip", ".lz4": "lz4", ".tgz": "gzip", ".zst": "zstd"}
+# A file that unpacks to more is refused: it would be unpacked again and again, and held whole.
+MAX_UNPACKED_BYTES = 1 << 30
+
+
+def compression_of(name: str) -> str | None:
+    """Return how a file is compressed, by its name; None where it is not."""
+    return next((compression for suffix, compression in COMPRESSIONS.items() if name.lower().endswith(suffix)), None)
+
+
+def unpack(data: memoryview, uri: str) -> memoryview:
+    """Return the content of a whole file; of one that is not compressed, `data` itself.
+
+    Raises:
+        CorruptError: It cannot be decompressed.
+        BadInputError: It is too large for that.
+    """
+    compression = compression_of(uri)
+    if compression is None:
+        return data
+    try:
+        with pa.input_stream(pa.BufferReader(pa.py_buffer(data)), compression=compression) as stream:
+            content = stream.read_buffer(MAX_UNPACKED_BYTES)
+            more = stream.read(1)
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptError(f"{uri} cannot be decompressed as {compression}: {error}", uri=uri) from error
+    if more:
+        raise BadInputError(
+            f"{uri} unpacks to more than {MAX_UNPACKED_BYTES} bytes, and a compressed file is read whole: split it",
+            uri=uri,
+        )
+    return memoryview(content)

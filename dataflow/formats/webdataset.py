@@ -1,0 +1,212 @@
+"""WebDataset: tar archives in which consecutive files of one base name are one sample.
+
+`000/123.seg.png` belongs to the sample `000/123` and is its field `seg.png`, as the webdataset library has it; the
+field `__key__` is the base name. What a field holds follows from its last suffix: images, `cls`-like integers (text
+where one of them is none), text and JSON as strings, anything else as bytes. A field that a sample lacks is null.
+
+A block is about 1 MiB of whole samples: a range of the archive that is a small archive itself. A compressed archive is
+one block. Links and folders are passed over; sparse members are refused.
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING, Any, cast
+
+import pyarrow as pa
+
+from connectors.errors import BadInputError, CorruptError
+from dataflow.formats.fields import image_field
+from dataflow.formats.ranges import RangeFile
+from dataflow.formats.scan import BLOCK_BYTES, BlockTable, Scan, remembered
+from dataflow.formats.unpacking import compression_of, unpack
+
+if TYPE_CHECKING:
+    from connectors.objects import ObjectMeta
+    from dataflow.formats.place import Place
+    from dataflow.index import Index
+
+__all__ = ["WebdatasetFormat", "WebdatasetSource"]
+
+KEY = "__key__"
+SUFFIXES = (".tar", ".tar.bz2", ".tar.gz", ".tar.lz4", ".tar.zst", ".tgz")
+# The library's own default decoders (webdataset.autodecode.basichandlers) decide what is a number and what is text.
+IMAGE_NAMES = frozenset({"bmp", "jpeg", "jpg", "png", "webp"})
+INTEGER_NAMES = frozenset({"class", "cls", "cls2", "count", "id", "index", "inx"})
+TEXT_NAMES = frozenset({"jsn", "json", "text", "transcript", "txt"})
+
+_NAME = re.compile(r"((?:.*/|)[^.]+)\.([^/]*)")
+
+
+@dataclass(slots=True)
+class _Sample:
+    """Where the files of one sample lie in their archive: by field, offset and size of the content."""
+
+    key: str
+    offset: int
+    files: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WebdatasetSource:
+    """One set of archives, opened; see `dataflow.formats.protocol.Source`.
+
+    Attributes:
+        schema: `__key__` and a field for every suffix that occurs.
+        index: Blocks of whole samples.
+    """
+
+    schema: pa.Schema
+    index: Index
+    format: str = field(default="webdataset", init=False)
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """Archives say nothing about where they came from."""
+        return {}
+
+    def decode(self, block: int, data: memoryview) -> pa.RecordBatch:
+        """Find the samples of a block; file contents are copied once."""
+        ref = self.index.block_ref(block)
+        data = unpack(data, ref.uri)
+        samples, _ = _samples(cast("IO[bytes]", pa.BufferReader(pa.py_buffer(data))), ref.uri, ref.offset)
+        expected = int(self.index.blocks.first_sample[block + 1] - self.index.blocks.first_sample[block])
+        if len(samples) != expected:
+            raise CorruptError(
+                f"{ref.uri} has {len(samples)} samples at offset {ref.offset}, its scan found {expected}", uri=ref.uri
+            )
+        arrays = [pa.array([sample.key for sample in samples], pa.string())]
+        for entry in self.schema.remove(0):
+            spans = [sample.files.get(entry.name) for sample in samples]
+            arrays.append(_array(entry, [span and data[span[0] : span[0] + span[1]] for span in spans], ref.uri))
+        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+
+class WebdatasetFormat:
+    """Tar archives of samples."""
+
+    name = "webdataset"
+
+    def open(self, place: Place) -> WebdatasetSource | None:
+        """Scan the archives; None where there are none.
+
+        Raises:
+            CorruptError: An archive is damaged; names it and the offset.
+            BadInputError: A sample has two files of one suffix, or a member is sparse.
+        """
+        files = place.files_named(SUFFIXES)
+        if not files:
+            return None
+        index, scan = remembered(place, self.name, files, lambda: _scan(place, files))
+        return WebdatasetSource(scan.schema, index)
+
+
+def _scan(place: Place, files: Sequence[ObjectMeta]) -> Scan:
+    table = BlockTable()
+    names: dict[str, bool] = {}  # of every field, whether some value is no integer
+    for shard, meta in enumerate(files):
+        uri = place.uri(meta)
+        archive: IO[bytes]
+        if compression_of(uri):
+            archive = cast(
+                "IO[bytes]", pa.BufferReader(pa.py_buffer(unpack(memoryview(b"".join(place.chunks(meta))), uri)))
+            )
+        else:
+            archive = cast("IO[bytes]", RangeFile(place, meta))
+        samples, end = _samples(archive, uri, 0)
+        archive.seek(end)
+        if archive.read(tarfile.BLOCKSIZE).strip(b"\0") or not archive.tell() - end:
+            # tarfile stops without a word at a damaged header, and at an end that came too early.
+            raise CorruptError(
+                f"{uri} is damaged after offset {end}: neither a header nor the end of an archive", uri=uri
+            )
+        for sample in samples:
+            for name, (offset, size) in sample.files.items():
+                if name.rpartition(".")[2] in INTEGER_NAMES and not names.get(name):
+                    archive.seek(offset)
+                    names[name] = not _is_integer(archive.read(size))
+                names.setdefault(name, False)
+        if samples and compression_of(uri):
+            table.add(shard, 0, meta.size_bytes, len(samples))
+        elif samples:
+            for offset, length, count in _blocks([sample.offset for sample in samples], end):
+                table.add(shard, offset, length, count)
+    fields = [
+        pa.field(KEY, pa.string(), nullable=False),
+        *(_field(name, other) for name, other in sorted(names.items())),
+    ]
+    return Scan(table.finish(), pa.schema(fields))
+
+
+def _blocks(offsets: Sequence[int], end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield offset, length and number of samples of each block."""
+    first = 0
+    for position, stop in enumerate([*offsets[1:], end], 1):
+        if stop - offsets[first] >= BLOCK_BYTES or position == len(offsets):
+            yield offsets[first], stop - offsets[first], position - first
+            first = position
+
+
+def _samples(archive: IO[bytes], uri: str, at: int) -> tuple[list[_Sample], int]:
+    """Return the samples of an archive, or of a range of one, and where the last one ends."""
+    samples: list[_Sample] = []
+    end = 0
+    try:
+        with tarfile.open(fileobj=archive, mode="r:") as tar:
+            for member in tar:
+                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                match = _NAME.fullmatch(member.name)
+                if match and member.isreg():
+                    _add(samples, member, match, uri)
+    except (tarfile.TarError, OSError, ValueError) as error:
+        if isinstance(error, (BadInputError, CorruptError)):
+            raise
+        raise CorruptError(f"{uri} is damaged after offset {at + end}: {error}", uri=uri) from error
+    return samples, end
+
+
+def _add(samples: list[_Sample], member: tarfile.TarInfo, match: re.Match[str], uri: str) -> None:
+    key, name = match.group(1), match.group(2).lower()
+    if member.issparse():
+        raise BadInputError(f"{member.name} in {uri} is a sparse file; write the archive without --sparse", uri=uri)
+    if not samples or samples[-1].key != key:
+        samples.append(_Sample(key, member.offset))
+    files = samples[-1].files
+    if name in files:
+        raise BadInputError(
+            f"{uri} has two files {key}.{name} in one sample; give every sample its own base name", uri=uri
+        )
+    files[name] = (member.offset_data, member.size)
+
+
+def _field(name: str, other: bool) -> pa.Field:
+    last = name.rpartition(".")[2]
+    if last in IMAGE_NAMES:
+        return image_field(name).with_nullable(True)
+    if last in INTEGER_NAMES:
+        return pa.field(name, pa.string() if other else pa.int64())
+    return pa.field(name, pa.string() if last in TEXT_NAMES else pa.binary())
+
+
+def _array(entry: pa.Field, values: list[memoryview | None], uri: str) -> pa.Array:
+    try:
+        if pa.types.is_binary(entry.type):
+            return pa.array(values, pa.binary())
+        texts = [None if value is None else str(value, "utf-8") for value in values]
+        if pa.types.is_integer(entry.type):
+            return pa.array([None if text is None else int(text) for text in texts], pa.int64())
+        return pa.array(texts, pa.string())
+    except (ValueError, OverflowError) as error:
+        raise CorruptError(
+            f"field {entry.name!r} of a sample in {uri} is not {entry.type}: {error}", uri=uri
+        ) from error
+
+
+def _is_integer(value: bytes) -> bool:
+    try:
+        return -(1 << 63) <= int(value) < 1 << 63
+    except ValueError:
+        return False
