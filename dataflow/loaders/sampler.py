@@ -8,9 +8,6 @@ import operator
 from collections.abc import Sized
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from connectors.errors import BadInputError
 from dataflow.loaders.schedule_sampler import ScheduleSampler
 from dataflow.order import Division, EqualParts, FixedBatches, Mesh, Schedule, Shuffle
@@ -66,8 +63,7 @@ class ElasticBatchSampler(ScheduleSampler):
     ) -> None:
         if drop_last and pad_last:
             raise BadInputError("drop_last and pad_last are two answers to the same question; give one")
-        first_sample = _first_sample_of_blocks(dataset) if shuffle == "block" else None
-        source = Shuffle(len(dataset), first_sample, shuffle, operator.index(seed), operator.index(window_blocks))
+        source = Shuffle.over(dataset, shuffle=shuffle, seed=seed, window_blocks=window_blocks)
         batching = FixedBatches(
             operator.index(global_batch_size), "drop" if drop_last else "pad" if pad_last else "short"
         )
@@ -95,20 +91,6 @@ class ElasticBatchSampler(ScheduleSampler):
                 len(dataset),
                 self.global_batch_size,
             )
-
-
-def _first_sample_of_blocks(dataset: Sized) -> npt.NDArray[np.int64] | None:
-    blocks = getattr(getattr(dataset, "index", None), "blocks", None)
-    first_sample = getattr(blocks, "first_sample", None)
-    if first_sample is None:
-        return None
-    first_sample = np.asarray(first_sample, dtype=np.int64)
-    if not first_sample.size or first_sample[-1] != len(dataset):
-        raise BadInputError(
-            f"the index of {type(dataset).__qualname__} does not cover its {len(dataset)} samples; "
-            'pass shuffle="full", or a dataset whose index fits'
-        )
-    return first_sample
 
 
 def _fingerprint(dataset: Sized) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sized
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -54,6 +56,29 @@ class Shuffle:
             raise BadInputError(f'shuffle must be "block", "full" or False, got {self.shuffle!r}')
         if self.window_blocks < 1:
             raise BadInputError(f"window_blocks must be >= 1, got {self.window_blocks}")
+
+    @classmethod
+    def over(
+        cls, dataset: Sized, *, shuffle: Literal["block", "full", False], seed: int, window_blocks: int
+    ) -> Shuffle:
+        """Take the length of a dataset, and the block table of its index where it has one.
+
+        Args:
+            dataset: Anything with a length; `dataset.index.blocks.first_sample` is the block table.
+            shuffle: As the attribute.
+            seed: As the attribute.
+            window_blocks: As the attribute.
+
+        Raises:
+            BadInputError: The table does not cover the dataset, or an argument is out of range.
+        """
+        first_sample = getattr(getattr(getattr(dataset, "index", None), "blocks", None), "first_sample", None)
+        if first_sample is not None and (not len(first_sample) or first_sample[-1] != len(dataset)):
+            raise BadInputError(
+                f"the index of {type(dataset).__qualname__} does not cover its {len(dataset)} samples; "
+                "use a dataset whose index fits"
+            )
+        return cls(len(dataset), first_sample, shuffle, operator.index(seed), operator.index(window_blocks))
 
     @property
     def effective(self) -> Literal["block", "full", False]:
