@@ -30,8 +30,9 @@ def _die_with_parent() -> None:
 
 def keep(folder: str, command: Sequence[str]) -> int:
     """Run `command` until it ends or standard input does; then kill it, remove `folder` and return its exit status."""
-    # The terminal's Ctrl-C reaches the user too, who closes the pipe when ready.
+    # Ctrl-C and a signal to the whole group reach the user too, who closes the pipe when ready.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent)
 
     def kill_at_end_of_input() -> None:

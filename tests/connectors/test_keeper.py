@@ -82,9 +82,10 @@ def test_a_keeper_killed_by_sigkill_takes_the_server_along(folder):
     _end(user)
 
 
-def test_an_interrupt_at_the_terminal_waits_for_the_user(folder):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_waits_for_the_user(folder, number):
     user, keeper, server = _start(folder)
-    keeper.send_signal(signal.SIGINT)
+    keeper.send_signal(number)
     user.kill()  # the keeper still does its work
     _assert_gone(keeper, server)
     assert not folder.exists()
