@@ -1,0 +1,118 @@
+"""Real ranks under torchrun: what each reads is what was planned, also after a rank is killed and others go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataflow.order import Filtered, Mixture, PackedBatches, Schedule, Selection, Shuffle, divide
+from dataflow.order.split import EqualParts
+
+LENGTHS = np.random.default_rng(0).integers(1, 60, 300)
+
+# One rank: reads step by step, notes what it saw, and lets rank 0 save the state when all have seen the step.
+RANK = """
+import json, os, signal, sys
+import torch.distributed as dist
+sys.path.insert(0, {here!r})
+from test_ranks import Numbers, schedule
+from dataflow import DataLoader
+from dataflow.loaders.schedule_sampler import ScheduleSampler
+
+folder, die_at = sys.argv[1], int(sys.argv[2])
+dist.init_process_group("gloo")
+sampler = ScheduleSampler(schedule(), fingerprint="numbers")
+loader = DataLoader(Numbers(), batch_sampler=sampler, num_workers=int(sys.argv[3]), collate_fn=list)
+state = folder + "/state.json"
+if os.path.exists(state):
+    loader.load_state_dict(json.load(open(state)))
+with open(folder + "/rank-" + str(dist.get_rank()) + ".jsonl", "a") as trace:
+    batches = iter(loader)
+    step = sampler.first_step
+    for batch in batches:
+        trace.write(json.dumps(dict(step=step, world=dist.get_world_size(), rank=dist.get_rank(), saw=batch)) + "\\n")
+        trace.flush()
+        step += 1
+        dist.barrier()
+        if dist.get_rank() == 0:
+            with open(state + ".part", "w") as file:
+                json.dump(loader.state_dict(), file)
+            os.replace(state + ".part", state)
+        dist.barrier()
+        if step == die_at and dist.get_rank() == dist.get_world_size() - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+dist.destroy_process_group()
+"""
+
+
+class Numbers:
+    """A pack's "data" are the numbers of its samples."""
+
+    def __getitem__(self, pack: list[int]) -> list[int]:
+        return pack
+
+
+def schedule() -> Schedule:
+    """Everything at once: blocks, a filter, a mixture and packing."""
+    blocks = Shuffle(200, np.arange(0, 201, 8), "block", 5, 4)
+    kept = Filtered(blocks, Selection(np.random.default_rng(1).random(200) < 0.7))
+    mixture = Mixture((kept, Shuffle(100, None, "full", 6, 1)), (200, 100), (1.0, 2.0), 600, 30, 7)
+    return Schedule(mixture, PackedBatches(LENGTHS, 64, 9, window_samples=110, seed=1))
+
+
+def torchrun(folder: Path, world_size: int, *, die_at: int, num_workers: int) -> int:
+    script = folder / "rank.py"
+    script.write_text(RANK.format(here=str(Path(__file__).parent)))
+    command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
+    running = subprocess.Popen(
+        [*command, str(script), str(folder), str(die_at), str(num_workers)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        output, _ = running.communicate(timeout=90)
+    finally:
+        if running.poll() is None:
+            os.killpg(running.pid, signal.SIGKILL)
+            running.wait()
+    if die_at < 0 and running.returncode:
+        pytest.fail(output.decode())
+    return running.returncode
+
+
+@pytest.mark.slow
+def test_killed_ranks_are_followed_by_another_number_that_goes_on_with_the_plan(tmp_path: Path) -> None:
+    assert torchrun(tmp_path, 4, die_at=6, num_workers=0) != 0
+    assert torchrun(tmp_path, 2, die_at=13, num_workers=1) != 0
+    assert torchrun(tmp_path, 1, die_at=-1, num_workers=2) == 0
+
+    seen: dict[int, dict[tuple[int, int], list[list[int]]]] = {}
+    for trace in tmp_path.glob("rank-*.jsonl"):
+        for line in map(json.loads, trace.read_text().splitlines()):
+            at_step = seen.setdefault(line["step"], {})
+            assert (line["world"], line["rank"]) not in at_step, "a step was read twice by the same ranks"
+            at_step[line["world"], line["rank"]] = line["saw"]
+
+    epoch = schedule().epoch(0)
+    batches = list(epoch.batches())
+    assert sorted(seen) == list(range(len(batches)))
+    worlds = set()
+    for step, batch in enumerate(batches):
+        for world_size in {world for world, _ in seen[step]}:
+            worlds.add(world_size)
+            parts = divide(EqualParts(), batch, world_size)
+            for rank in range(world_size):
+                planned = [
+                    epoch.order.at(batch.positions_of(np.array([unit]))).tolist() for unit in parts.of(rank).tolist()
+                ]
+                assert seen[step][world_size, rank] == planned
+    assert worlds == {1, 2, 4}
