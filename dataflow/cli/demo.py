@@ -90,7 +90,7 @@ def _outcome(facts: Facts) -> Table:
 
 
 def _time(facts: Facts) -> Table:
-    table = Table(title="Where the seconds of rank 0 went (wait and model in the rank itself, the others in its workers)")
+    table = Table(title="Where the seconds of rank 0 went (wait, model: in the rank; the others: in its workers)")
     for name in facts.seconds:
         table.add_column(name, justify="right")
     table.add_row(*(f"{seconds:.2f} s" for seconds in facts.seconds.values()))
