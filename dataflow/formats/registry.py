@@ -8,8 +8,10 @@ from connectors.errors import BadInputError, NotFoundError
 from dataflow.formats.arrow.reading import ArrowFormat
 from dataflow.formats.destination import PART_SUFFIX
 from dataflow.formats.folder import FolderFormat
+from dataflow.formats.parquet import ParquetFormat
 from dataflow.formats.place import Place
 from dataflow.formats.text import TextFormat
+from dataflow.formats.tfrecord import TfrecordFormat
 from dataflow.formats.webdataset import WebdatasetFormat
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ __all__ = ["FORMATS", "open_source"]
 FORMATS: tuple[Format, ...] = (
     ArrowFormat(),
     WebdatasetFormat(),
+    ParquetFormat(),
+    TfrecordFormat(),
     FolderFormat(),
     TextFormat("jsonl", (".jsonl", ".ndjson")),
     TextFormat("csv", (".csv", ".tsv")),

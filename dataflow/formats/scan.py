@@ -47,6 +47,9 @@ class BlockTable:
     def __init__(self) -> None:
         self._rows: list[tuple[int, int, int, int]] = []
 
+    def __len__(self) -> int:
+        return len(self._rows)
+
     def add(self, shard: int, offset: int, length: int, num_samples: int) -> None:
         """Add one block."""
         self._rows.append((shard, offset, length, num_samples))

@@ -11,6 +11,7 @@ __all__ = ["COMPRESSIONS", "compression_of", "unpack"]
 COMPRESSIONS = {".bz2": "bz2", ".gz": "gzip", ".lz4": "lz4", ".tgz": "gzip", ".zst": "zstd"}
 # A file that unpacks to more is refused: it would be unpacked again and again, and held whole.
 MAX_UNPACKED_BYTES = 1 << 30
+STEP_BYTES = 8 << 20
 
 
 def compression_of(name: str) -> str | None:
@@ -30,13 +31,15 @@ def unpack(data: memoryview, uri: str) -> memoryview:
         return data
     try:
         with pa.input_stream(pa.BufferReader(pa.py_buffer(data)), compression=compression) as stream:
-            content = stream.read_buffer(MAX_UNPACKED_BYTES)
-            more = stream.read(1)
+            parts, left = [], MAX_UNPACKED_BYTES + 1
+            while left and (part := stream.read(min(left, STEP_BYTES))):
+                parts.append(part)
+                left -= len(part)
     except (pa.ArrowException, OSError) as error:
         raise CorruptError(f"{uri} cannot be decompressed as {compression}: {error}", uri=uri) from error
-    if more:
+    if not left:
         raise BadInputError(
             f"{uri} unpacks to more than {MAX_UNPACKED_BYTES} bytes, and a compressed file is read whole: split it",
             uri=uri,
         )
-    return memoryview(content)
+    return memoryview(b"".join(parts))

@@ -1,0 +1,187 @@
+"""Parquet: every row group is a block.
+
+The footers say where row groups lie, so nothing is scanned: opening reads the end of every file, in a few requests. A
+row group is fetched and decoded whole; files that are to be read in random order want row groups of a few MiB at most.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cache.keys import BlockRef
+from connectors.errors import BadInputError, CorruptError
+from dataflow.formats.fields import storable_schema
+from dataflow.formats.scan import BlockTable, listing_fingerprint, shard_table
+from dataflow.index import Index
+
+if TYPE_CHECKING:
+    from connectors.objects import ObjectMeta
+    from dataflow.formats.place import Place
+
+__all__ = ["ParquetFormat", "ParquetSource"]
+
+MAGIC = b"PAR1"
+TRAILER_BYTES = 8  # length of the footer and the magic
+TAIL_BYTES = 64 << 10  # footers are smaller, most of the time
+TAILS_AT_ONCE = 256
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ParquetSource:
+    """One set of Parquet files, opened; see `dataflow.formats.protocol.Source`.
+
+    Attributes:
+        schema: Fields of a sample, dictionary-encoded ones made plain.
+        index: One block per row group.
+        footers: The end of every file.
+        first_block: Number of the first row group of every file.
+    """
+
+    schema: pa.Schema
+    index: Index
+    footers: tuple[bytes, ...]
+    first_block: tuple[int, ...]
+    format: str = field(default="parquet", init=False)
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """Parquet files say nothing about where they came from."""
+        return {}
+
+    def decode(self, block: int, data: memoryview) -> pa.RecordBatch:
+        """Decode a row group."""
+        ref = self.index.block_ref(block)
+        shard = int(self.index.blocks.shard[block])
+        size_bytes = int(self.index.shards.size_bytes[shard])
+        try:
+            metadata = pq.read_metadata(pa.BufferReader(self.footers[shard]))
+            options = {"metadata": metadata, "pre_buffer": False, "page_checksum_verification": True}
+            with pq.ParquetFile(_Window(data, ref.offset, size_bytes), **options) as file:
+                table = file.read_row_group(block - self.first_block[shard], use_threads=False)
+            table = pa.table([_plain(column) for column in table.columns], schema=self.schema).combine_chunks()
+        except (pa.ArrowException, OSError) as error:
+            raise CorruptError(
+                f"block {block} ({ref.length} bytes at offset {ref.offset} of {ref.uri}) is not a readable row group: "
+                f"{error}",
+                uri=ref.uri,
+            ) from error
+        batches = table.to_batches()
+        return batches[0] if batches else pa.RecordBatch.from_pylist([], self.schema)
+
+
+class ParquetFormat:
+    """Parquet files of one schema."""
+
+    name = "parquet"
+
+    def open(self, place: Place) -> ParquetSource | None:
+        """Read the footers; None where there are no Parquet files.
+
+        Raises:
+            CorruptError: A footer is damaged.
+            BadInputError: Files differ in their schemas.
+        """
+        files = place.files_named((".parquet",))
+        if not files:
+            return None
+        footers = _footers(place, files)
+        table, schema, first_block = BlockTable(), None, []
+        for shard, (meta, footer) in enumerate(zip(files, footers, strict=True)):
+            uri = place.uri(meta)
+            try:
+                metadata = pq.read_metadata(pa.BufferReader(footer))
+                found = storable_schema(metadata.schema.to_arrow_schema().remove_metadata())
+            except (pa.ArrowException, OSError) as error:
+                raise CorruptError(f"the footer of {uri} is damaged: {error}", uri=uri) from error
+            if schema is not None and found != schema:
+                raise BadInputError(
+                    f"{uri} has another schema than the files before it:\n{found}\ninstead of\n{schema}", uri=uri
+                )
+            schema = found
+            first_block.append(len(table))
+            for group in range(metadata.num_row_groups):
+                table.add(shard, *_span(metadata.row_group(group)), metadata.row_group(group).num_rows)
+        assert schema is not None
+        shards, blocks = shard_table(files), table.finish()
+        index = Index(place.root, listing_fingerprint(shards, blocks, schema), shards, blocks)
+        index.check()
+        return ParquetSource(schema, index, tuple(footers), tuple(first_block))
+
+
+def _footers(place: Place, files: Sequence[ObjectMeta]) -> list[bytes]:
+    """Return the end of every file, from its footer on."""
+    footers: list[bytes] = []
+    for start in range(0, len(files), TAILS_AT_ONCE):
+        group = files[start : start + TAILS_AT_ONCE]
+        lengths = [min(TAIL_BYTES, meta.size_bytes) for meta in group]
+        refs = [
+            BlockRef(place.uri(meta), meta.version, meta.size_bytes - length, length)
+            for meta, length in zip(group, lengths, strict=True)
+        ]
+        tails = place.reader.read_blocks(refs)
+        footers += [_footer(place, meta, tail.view) for meta, tail in zip(group, tails, strict=True)]
+    return footers
+
+
+def _footer(place: Place, meta: ObjectMeta, tail: memoryview) -> bytes:
+    if len(tail) < TRAILER_BYTES or tail[-4:] != MAGIC:
+        uri = place.uri(meta)
+        raise CorruptError(f"{uri} does not end as a Parquet file: truncated, or something else", uri=uri)
+    length = int.from_bytes(tail[-TRAILER_BYTES:-4], "little") + TRAILER_BYTES
+    if length <= len(tail):
+        return bytes(tail[-length:])
+    return bytes(place.read(meta, meta.size_bytes - length, length))
+
+
+def _span(group: Any) -> tuple[int, int]:
+    """Return offset and length of a row group: from its first page to its last byte."""
+    columns = [group.column(position) for position in range(group.num_columns)]
+    starts = [
+        min(column.data_page_offset, column.dictionary_page_offset)
+        if column.has_dictionary_page
+        else column.data_page_offset
+        for column in columns
+    ]
+    ends = [start + column.total_compressed_size for start, column in zip(starts, columns, strict=True)]
+    return min(starts), max(1, max(ends) - min(starts))
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+class _Window(io.RawIOBase):
+    """A file of which only one range is here."""
+
+    def __init__(self, data: memoryview, offset: int, size_bytes: int) -> None:
+        self._data = data
+        self._offset = offset
+        self._size_bytes = size_bytes
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size_bytes}[whence] + offset
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        start = self._position - self._offset
+        if start < 0 or start > len(self._data):
+            raise OSError(f"its footer points to offset {self._position}, outside the row group")
+        part = self._data[start:] if size < 0 else self._data[start : start + size]
+        self._position += len(part)
+        return bytes(part)

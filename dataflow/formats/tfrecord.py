@@ -1,0 +1,185 @@
+"""TFRecord: records behind a length and two checksums, mostly a `tf.train.Example` each.
+
+    uint64 length | masked crc32c of the length | data | masked crc32c of the data
+
+A scan walks the records once and learns what the features are: a feature that has one value in every record is a
+scalar, one with always as many values is an array of that length, any other is a list. Where the first record is no
+`tf.train.Example`, a sample is the record's bytes, in the field `record`. A block is about 1 MiB of records; both
+checksums are verified whenever a block is decoded. A compressed file is one block.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from crc32c import crc32c
+
+from connectors.errors import BadInputError, CorruptError
+from dataflow.formats.example import FeatureKinds, decode_example, is_example
+from dataflow.formats.scan import BLOCK_BYTES, BlockTable, Scan, remembered
+from dataflow.formats.unpacking import compression_of, unpack
+
+if TYPE_CHECKING:
+    from connectors.objects import ObjectMeta
+    from dataflow.formats.place import Place
+    from dataflow.index import Index
+
+__all__ = ["TfrecordFormat", "TfrecordSource", "masked_crc"]
+
+SUFFIXES = (".tfrecord", ".tfrecords", ".tfrec", ".tfrecord.gz", ".tfrecords.gz", ".tfrec.gz")
+HEADER_BYTES = 12
+TRAILER_BYTES = 4
+MAX_RECORD_BYTES = 1 << 30
+RAW = "record"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TfrecordSource:
+    """One set of record files, opened; see `dataflow.formats.protocol.Source`.
+
+    Attributes:
+        schema: A field per feature, or `record`.
+        index: Blocks of whole records.
+        raw: Whether records are handed out as they are.
+    """
+
+    schema: pa.Schema
+    index: Index
+    raw: bool
+    format: str = field(default="tfrecord", init=False)
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """Record files say nothing about where they came from."""
+        return {}
+
+    def decode(self, block: int, data: memoryview) -> pa.RecordBatch:
+        """Verify and decode the records of a block."""
+        ref = self.index.block_ref(block)
+        records = [record for _, record in _records(unpack(data, ref.uri), ref.uri, ref.offset)]
+        if self.raw:
+            return pa.RecordBatch.from_arrays([pa.array(records, pa.binary())], schema=self.schema)
+        examples = [_decode(record, ref.uri) for record in records]
+        try:
+            arrays = [
+                pa.array([_value(example.get(entry.name), entry.type) for example in examples], entry.type)
+                for entry in self.schema
+            ]
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise CorruptError(f"{ref.uri} has other features at offset {ref.offset} than its scan: {error}") from error
+        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+
+class TfrecordFormat:
+    """Files of records."""
+
+    name = "tfrecord"
+
+    def open(self, place: Place) -> TfrecordSource | None:
+        """Scan the record files; None where there are none.
+
+        Raises:
+            CorruptError: A checksum is wrong or a record cut off; names file and offset.
+            BadInputError: Records disagree about the kind of a feature.
+        """
+        files = place.files_named(SUFFIXES)
+        if not files:
+            return None
+        index, scan = remembered(place, self.name, files, lambda: _scan(place, files))
+        return TfrecordSource(scan.schema, index, raw=scan.facts["raw"] == "yes")
+
+
+def masked_crc(data: bytes | memoryview) -> int:
+    """Return the checksum as TFRecord stores it (rotated and shifted, so that checksums of checksums stay useful)."""
+    crc = crc32c(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _scan(place: Place, files: Sequence[ObjectMeta]) -> Scan:
+    table, kinds = BlockTable(), FeatureKinds()
+    raw: bool | None = None
+    for shard, meta in enumerate(files):
+        uri = place.uri(meta)
+        begin, count, end = 0, 0, 0
+        for end, record in _all_records(place, meta):
+            if raw is None:
+                raw = not is_example(record)
+            if not raw:
+                kinds.add(_decode(record, uri), uri)
+            count += 1
+            if end - begin >= BLOCK_BYTES and not compression_of(uri):
+                table.add(shard, begin, end - begin, count)
+                begin, count = end, 0
+        if count:
+            table.add(shard, begin, meta.size_bytes - begin, count)
+    schema = pa.schema([pa.field(RAW, pa.binary(), nullable=False)]) if raw else kinds.schema()
+    return Scan(table.finish(), schema, {"raw": "yes" if raw else "no"})
+
+
+def _all_records(place: Place, meta: ObjectMeta) -> Iterator[tuple[int, memoryview]]:
+    """Yield the end offset and the data of every record of a file."""
+    uri = place.uri(meta)
+    if compression_of(uri):
+        yield from _records(unpack(memoryview(b"".join(place.chunks(meta))), uri), uri, 0)
+        return
+    left, offset = b"", 0
+    for chunk in place.chunks(meta):
+        data = memoryview(left + chunk)
+        whole = _whole(data, uri, offset)
+        yield from _records(data[:whole], uri, offset)
+        left, offset = bytes(data[whole:]), offset + whole
+    if left:
+        raise CorruptError(f"{uri} is cut off inside the record at offset {offset}", uri=uri)
+
+
+def _whole(data: memoryview, uri: str, at: int) -> int:
+    """Return where the last whole record of `data` ends."""
+    position = 0
+    while (end := _end(data, position, uri, at)) is not None and end <= len(data):
+        position = end
+    return position
+
+
+def _end(data: memoryview, position: int, uri: str, at: int) -> int | None:
+    """Return where the record at `position` ends, which may lie outside `data`; None without a whole header."""
+    if position + HEADER_BYTES > len(data):
+        return None
+    length, checksum = struct.unpack_from("<QI", data, position)
+    if masked_crc(data[position : position + 8]) != checksum:
+        raise CorruptError(f"the length of the record at offset {at + position} of {uri} is damaged", uri=uri)
+    if length > MAX_RECORD_BYTES:
+        raise BadInputError(
+            f"the record at offset {at + position} of {uri} has {length} bytes, more than 1 GiB", uri=uri
+        )
+    return position + HEADER_BYTES + int(length) + TRAILER_BYTES
+
+
+def _records(data: memoryview, uri: str, at: int) -> Iterator[tuple[int, memoryview]]:
+    """Yield the end offset and the verified data of every record; `data` must consist of whole ones."""
+    position = 0
+    while position < len(data):
+        end = _end(data, position, uri, at)
+        if end is None or end > len(data):
+            raise CorruptError(f"{uri} is cut off inside the record at offset {at + position}", uri=uri)
+        record = data[position + HEADER_BYTES : end - TRAILER_BYTES]
+        if masked_crc(record) != struct.unpack_from("<I", data, end - TRAILER_BYTES)[0]:
+            raise CorruptError(f"the record at offset {at + position} of {uri} does not match its checksum", uri=uri)
+        position = end
+        yield at + end, record
+
+
+def _decode(record: memoryview, uri: str) -> dict[str, tuple[str, list[Any]]]:
+    try:
+        return decode_example(record)
+    except ValueError as error:
+        raise CorruptError(f"a record of {uri} is no tf.train.Example: {error}", uri=uri) from error
+
+
+def _value(feature: tuple[str, list[Any]] | None, kind: pa.DataType) -> Any:
+    if feature is None or (not feature[1] and not pa.types.is_nested(kind)):
+        return None
+    return feature[1] if pa.types.is_nested(kind) else feature[1][0]

@@ -1,0 +1,131 @@
+"""Parquet, against pyarrow."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from connectors.errors import BadInputError, ChangedError, CorruptError, DataError
+from dataflow.convert import convert
+from dataflow.dataset import open_dataset
+from dataflow.formats import parquet
+
+COUNT = 100
+
+
+def table(first: int = 0) -> pa.Table:
+    numbers = range(first, first + COUNT)
+    return pa.table(
+        {
+            "number": pa.array(numbers, pa.int32()),
+            "text": [f"é{number}" if number % 3 else None for number in numbers],
+            "coded": pa.array([f"c{number % 4}" for number in numbers]).dictionary_encode(),
+            "list": pa.array([[number] * (number % 4) for number in numbers], pa.list_(pa.float32())),
+            "pair": [{"a": number, "b": str(number)} for number in numbers],
+            "data": pa.array([b"x" * (number % 50) for number in numbers], pa.binary()),
+        }
+    )
+
+
+def put(path: Path, first: int = 0, **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table(first), path, **({"row_group_size": 13} | options))
+    return path
+
+
+@pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_what_pyarrow_writes_comes_back(tmp_path: Path, compression: str, version: str) -> None:
+    for part in range(2):
+        put(tmp_path / f"{part}.parquet", part * COUNT, compression=compression, data_page_version=version)
+    dataset = open_dataset(tmp_path)
+    assert dataset.source.format == "parquet"
+    assert dataset.index.num_blocks == 16
+    assert dataset.schema.field("coded").type == pa.string()
+    expected = table(0).to_pylist() + table(COUNT).to_pylist()
+    for number in (0, 12, 13, 99, 100, 199):
+        actual = dataset[number]
+        actual["list"] = actual["list"].tolist()
+        assert actual == expected[number]
+    assert dataset.get_batch(range(2 * COUNT))["number"].tolist() == list(range(2 * COUNT))
+    assert dataset.get_batch([150, 3, 77])["text"] == [None, None, "é77"]
+
+
+def test_a_footer_larger_than_the_first_guess_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "TAIL_BYTES", 20)
+    monkeypatch.setattr(parquet, "TAILS_AT_ONCE", 2)
+    for part in range(3):
+        put(tmp_path / f"{part}.parquet", part * COUNT)
+    assert open_dataset(tmp_path)[250]["number"] == 250
+
+
+def test_an_empty_row_group_and_an_empty_file_hold_nothing(tmp_path: Path) -> None:
+    with pq.ParquetWriter(tmp_path / "a.parquet", table().schema) as writer:
+        writer.write_table(table().slice(0, 0))
+        writer.write_table(table())
+    pq.write_table(table().slice(0, 0), tmp_path / "b.parquet")
+    dataset = open_dataset(tmp_path)
+    assert dataset.get_batch(range(COUNT))["number"].tolist() == list(range(COUNT))
+
+
+def test_files_of_different_schemas_are_refused(tmp_path: Path) -> None:
+    put(tmp_path / "a.parquet")
+    pq.write_table(table().drop_columns(["text"]), tmp_path / "b.parquet")
+    with pytest.raises(BadInputError, match=r"b\.parquet has another schema"):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("size", [3, 10, 1000, -1])
+def test_a_truncated_file_is_named(tmp_path: Path, size: int) -> None:
+    path = put(tmp_path / "a.parquet")
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(CorruptError, match=r"a\.parquet does not end as a Parquet file"):
+        open_dataset(tmp_path)
+
+
+def test_a_damaged_footer_is_named(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.parquet")
+    content = bytearray(path.read_bytes())
+    content[-8:-4] = (len(content) * 2).to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(CorruptError, match=r"a\.parquet"):
+        open_dataset(tmp_path)
+    content[-8:-4] = (50).to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(CorruptError, match=r"a\.parquet is damaged"):
+        open_dataset(tmp_path)
+
+
+def test_a_damaged_page_is_named(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.parquet", compression="zstd", write_page_checksum=True)
+    dataset = open_dataset(tmp_path)
+    ref = dataset.index.block_ref(3)
+    content = bytearray(path.read_bytes())
+    content[ref.offset : ref.offset + 40] = b"\xff" * 40
+    path.write_bytes(content)
+    with pytest.raises(ChangedError, match=r"a\.parquet"):
+        dataset[3 * 13]
+    with pytest.raises(DataError, match=rf"offset {ref.offset} of .*a\.parquet\) is not a readable row group"):
+        open_dataset(tmp_path)[3 * 13]
+
+
+def test_a_flipped_byte_is_noticed_where_pages_have_checksums(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.parquet", compression="none", write_page_checksum=True)
+    ref = open_dataset(tmp_path).index.block_ref(3)
+    content = bytearray(path.read_bytes())
+    content[ref.offset + ref.length - 1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CorruptError, match=rf"offset {ref.offset} of .*a\.parquet\) is not a readable row group"):
+        open_dataset(tmp_path)[3 * 13]
+
+
+def test_parquet_converts_to_native_shards(tmp_path: Path) -> None:
+    put(tmp_path / "in" / "a.parquet")
+    convert(tmp_path / "in", tmp_path / "out", shard_size_bytes=3000, block_size_bytes=600)
+    source, written = open_dataset(tmp_path / "in"), open_dataset(tmp_path / "out")
+    assert len(written.index.shards) > 1
+    for expected, actual in zip(source, written, strict=True):
+        np.testing.assert_array_equal(actual.pop("list"), expected.pop("list"))
+        assert actual == expected
