@@ -123,6 +123,10 @@ class Engine:
         if self._scans:
             await asyncio.wait(self._scans)
 
+    async def settle(self) -> None:
+        """Wait until every fetched block lies where it is kept; meanwhile it is found in memory, as if in the ring."""
+        await self._stack.settle()
+
     async def close(self) -> None:
         """End the fetches with an error for their waiters, finish the placements, let go of everything.
 

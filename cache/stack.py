@@ -106,19 +106,22 @@ class Stack:
         for tier in self._levels:
             await tier.drop(key, reason)
 
-    async def close(self, timeout_s: float) -> bool:
-        """Finish what is being placed and let go of the shelves; False where `timeout_s` did not suffice."""
-        deadline_s = asyncio.get_running_loop().time() + timeout_s
+    async def settle(self) -> None:
+        """Wait until nothing is on its way between tiers."""
         # A placement may begin another one, for its victims.
         while self._tasks:
-            left_s = deadline_s - asyncio.get_running_loop().time()
-            _, late = await asyncio.wait(list(self._tasks), timeout=max(0.0, left_s))
-            if late:
-                _log.warning("%d placements are dropped: a directory did not answer in %g s", len(late), timeout_s)
-                for task in late:
-                    task.cancel()
-                # A thread may still write there, so the locks stay ours until the process ends.
-                return False
+            await asyncio.wait(list(self._tasks))
+
+    async def close(self, timeout_s: float) -> bool:
+        """Finish what is being placed and let go of the shelves; False where `timeout_s` did not suffice."""
+        try:
+            await asyncio.wait_for(self.settle(), timeout_s)
+        except TimeoutError:
+            _log.warning("%d placements are dropped: a directory did not answer in %g s", len(self._tasks), timeout_s)
+            for task in self._tasks:
+                task.cancel()
+            # A thread may still write there, so the locks stay ours until the process ends.
+            return False
         for tier in self._levels:
             tier.shelf.close()
         return True

@@ -105,11 +105,6 @@ async def sources(engine: Engine, refs: list[BlockRef]) -> list[str]:
     return [handle.source for handle in handles if isinstance(handle, Handle)]
 
 
-async def placed(engine: Engine) -> None:
-    while engine._stack._tasks:
-        await asyncio.wait(list(engine._stack._tasks))
-
-
 async def test_eight_readers_of_ten_cold_objects_cost_one_fetch_a_block(tmp_path: Path, origin: Origin) -> None:
     refs = [ref for number in range(10) for ref in await origin.put(f"o{number}", 10)]
     config = CacheConfig((TierConfig("ram", 20 * SIZE), disk(tmp_path, 50)), ring_bytes=200 * SIZE)
@@ -238,14 +233,14 @@ async def test_a_corrupt_file_is_fetched_again(tmp_path: Path, origin: Origin) -
     config = CacheConfig((disk(tmp_path, 9),), ring_bytes=0)
     async with running(config, origin) as engine:
         await sources(engine, refs)
-        await placed(engine)
+        await engine.settle()
         files = [tmp_path / "blocks-1" / block_path(block_key(ref), BLOCK) for ref in refs]
         contents = [file.read_bytes() for file in files]
         files[0].write_bytes(b"\xff" + contents[0][1:])
         files[1].write_bytes(contents[1][:-1])
         files[2].write_bytes(contents[3])
         assert await read_blocks(engine, refs) == [expected(ref) for ref in refs]
-        await placed(engine)
+        await engine.settle()
         assert len(origin.spans) == 7
         assert engine.stats()["tiers"][0]["corrupt"] == 3
         assert await sources(engine, refs) == ["disk"] * 4
@@ -301,11 +296,11 @@ async def test_in_the_second_epoch_exactly_what_does_not_fit_is_fetched(tmp_path
             before = len(origin.spans)
             for start in range(0, 40, 8):
                 await sources(engine, refs[start : start + 8])
-                await placed(engine)
+                await engine.settle()
             assert len(origin.spans) - before == (10 if epoch else 40)
         written = [tier["written_bytes"] for tier in engine.stats()["tiers"]]
         await sources(engine, refs)
-        await placed(engine)
+        await engine.settle()
         assert [tier["written_bytes"] for tier in engine.stats()["tiers"]] == written
 
 
@@ -358,7 +353,7 @@ async def test_a_disk_that_refuses_writes_fails_no_read(tmp_path: Path, origin: 
     async with running(config, origin, FaultySystem(before)) as engine:
         for _ in range(3):
             await sources(engine, refs)
-            await placed(engine)
+            await engine.settle()
         (tier,) = engine.stats()["tiers"]
         assert tier["errors"] >= 5
         assert (tier["used_bytes"], tier["blocks"]) == (0, 0)
@@ -376,7 +371,7 @@ async def test_a_disk_that_fails_reads_fails_no_read_of_ours(tmp_path: Path, ori
     refs = await origin.put("x", 5)
     async with running(CacheConfig((disk(tmp_path, 9),), ring_bytes=0), origin, FaultySystem(before)) as engine:
         await sources(engine, refs)
-        await placed(engine)
+        await engine.settle()
         broken = True
         assert await sources(engine, refs) == ["origin"] * 5
         check_limits(engine.stats())
@@ -392,7 +387,7 @@ async def test_no_descriptor_left_is_a_clear_error(tmp_path: Path, origin: Origi
     (ref,) = await origin.put("x", 1)
     async with running(CacheConfig((disk(tmp_path, 9),), ring_bytes=0), origin, FaultySystem(before)) as engine:
         await sources(engine, [ref])
-        await placed(engine)
+        await engine.settle()
         out_of_files = True
         (result,) = await engine.get_many([ref])
         assert isinstance(result, TransientError)
@@ -457,7 +452,7 @@ def test_a_kill_before_any_system_call_leaves_a_cache_that_goes_on(tmp_path: Pat
         adopted = engine.stats()["tiers"][0]["blocks"]
         for ref in refs:
             await sources(engine, [ref])
-            await placed(engine)
+            await engine.settle()
         await engine.close()
         return adopted, engine.stats()
 
@@ -514,8 +509,7 @@ async def main(path, block):
     for _ in range(2):
         for ref in refs:
             assert await read_blocks(engine, [ref]) == [data[ref.offset:ref.offset + block]]
-            while engine._stack._tasks:
-                await asyncio.wait(list(engine._stack._tasks))
+            await engine.settle()
     await engine.close()
     left = [name for name in os.listdir(path + "/tmp")]
     print(json.dumps([engine.stats()["tiers"][0], left]))

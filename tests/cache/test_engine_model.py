@@ -101,7 +101,8 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule()
     def settle(self) -> None:
-        self.runner.run(self._settle())
+        assert self.engine is not None
+        self.runner.run(self.engine.settle())
         self.check_disk()
 
     @rule(orderly=st.booleans())
@@ -186,11 +187,6 @@ class CacheMachine(RuleBasedStateMachine):
         self.settle()
         files = sorted((self.path / "blocks-1").glob("*/*"))
         return [files[choice % len(files)]] if files else []
-
-    async def _settle(self) -> None:
-        assert self.engine is not None
-        while self.engine._stack._tasks:
-            await asyncio.wait(list(self.engine._stack._tasks))
 
 
 @pytest.mark.parametrize("policies", [("kept", "kept"), ("lru", "lru"), ("lru", "kept")])

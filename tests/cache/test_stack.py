@@ -1,6 +1,5 @@
 """A block is kept as high as it may, what leaves goes down, what is found below comes up where it is wanted."""
 
-import asyncio
 import errno
 import os
 import threading
@@ -72,11 +71,6 @@ def place(stack: Stack, *numbers: int) -> None:
         stack.place(make_block(number, data(number)))
 
 
-async def settle(stack: Stack) -> None:
-    while stack._tasks:
-        await asyncio.wait(list(stack._tasks))
-
-
 async def get(stack: Stack, number: int) -> str | None:
     """Return where a block was found, after its bytes were found right."""
     found = stack.find(make_key(number), LENGTH, set())
@@ -97,7 +91,7 @@ async def test_kept_sets_share_out_the_lowest_keys_and_the_ring_takes_the_rest(b
     stack = stacked([ram, disk], ring_blocks=2)
     for number in (9, 4, 7, 1, 8, 2, 6, 3, 5, 11, 12, 10):
         place(stack, number)
-        await settle(stack)
+        await stack.settle()
     assert (held(ram), held(disk), held(stack.ring)) == ([1, 2], [3, 4, 5], [10, 12])
     sources = [await get(stack, number) for number in (1, 3, 10)]
     assert sources == ["ram", "disk", "ring"]
@@ -112,7 +106,7 @@ async def test_a_settled_kept_set_writes_nothing_more(build: Build, stacked) -> 
         for number in numbers[epoch:] + numbers[:epoch]:
             if await get(stack, number) is None:
                 place(stack, number)
-            await settle(stack)
+            await stack.settle()
     assert [tier.ledger.counters.written_bytes for tier in (ram, disk)] == before
 
 
@@ -121,18 +115,18 @@ async def test_what_lru_evicts_goes_down_and_comes_back_up_when_it_is_read(build
     stack = stacked([ram, disk])
     for number in (1, 2, 3):
         place(stack, number)
-        await settle(stack)
+        await stack.settle()
     assert (held(ram), held(disk)) == ([2, 3], [1])
     assert await get(stack, 1) == "disk"
-    await settle(stack)
+    await stack.settle()
     assert (held(ram), held(disk)) == ([1, 3], [1, 2])
     assert await get(stack, 1) == "ram"
     # The copy below stayed, so going down once more costs no write.
     written = disk.ledger.counters.written_bytes
     place(stack, 4)
-    await settle(stack)
+    await stack.settle()
     place(stack, 5)
-    await settle(stack)
+    await stack.settle()
     assert held(ram) == [4, 5]
     assert disk.ledger.counters.written_bytes == written + SIZE
     assert 1 in held(disk)
@@ -142,10 +136,10 @@ async def test_a_full_kept_set_does_not_call_blocks_up(build: Build, stacked) ->
     ram, disk = build("ram", 1, KeptSet()), build("disk", 3, KeptSet(), disk=True)
     stack = stacked([ram, disk])
     place(stack, 1, 2, 3)
-    await settle(stack)
+    await stack.settle()
     for _ in range(3):
         assert await get(stack, 3) == "disk"
-        await settle(stack)
+        await stack.settle()
     assert held(ram) == [1]
     assert ram.ledger.counters.insertions == 1
 
@@ -165,7 +159,7 @@ async def test_a_block_on_its_way_to_a_directory_is_found(build: Build, stacked)
     place(stack, 1)
     assert not disk.ledger.holds(make_key(1))
     assert await get(stack, 1) == "ring"
-    await settle(stack)
+    await stack.settle()
     assert await get(stack, 1) == "disk"
 
 
@@ -179,7 +173,7 @@ async def test_what_a_broken_disk_does_not_take_goes_on(build: Build, stacked) -
     stack = stacked([broken, disk], ring_blocks=1)
     for number in (1, 2):
         place(stack, number)
-        await settle(stack)
+        await stack.settle()
     assert (held(broken), held(disk), held(stack.ring)) == ([], [1], [2])
 
 
@@ -188,7 +182,7 @@ async def test_a_directorys_victim_goes_down_and_in_the_end_to_the_ring(build: B
     stack = stacked([fast, slow], ring_blocks=4)
     for number in (9, 5, 1):
         place(stack, number)
-        await settle(stack)
+        await stack.settle()
     assert (held(fast), held(slow), held(stack.ring)) == ([1], [5], [9])
 
 
@@ -196,9 +190,9 @@ async def test_a_reported_block_is_gone_from_every_tier(build: Build, stacked, t
     ram, disk = build("ram", 1, Lru()), build("disk", 3, Lru(), disk=True)
     stack = stacked([ram, disk])
     place(stack, 1, 2)
-    await settle(stack)
+    await stack.settle()
     assert await get(stack, 1) == "disk"
-    await settle(stack)
+    await stack.settle()
     assert (held(ram), held(disk)) == ([1], [1, 2])
     await stack.drop(make_key(1))
     assert (held(ram), held(disk)) == ([], [2])
@@ -212,7 +206,7 @@ async def test_a_damaged_file_is_not_carried_to_another_tier(build: Build, stack
     ram, disk = build("ram", 1, Lru()), build("disk", 3, Lru(), disk=True)
     stack = stacked([ram, disk])
     place(stack, 1, 2)
-    await settle(stack)
+    await stack.settle()
     file = tmp_path / "disk" / "blocks-1" / block_path(make_key(1), LENGTH)
     content = file.read_bytes()
     file.write_bytes(b"\xff" + content[1:])
@@ -222,7 +216,7 @@ async def test_a_damaged_file_is_not_carried_to_another_tier(build: Build, stack
     assert isinstance(handle, Handle)
     assert handle.verify
     handle.close()
-    await settle(stack)
+    await stack.settle()
     assert (held(ram), held(disk)) == ([2], [])
     assert disk.ledger.counters.corrupt == 1
 
@@ -230,7 +224,7 @@ async def test_a_damaged_file_is_not_carried_to_another_tier(build: Build, stack
 async def test_a_ring_without_memory_keeps_nothing(build: Build, stacked) -> None:
     stack = stacked([build("ram", 0, Lru()), build("disk", 0, KeptSet(), disk=True)])
     place(stack, 1)
-    await settle(stack)
+    await stack.settle()
     assert await get(stack, 1) is None
     check_limits({"tiers": [tier.stats() for tier in stack.tiers], "ring": stack.ring.stats()})
 

@@ -1,0 +1,96 @@
+"""Whatever happens to a reservation, the charge covers what is on the medium and stays within the limits."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache.ledger import Ledger, Reservation
+from cache.policy import KeptSet, Lru
+from cache.testing import make_key
+
+CAPACITY_BYTES, CAPACITY_BLOCKS, MAX_QUEUED_BYTES = 40, 8, 25
+ENDS = ["commit", "abandon", "left_behind", "give_up"]
+
+STEPS = st.lists(
+    st.tuples(st.integers(0, 30), st.integers(1, 15), st.sampled_from(ENDS), st.integers(0, 3), st.booleans()),
+    max_size=60,
+)
+
+
+class Medium:
+    """What really lies there, as a kill would leave it."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[bytes, int] = {}
+        self.stuck: list[int] = []
+
+    def check(self, ledger: Ledger, writing: list[Reservation]) -> None:
+        lying = [*self.sizes.values(), *self.stuck, *(reservation.size_bytes for reservation in writing)]
+        assert sum(lying) <= ledger.used_bytes <= CAPACITY_BYTES
+        assert len(lying) <= ledger.used_blocks <= CAPACITY_BLOCKS
+
+
+@given(STEPS, st.sampled_from([KeptSet, Lru]))
+def test_the_charge_covers_the_medium_and_never_exceeds_the_limits(steps: list, policy: type) -> None:
+    ledger = Ledger(
+        policy=policy(),
+        cost_bytes=lambda length: length,
+        capacity_bytes=CAPACITY_BYTES,
+        capacity_blocks=CAPACITY_BLOCKS,
+        max_queued_bytes=MAX_QUEUED_BYTES,
+    )
+    medium = Medium()
+    # Reservations whose victims are not yet gone, and those whose block is being written.
+    open_ones: list[tuple[Reservation, str, int]] = []
+    writing: list[tuple[Reservation, str]] = []
+
+    def finish() -> None:
+        reservation, end = writing.pop(0)
+        if end == "commit":
+            medium.sizes[reservation.key] = reservation.size_bytes
+            ledger.commit(reservation)
+            assert ledger.holds(reservation.key)
+        else:
+            if end == "left_behind":
+                medium.stuck.append(reservation.size_bytes)
+            ledger.abandon(reservation, left_behind=end == "left_behind")
+
+    def make_room() -> None:
+        reservation, end, removable = open_ones.pop(0)
+        victims = reservation.victims[:removable] if end == "give_up" else reservation.victims
+        for key, _ in victims:
+            ledger.hide(key)
+            del medium.sizes[key]
+        if end == "give_up":
+            ledger.give_up(reservation, victims)
+            for key, _ in reservation.victims[removable:]:
+                medium.stuck.append(medium.sizes.pop(key))
+        else:
+            ledger.settle(reservation)
+            writing.append((reservation, end))
+
+    for number, length, end, removable, later in steps:
+        key = make_key(number)
+        wanted = ledger.wants(key, length)
+        reservation = ledger.reserve(key, length)
+        assert (reservation is not None) == wanted
+        if reservation is not None:
+            assert ledger.reserve(key, length) is None
+            open_ones.append((reservation, end, removable))
+        while not later and open_ones:
+            make_room()
+            medium.check(ledger, [reservation for reservation, _ in writing])
+        if not later and writing:
+            finish()
+        medium.check(ledger, [reservation for reservation, _ in writing])
+    while open_ones:
+        make_room()
+    while writing:
+        finish()
+    assert ledger.used_bytes == sum(medium.sizes.values()) + sum(medium.stuck)
+    assert ledger.used_blocks == len(medium.sizes) + len(medium.stuck)
+    assert len(ledger) == len(medium.sizes)
+    for key, length in list(medium.sizes.items()):
+        assert ledger.detach(key) == length
+        assert ledger.detach(key) is None
+        ledger.end_removal(key, length, removed=True)
+    assert (ledger.used_bytes, ledger.used_blocks) == (sum(medium.stuck), len(medium.stuck))
