@@ -28,7 +28,7 @@ COMMANDS = {
     "demo": _Subcommand("dataflow.cli.demo:demo", "Train on real images through the cache, kill, resume, report."),
     "doctor": _Subcommand("dataflow.cli.doctor:doctor", "Say what this installation is and what is wrong with it."),
     "inspect": _Subcommand("dataflow.cli.inspection:inspect", "Show a data set's fields, shards and blocks."),
-    "plan": _Subcommand("dataflow.cli.plan:plan", "Say which blocks a training run will read, and when."),
+    "plan": _Subcommand("dataflow.cli.plan:plan", "Say what each rank will read, and check that nothing is lost."),
 }
 
 
