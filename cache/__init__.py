@@ -1,1 +1,17 @@
-"""..."""
+"""Bytes near: blocks fetched once, kept in tiers within their limits, handed to any number of processes."""
+
+from cache.access import open_reader
+from cache.config import CacheConfig, TierConfig
+from cache.keys import BlockRef, block_key
+from cache.reader import BlockData, BlockReader, ObjectData
+
+__all__ = [
+    "BlockData",
+    "BlockReader",
+    "BlockRef",
+    "CacheConfig",
+    "ObjectData",
+    "TierConfig",
+    "block_key",
+    "open_reader",
+]
