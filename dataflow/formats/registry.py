@@ -8,6 +8,8 @@ from connectors.errors import BadInputError, NotFoundError
 from dataflow.formats.arrow.reading import ArrowFormat
 from dataflow.formats.destination import PART_SUFFIX
 from dataflow.formats.folder import FolderFormat
+from dataflow.formats.mds import MdsFormat
+from dataflow.formats.megatron import MegatronFormat
 from dataflow.formats.parquet import ParquetFormat
 from dataflow.formats.place import Place
 from dataflow.formats.text import TextFormat
@@ -23,6 +25,8 @@ __all__ = ["FORMATS", "open_source"]
 # In the order in which they are tried: what says by itself what it is comes first.
 FORMATS: tuple[Format, ...] = (
     ArrowFormat(),
+    MdsFormat(),
+    MegatronFormat(),
     WebdatasetFormat(),
     ParquetFormat(),
     TfrecordFormat(),

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from connectors.objects import ObjectMeta
     from dataflow.formats.place import Place
 
-__all__ = ["BLOCK_BYTES", "BlockTable", "Scan", "listing_fingerprint", "remembered", "shard_table"]
+__all__ = ["BLOCK_BYTES", "BlockTable", "Scan", "cut_blocks", "listing_fingerprint", "remembered", "shard_table"]
 
 logger = logging.getLogger(__name__)
 
@@ -164,3 +165,23 @@ def _oldest(folder: Path) -> Iterator[Path]:
         with suppress(OSError):
             ages.append((path.stat().st_mtime, path))
     yield from (path for _, path in sorted(ages, reverse=True)[MAX_KEPT:])
+
+
+def cut_blocks(ends: npt.NDArray[np.int64], size_bytes: int) -> Iterator[tuple[int, int, int]]:
+    """Cut records that follow each other into blocks of at least `size_bytes`, but for the last.
+
+    Args:
+        ends: Where each record ends; the first begins at 0.
+        size_bytes: When a block is full.
+
+    Yields:
+        Offset, length (at least 1) and number of records of each block.
+    """
+    first, offset, total = 0, 0, int(ends[-1]) if len(ends) else 0
+    while offset < total:
+        last = int(np.searchsorted(ends, min(offset + size_bytes, total))) + 1
+        if ends[last - 1] == total:
+            last = len(ends)  # with the records of no bytes that follow
+        end = int(ends[last - 1])
+        yield offset, end - offset, last - first
+        first, offset = last, end

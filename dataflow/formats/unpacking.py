@@ -19,14 +19,19 @@ def compression_of(name: str) -> str | None:
     return next((compression for suffix, compression in COMPRESSIONS.items() if name.lower().endswith(suffix)), None)
 
 
-def unpack(data: memoryview, uri: str) -> memoryview:
+def unpack(data: memoryview, uri: str, compression: str | None = None) -> memoryview:
     """Return the content of a whole file; of one that is not compressed, `data` itself.
+
+    Args:
+        data: The whole file.
+        uri: Its name, which says how it is compressed where `compression` does not.
+        compression: As pyarrow calls it.
 
     Raises:
         CorruptError: It cannot be decompressed.
         BadInputError: It is too large for that.
     """
-    compression = compression_of(uri)
+    compression = compression or compression_of(uri)
     if compression is None:
         return data
     try:
