@@ -86,18 +86,17 @@ def start_server(address: str, config: CacheConfig, *, timeout_s: float) -> Serv
     assert process.stdout is not None
     assert process.stderr is not None
     log = ServerLog(os.dup(process.stderr.fileno()))
-    try:
-        with process:  # it only binds and forks, so its end is not far
+    with process:  # waits for it to end, which is soon: it only binds and forks
+        try:
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(json.dumps(settings).encode())
                 process.stdin.close()
-            answer = _read_answer(process.stdout.fileno(), timeout_s)
-            return _judge(answer, log, timeout_s)
-    except BaseException:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        log.close()
-        raise
+            return _judge(_read_answer(process.stdout.fileno(), timeout_s), log, timeout_s)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # and with it the server, which has left it by now
+            log.close()
+            raise
 
 
 def _environment() -> dict[str, str]:
