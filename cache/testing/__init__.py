@@ -5,11 +5,13 @@ from cache.testing.children import send_blocks
 from cache.testing.faulty_system import FaultySystem
 from cache.testing.invariants import check_directory, check_limits
 from cache.testing.reading import read_blocks, read_handle
+from cache.testing.replay import Replay
 from cache.testing.servers import RunningServer, running_server
 from cache.testing.strategies import block_contents, sizes_by_key
 
 __all__ = [
     "FaultySystem",
+    "Replay",
     "RunningServer",
     "block_contents",
     "check_directory",

@@ -1,0 +1,42 @@
+"""Drop behind: what has been read leaves first, for data that is walked through once."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+__all__ = ["DropBehind"]
+
+
+class DropBehind:
+    """See `cache.policy.Policy`. O(1) a call, plus one step for each block displaced."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[bytes, int] = {}
+        self._read: OrderedDict[bytes, None] = OrderedDict()
+
+    def admit(self, key: bytes, size_bytes: int, *, free_bytes: int, free_blocks: int) -> list[bytes] | None:
+        """Displace what was hit, the first one first, and nothing that still waits for its reader."""
+        victims = []
+        candidates = iter(self._read)
+        while size_bytes > free_bytes or free_blocks < 1:
+            candidate = next(candidates, None)
+            if candidate is None:
+                return None
+            victims.append(candidate)
+            free_bytes += self._sizes[candidate]
+            free_blocks += 1
+        return victims
+
+    def insert(self, key: bytes, size_bytes: int) -> None:
+        """See `Policy.insert`."""
+        self._sizes[key] = size_bytes
+
+    def touch(self, key: bytes) -> None:
+        """It has been read."""
+        if key in self._sizes:
+            self._read[key] = None
+
+    def remove(self, key: bytes) -> None:
+        """See `Policy.remove`."""
+        self._sizes.pop(key, None)
+        self._read.pop(key, None)
