@@ -62,7 +62,7 @@ class Trainer:
         sampler = ElasticBatchSampler(
             self.dataset, job.global_batch_size, seed=7, shuffle="block", window_blocks=job.window_blocks
         )
-        self.loader = DataLoader(
+        self.loader: DataLoader[Any] = DataLoader(
             self.dataset,
             batch_sampler=sampler,
             num_workers=job.num_workers,
@@ -152,7 +152,8 @@ class Trainer:
         right = total = 0
         dataset = open_dataset(self.job.test_url)
         with torch.no_grad():
-            for batch in DataLoader(dataset, batch_size=128):
+            loader: DataLoader[Any] = DataLoader(dataset, batch_size=128)
+            for batch in loader:
                 right += int((self.model.module(batch["image"]).argmax(1) == batch["label"]).sum())
                 total += len(batch["label"])
         return right / total

@@ -10,6 +10,7 @@ import torch.utils.data
 from torch.utils.data import Dataset, Sampler
 
 from connectors.errors import BadInputError
+from dataflow.dataset import Dataset as NativeDataset
 from dataflow.loaders.iterators import InlineIterator
 from dataflow.loaders.process_iterator import ProcessIterator
 from dataflow.loaders.state import Ledger, load_state, make_state
@@ -48,7 +49,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
 
     def __init__(
         self,
-        dataset: Dataset[_T_co],
+        dataset: Dataset[_T_co] | NativeDataset,
         batch_size: int | None = 1,
         shuffle: bool | None = None,
         sampler: Sampler[Any] | Iterable[Any] | None = None,
@@ -76,7 +77,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         self._ledger = Ledger()
         newer = {"in_order": in_order} if _KNOWS_IN_ORDER else {}
         super().__init__(
-            dataset,
+            dataset,  # type: ignore[arg-type]  # torch declares its own class and asks for items only
             batch_size,
             shuffle,
             sampler,
