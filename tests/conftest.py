@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import time
 import uuid
 from collections import Counter
@@ -103,25 +104,34 @@ def _until(condition: Callable[[], bool]) -> None:
 
 
 def _children() -> set[int]:
-    """Living children of this process, but for the two that multiprocessing keeps for good."""
+    """Living children of this process, but for the two that multiprocessing keeps until its end."""
     # A tenth of what psutil takes, which reads every process of the machine.
     pids = {int(pid) for task in Path("/proc/self/task").iterdir() for pid in _read(task / "children").split()}
-    return {pid for pid in pids if _alive(pid) and "multiprocessing" not in _describe(pid)}
+    return {pid for pid in pids if _alive(pid) and not _is_kept(pid)}
 
 
 def _descendants() -> set[int]:
     """Living processes that this run has started, also those whose parents have died."""
     mark = f"{RUN_VARIABLE}={os.environ[RUN_VARIABLE]}"
     own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
-    return {
-        pid
-        for pid in psutil.pids()
-        if pid not in own and mark in _read(Path(f"/proc/{pid}/environ")).split("\0") and _alive(pid)
-    }
+    found = {pid for pid in psutil.pids() if mark in _read(Path(f"/proc/{pid}/environ")).split("\0") and _alive(pid)}
+    return {pid for pid in found - own if not _is_kept(pid)}
+
+
+def _is_kept(pid: int) -> bool:
+    """Whether this is the resource tracker or the fork server of this very process."""
+    if not re.search(r"multiprocessing\.(resource_tracker|forkserver)", _describe(pid)):
+        return False
+    return _status(pid)[1:2] == [str(os.getpid())]
 
 
 def _alive(pid: int) -> bool:
-    return _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()[:1] not in ([], ["Z"], ["X"])
+    return _status(pid)[:1] not in ([], ["Z"], ["X"])
+
+
+def _status(pid: int) -> list[str]:
+    """State, parent and what follows in `/proc/PID/stat`; empty for a process that has ended."""
+    return _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
 
 
 def _describe(pid: int) -> str:

@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -30,48 +28,47 @@ def _run(tmp_path: Path, test: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_test_that_leaves_nothing_passes(tmp_path: Path) -> None:
-    done = _run(tmp_path, "import subprocess\ndef test_it(): subprocess.run(['true'], check=True)\n")
-    assert done.returncode == 0, done.stdout
+GOOD = """
+import multiprocessing, subprocess
+def test_a_child_that_has_ended(): subprocess.run(["true"], check=True)
+def test_what_multiprocessing_keeps():
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:
+        assert pool.map(abs, [-1]) == [1]
+"""
 
-
+BAD = """
+import connectors, os, subprocess, time, warnings
+kept = []
+def test_process(): kept.append(subprocess.Popen(["sleep", "1"]))
+def test_memory_file(): os.memfd_create("block")
+def test_warning(): warnings.warn("old")
 # Code that stands in our package, as far as its frames say.
-BLOCKING = """
-import connectors, time
-code = compile('time.sleep(0)', connectors.__path__[0] + '/case.py', 'exec')
-async def test_it(): exec(code)
+blocking = compile("time.sleep(0)", connectors.__path__[0] + "/case.py", "exec")
+async def test_blocked_loop(): exec(blocking)
 """
 
 
-@pytest.mark.parametrize(
-    ("test", "message"),
-    [
-        ("import subprocess\ndef test_it(): global p; p = subprocess.Popen(['sleep', '2'])", "left running"),
-        ("import os\ndef test_it(): os.memfd_create('block')", "left open: {'/memfd:block"),
-        (BLOCKING, "BlockingError: Blocking call to time.sleep"),
-        ("import warnings\ndef test_it(): warnings.warn('old')", "UserWarning: old"),
-    ],
-    ids=["leaves a process", "leaves a memory file", "blocks the loop", "warns"],
-)
-def test_a_test_fails_that(test: str, message: str, tmp_path: Path) -> None:
-    done = _run(tmp_path, test)
-    assert done.returncode == 1
-    assert message in done.stdout
+def test_a_run_that_leaves_nothing_passes(tmp_path: Path) -> None:
+    done = _run(tmp_path, GOOD)
+    assert done.returncode == 0, done.stdout
 
 
-def test_a_run_fails_that_leaves_an_orphan(tmp_path: Path) -> None:
+def test_a_test_fails_that_leaves_something_or_warns_or_blocks_the_loop(tmp_path: Path) -> None:
+    done = _run(tmp_path, BAD)
+    assert "2 failed, 2 passed, 2 errors" in done.stdout  # what is left behind is an error of the teardown
+    for message in ("left running", "left open: {'/memfd:block", "UserWarning: old", "Blocking call to time.sleep"):
+        assert message in done.stdout
+
+
+def test_a_run_fails_that_leaves_an_orphan_or_an_entry_in_shared_memory(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
-    orphan = f"setsid sleep 60 > /dev/null 2>&1 & echo $! > {pid_file}"
+    entry = Path(f"/dev/shm/dataflow-guard-{os.getpid()}")
+    orphan = f"setsid sleep 60 > /dev/null 2>&1 & echo $! > {pid_file}; touch {entry}"
     done = _run(tmp_path, f"import subprocess\ndef test_it(): subprocess.run({orphan!r}, shell=True, check=True)")
     pid = int(pid_file.read_text())
     os.kill(pid, signal.SIGKILL)
+    entry.unlink()
+    assert "1 passed" in done.stdout
     assert done.returncode == 1
     assert f"process {pid} (sleep 60)" in done.stdout
-
-
-def test_a_run_fails_that_leaves_an_entry_in_shared_memory(tmp_path: Path) -> None:
-    entry = Path(f"/dev/shm/dataflow-guard-{os.getpid()}")
-    done = _run(tmp_path, f"from pathlib import Path\ndef test_it(): Path({str(entry)!r}).touch()")
-    entry.unlink()
-    assert done.returncode == 1
     assert str(entry) in done.stdout
