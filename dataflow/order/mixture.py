@@ -162,9 +162,10 @@ class _MixedOrder:
         source = self._mixture.sources[which]
         epochs, inside = np.divmod(places, source.num_samples)
         numbers = np.empty(len(places), dtype=np.int64)
-        for epoch in np.unique(epochs).tolist():
-            mine = epochs == epoch
-            numbers[mine] = self._order(which, epoch).at(inside[mine])
+        # A small source may run through many epochs here, so they are told apart by one sort.
+        by_epoch = np.argsort(epochs, kind="stable")
+        for mine in np.split(by_epoch, np.flatnonzero(np.diff(epochs[by_epoch])) + 1):
+            numbers[mine] = self._order(which, int(epochs[mine[0]])).at(inside[mine])
         return numbers
 
     def _order(self, which: int, epoch: int) -> Order:
