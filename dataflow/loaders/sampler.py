@@ -22,7 +22,8 @@ class ElasticBatchSampler(ScheduleSampler):
 
     The sequence of global batches is a function of (dataset, global batch size, shuffle, window, seed, epoch). With
     `drop_last=False` the last global batch may be short: ranks get fewer samples in it, and, where it has fewer samples
-    than there are ranks, some get an empty list. All else as in `ScheduleSampler`.
+    than there are ranks, some get an empty list, which torch's own collate refuses and native datasets do not: use
+    `drop_last` or `pad_last` where that matters. All else as in `ScheduleSampler`.
 
     Args:
         dataset: Anything with a length. Block order needs `dataset.index.blocks.first_sample`, which the datasets of
