@@ -20,6 +20,7 @@ import torch
 from torch.multiprocessing import reductions
 
 from dataflow.loaders.slots import Bytes, Placement, SlotMap, SlotPool
+from dataflow.loaders.torch_private import untyped
 
 __all__ = ["DIVERT_BYTES", "Parcel", "pack", "unpack"]
 
@@ -150,8 +151,8 @@ class _Packer(pickle.Pickler):
             return _reduce_tensor(value)
         if isinstance(value, torch.UntypedStorage) and value.device.type == "cpu":
             return _rebuild_storage, (_buffer_of_storage(value),)
-        if isinstance(value, torch.storage.TypedStorage) and value.device.type == "cpu":
-            return _rebuild_typed_storage, (value.untyped(), value.dtype)
+        if isinstance(value, torch.storage.TypedStorage) and untyped(value).device.type == "cpu":
+            return _rebuild_typed_storage, (untyped(value), value.dtype)
         if type(value) is np.ndarray and value.nbytes < DIVERT_BYTES and not value.flags.writeable:
             return value.copy().__reduce_ex__(5)  # inside the stream read-only memory would stay read-only
         return NotImplemented

@@ -31,6 +31,7 @@ __all__ = [
     "set_worker_info",
     "set_worker_signal_handlers",
     "sharding_init_fn",
+    "untyped",
 ]
 
 BaseIterator: Any = dataloader._BaseDataLoaderIter
@@ -56,6 +57,11 @@ def dataset_kind(loader: DataLoader[Any]) -> int:
     """Return whether the dataset is map-style or iterable, as torch decided."""
     kind: int = loader._dataset_kind
     return kind
+
+
+def untyped(storage: torch.storage.TypedStorage) -> torch.UntypedStorage:
+    """Return what a typed storage wraps; its public methods warn that typed storages are going away."""
+    return storage._untyped_storage
 
 
 def set_worker_info(worker_id: int, num_workers: int, seed: int, dataset: Any) -> None:

@@ -1,0 +1,31 @@
+"""Datasets that show what a loader does with them, for tests of loaders; importable in spawned workers."""
+
+from dataflow.loaders.testing.datasets import (
+    Draws,
+    Failing,
+    Hanging,
+    Noisy,
+    Numbers,
+    Point,
+    Records,
+    Stream,
+    WholeBatches,
+    WorkerReport,
+)
+from dataflow.loaders.testing.processes import children, dies_within, slot_mappings
+
+__all__ = [
+    "Draws",
+    "Failing",
+    "Hanging",
+    "Noisy",
+    "Numbers",
+    "Point",
+    "Records",
+    "Stream",
+    "WholeBatches",
+    "WorkerReport",
+    "children",
+    "dies_within",
+    "slot_mappings",
+]
