@@ -24,7 +24,6 @@ import msgspec
 from cache.address import answers
 from cache.config import CacheConfig, TierConfig
 from connectors.errors import DataError
-from dataflow.convert import convert
 from dataflow.dataset import open_dataset
 from dataflow.demo.digits import write_digits
 from dataflow.demo.job import Job
@@ -34,9 +33,10 @@ __all__ = ["EpochTraffic", "Facts", "Origin", "run_demo"]
 Origin = Literal["local", "s3"]
 
 BLOCK_BYTES = 72 << 10  # just over what a cache server sends inline, so that descriptors are handed over
-SHARD_BYTES = 1 << 20
+_SIZES = ("--block-size", f"{BLOCK_BYTES}B", "--shard-size", f"{1 << 20}B")
 GLOBAL_BATCH = 64
 WINDOW_BLOCKS = 2
+_COMMAND = (sys.executable, "-P", "-m", "dataflow")
 _START_TIMEOUT_S = 30
 _STOP_TIMEOUT_S = 30
 _LAUNCH_TIMEOUT_S = 600
@@ -107,14 +107,16 @@ def run_demo(folder: Path, *, origin: Origin, epochs: int, say: Callable[[str], 
     write_digits(folder / "images")
     with _origin(origin, folder, say) as (root, cache):
         for part in ("train", "test"):
-            say(f"Converting images/{part} to shards at {root}/{part}")
-            convert(
-                folder / "images" / part,
-                f"{root}/{part}",
-                block_size_bytes=BLOCK_BYTES,
-                shard_size_bytes=SHARD_BYTES,
-            )
+            say(f"dataflow convert images/{part} {root}/{part}")
+            _dataflow("convert", f"{folder}/images/{part}", f"{root}/{part}", *_SIZES)
         return _train(folder, root, cache, epochs=epochs, say=say)
+
+
+def _dataflow(*arguments: str) -> None:
+    """Run the command as a user would; it shows its own progress."""
+    code = subprocess.run([*_COMMAND, *arguments], timeout=_LAUNCH_TIMEOUT_S, check=False).returncode
+    if code:
+        raise DataError(f"dataflow {' '.join(arguments)} ended with exit code {code}")
 
 
 def _tiers(folder: Path) -> CacheConfig:
@@ -149,8 +151,7 @@ def _origin(origin: Origin, folder: Path, say: Callable[[str], None]) -> Iterato
 def _daemon(folder: Path) -> Iterator[str]:
     config, address = folder / "cache.toml", str(folder / "cache.sock")
     config.write_text(_toml(_tiers(folder)))
-    command = [sys.executable, "-P", "-m", "dataflow", "cache", "serve"]
-    command += ["--config", str(config), "--socket", address]
+    command = [*_COMMAND, "cache", "serve", "--config", str(config), "--socket", address]
     with (folder / "daemon.log").open("w") as log:
         daemon = subprocess.Popen(command, stdout=log, stderr=log)
         try:
