@@ -80,6 +80,10 @@ class DirectReader:
 
         return run_sync(read(self._key(uri)))
 
+    def head(self, uri: str) -> ObjectMeta:
+        """Return size and version of an object."""
+        return run_sync(self._store.head(self._key(uri)))
+
     def list_objects(self, url: str) -> list[ObjectMeta]:
         """Return every object below `url`, sorted, keys relative to it."""
 

@@ -57,6 +57,10 @@ class FallbackReader:
         """See `BlockReader`."""
         return self._first(lambda reader: reader.read_object(uri))
 
+    def head(self, uri: str) -> ObjectMeta:
+        """See `BlockReader`."""
+        return self._first(lambda reader: reader.head(uri))
+
     def list_objects(self, url: str) -> list[ObjectMeta]:
         """See `BlockReader`."""
         return self._first(lambda reader: reader.list_objects(url))

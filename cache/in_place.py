@@ -128,6 +128,15 @@ class InPlaceReader:
             file = _read(descriptor, uri)
         return ObjectData(bytes(file.content), file.version)
 
+    def head(self, uri: str) -> ObjectMeta:
+        """Return size and version of a file."""
+        path = _path_of(uri)
+        with _translated(uri):
+            status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise NotFoundError(f"no file at {uri}: it is a folder, or not a regular file", uri=uri)
+        return ObjectMeta(path[1:], status.st_size, file_version(status))
+
     def list_objects(self, url: str) -> list[ObjectMeta]:
         """Return every file below a folder, sorted by key, as the file store lists it: links are followed."""
         with _translated(url):
@@ -153,10 +162,11 @@ class InPlaceReader:
         if kept is not None:
             with _translated(uri):
                 now = _fingerprint(os.stat(path))
-            if now != kept.fingerprint:
-                raise _changed(uri)
-            self._maps.move_to_end(uri)
-            return kept
+            if now == kept.fingerprint:
+                self._maps.move_to_end(uri)
+                return kept
+            # Whether the new content is wanted, the reference knows.
+            del self._maps[uri]
         with _opened(path, uri) as descriptor:
             status = os.fstat(descriptor)
             if status.st_size <= READ_WHOLE_BYTES:

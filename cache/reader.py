@@ -53,6 +53,10 @@ class BlockReader(Protocol):
         """Return the newest content of a small object (a manifest), never from the cache."""
         ...
 
+    def head(self, uri: str) -> ObjectMeta:
+        """Return size and version that an object has now; its key is relative to its store."""
+        ...
+
     def list_objects(self, url: str) -> list[ObjectMeta]:
         """Return every object below `url`, sorted, keys relative to it."""
         ...

@@ -33,6 +33,9 @@ class CountingReader:
     def read_object(self, uri: str) -> ObjectData:
         return self._inner.read_object(uri)
 
+    def head(self, uri: str) -> ObjectMeta:
+        return self._inner.head(uri)
+
     def list_objects(self, url: str) -> list[ObjectMeta]:
         return self._inner.list_objects(url)
 
