@@ -1,6 +1,6 @@
 """What a byte costs between the cache and the batch: copies per byte, and origin requests per 1,000 samples.
 
-    python benchmarks/data_path.py [--samples 8192]
+    python benchmarks/data_path.py [--samples 32768]
 
 A batch is gathered into memory that was there before, while every allocation of Python, numpy and Arrow is watched. The
 gather itself is one copy; whatever else was allocated on the way, divided by the size of the batch, are the others.
@@ -74,7 +74,7 @@ def measure(dataset: Dataset, *, epoch: int) -> DataPath:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=8192)
+    parser.add_argument("--samples", type=int, default=32768)
     num_samples = parser.parse_args().samples
     with tempfile.TemporaryDirectory() as folder:
         url = str(Path(folder) / "tokens")
