@@ -13,6 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 import dataflow.convert as conversion
 from dataflow.cli.sizes import SIZE, format_size
+from dataflow.formats.writable import WRITABLE
 
 __all__ = ["convert"]
 
@@ -20,6 +21,7 @@ __all__ = ["convert"]
 @click.command()
 @click.argument("src")
 @click.argument("dst")
+@click.option("--to", type=click.Choice(WRITABLE), default="arrow", show_default=True, help="Format to write.")
 @click.option("--shard-size", type=SIZE, default="128MiB", show_default=True, help="About the size of a shard.")
 @click.option("--block-size", type=SIZE, default="1MiB", show_default=True, help="What readers fetch and caches keep.")
 @click.option(
@@ -39,6 +41,7 @@ def convert(
     *,
     src: str,
     dst: str,
+    to: str,
     shard_size: int,
     block_size: int,
     compression: str,
@@ -49,7 +52,7 @@ def convert(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Write the dataset at SRC as native shards to DST.
+    """Write the dataset at SRC to DST, as native shards or in another format.
 
     SRC is anything that Dataflow reads, such as a folder of images in class folders; DST is a folder or a prefix of any
     store, and must be empty. Nothing is visible at DST before all of it is: what breaks off is finished with --resume.
@@ -58,6 +61,7 @@ def convert(
         result = conversion.convert(
             src,
             dst,
+            to=to,
             shard_size_bytes=shard_size,
             block_size_bytes=block_size,
             compression=compression,

@@ -24,9 +24,8 @@ from dataflow.convert.plan import ShardJob, plan_digest, plan_shards
 from dataflow.convert.progress import Progress
 from dataflow.convert.workers import run_here, run_in_processes
 from dataflow.dataset import open_dataset
-from dataflow.formats.arrow.target import ArrowTarget
-from dataflow.formats.arrow.writing import check_sizes
 from dataflow.formats.destination import PART_SUFFIX, Destination
+from dataflow.formats.writable import make_target
 
 if TYPE_CHECKING:
     from dataflow.formats.protocol import Part
@@ -64,6 +63,7 @@ def convert(
     src: str | os.PathLike[str],
     dst: str | os.PathLike[str],
     *,
+    to: str = "arrow",
     shard_size_bytes: int = 128 << 20,
     block_size_bytes: int = 1 << 20,
     compression: str = "none",
@@ -73,7 +73,7 @@ def convert(
     resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Conversion:
-    """Write the dataset at `src` as native shards to `dst`.
+    """Write the dataset at `src` in another place and format.
 
     The bytes written depend on source and settings only, not on the number of workers. Media are copied as they are
     encoded.
@@ -81,9 +81,10 @@ def convert(
     Args:
         src: Any dataset that `open_dataset` reads.
         dst: Any store that can be written; must hold nothing yet.
+        to: Format to write: `arrow` (native shards), `jsonl`, `mds`, `parquet`, `tfrecord`, `webdataset`.
         shard_size_bytes: About the size of a shard; each worker holds one in memory.
-        block_size_bytes: Size of a block before compression: what readers fetch and caches keep.
-        compression: `none`, `lz4` or `zstd`.
+        block_size_bytes: Size of a block before compression: what readers fetch and caches keep (`arrow`, `parquet`).
+        compression: `none`, `lz4` or `zstd`, where the format has it.
         fields: Fields to keep; all by default.
         workers: Processes; 0 and 1 mean this one. By default one per core where the work is worth it.
         overwrite: Replace a dataset at `dst`. Objects that are no part of one are never removed.
@@ -94,8 +95,9 @@ def convert(
         BadInputError: `dst` is not empty, or an argument is wrong.
         DataError: Source or destination fail. What is finished stays, invisible, for `resume`.
     """
-    check_sizes(block_size_bytes=block_size_bytes, shard_size_bytes=shard_size_bytes, compression=compression)
-    target = ArrowTarget(block_size_bytes=block_size_bytes, compression=compression)
+    if shard_size_bytes < 1:
+        raise BadInputError(f"shard_size_bytes must be >= 1, got {shard_size_bytes}")
+    target = make_target(to, block_size_bytes=block_size_bytes, compression=compression)
     src, dst = normalise_url(src), normalise_url(dst)
     if overwrite and resume:
         raise BadInputError("overwrite and resume exclude each other: one starts over, the other goes on")
@@ -166,11 +168,14 @@ def _run_jobs(work: Work, jobs: list[ShardJob], workers: int | None) -> Iterator
 def _finished(work: Work, jobs: list[ShardJob], destination: Destination) -> dict[int, Part]:
     """Return the parts that an earlier run of the same plan left; make sure that nothing else is there."""
     target, sizes = work.target, destination.sizes()
+    recorded = any(name.endswith(PART_SUFFIX) for name in sizes)
     names = {target.shard_name(job.number): job.number for job in jobs}
     parts = {}
     for name in sizes:
         shard = name.removesuffix(PART_SUFFIX)
         if name == target.manifest_name:
+            if recorded:
+                continue  # killed between the manifest and the removal of the records: both are done again
             raise BadInputError(f"{work.url} is a finished dataset already; nothing to resume", uri=work.url)
         if not target.owns(name):
             raise BadInputError(f"{work.url} holds {name}, which no conversion left there", uri=work.url)

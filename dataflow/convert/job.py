@@ -58,16 +58,18 @@ class PartRecord(msgspec.Struct):
 
 def write_shard(work: Work, job: ShardJob, destination: Destination) -> Part:
     """Build and write one shard and its record; return the record's content."""
-    part, chunks = work.target.build(work.schema, read_range(work.source, job.first, job.last))
+    part, chunks = work.target.build(
+        work.schema, read_range(work.source, work.schema.names, job.first, job.last), job.first
+    )
     name = work.target.shard_name(job.number)
     destination.put(name, chunks)
     destination.put(name + PART_SUFFIX, [msgspec.json.encode(PartRecord(work.plan, part))])
     return part
 
 
-def read_range(source: Dataset, first: int, last: int) -> Iterator[pa.RecordBatch]:
-    """Yield the samples `[first, last)` as record batches of the dataset's fields, reading a few blocks at a time."""
-    index, names = source.index, source.schema.names
+def read_range(source: Dataset, names: list[str], first: int, last: int) -> Iterator[pa.RecordBatch]:
+    """Yield the samples `[first, last)` as record batches of the fields `names`, reading a few blocks at a time."""
+    index = source.index
     first_sample, length = index.blocks.first_sample, index.blocks.length
     begin, end = (int(block) for block in index.locate(np.array([first, last - 1]))[0])
     while begin <= end:

@@ -223,8 +223,8 @@ def _codec(encoding: str) -> _Codec:
         arrow, read = _VARYING[kind]
         return _Codec(None, _plain(arrow), read)
     raise BadInputError(
-        f"the MDS encoding {encoding!r} is not supported; known are jpeg, png, int, {', '.join([*NUMBERS, *_VARYING])}, "
-        "and ndarray with type and shape"
+        f"the MDS encoding {encoding!r} is not supported; known are jpeg, png, int, {', '.join(NUMBERS)}, "
+        f"{', '.join(_VARYING)}, and ndarray with type and shape"
     )
 
 

@@ -96,8 +96,19 @@ class Target(Protocol):
         """
         ...
 
-    def build(self, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> tuple[Part, list[Buffer]]:
-        """Build one shard in memory; return what is remembered of it, `size_bytes` included, and its bytes."""
+    def build(
+        self, schema: pa.Schema, batches: Iterable[pa.RecordBatch], first_sample: int
+    ) -> tuple[Part, list[Buffer]]:
+        """Build one shard in memory.
+
+        Args:
+            schema: What `stored_schema` returned; the batches have these fields, in this order.
+            batches: The samples of the shard.
+            first_sample: Number of the first in the whole dataset.
+
+        Returns:
+            What is remembered of the shard, `size_bytes` included, and its bytes.
+        """
         ...
 
     def publish(

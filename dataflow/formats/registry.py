@@ -53,12 +53,14 @@ def open_source(url: str, reader: BlockReader, name: str | None = None) -> Sourc
         source = entry.open(place)
         if source is not None:
             return source
-    found = place.files
-    if not found:
+        if any(meta.key.endswith(PART_SUFFIX) for meta in place.files):
+            # Only a manifest, which `arrow` looks for first, says that what lies beside such records is complete.
+            raise BadInputError(
+                f"no dataset at {url}: a conversion there is unfinished; finish it with --resume", uri=url
+            )
+    if not place.files:
         raise NotFoundError(f"nothing at {url}", uri=url)
-    unfinished = any(meta.key.endswith(PART_SUFFIX) for meta in found)
     raise BadInputError(
-        f"no dataset at {url}: {len(found)} objects ({found[0].key}, ...) "
-        + ("of an unfinished conversion; finish it with --resume" if unfinished else "in no format that is known"),
+        f"no dataset at {url}: {len(place.files)} objects ({place.files[0].key}, ...) in no format that is known",
         uri=url,
     )

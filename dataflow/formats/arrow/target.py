@@ -63,7 +63,12 @@ class ArrowTarget:
         """Return `schema` with dictionary-encoded fields made plain."""
         return storable_schema(schema)
 
-    def build(self, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> tuple[Part, list[Buffer]]:
+    def build(
+        self,
+        schema: pa.Schema,
+        batches: Iterable[pa.RecordBatch],
+        first_sample: int,
+    ) -> tuple[Part, list[Buffer]]:
         """Build one shard."""
         cutter, builder = BlockCutter(self.block_size_bytes), ShardBuilder(schema, compression=self.compression)
         for batch in batches:

@@ -1,0 +1,9 @@
+"""The formats that datasets are written in, beside the native one."""
+
+from dataflow.formats.targets.jsonl import JsonlTarget
+from dataflow.formats.targets.mds import MdsTarget
+from dataflow.formats.targets.parquet import ParquetTarget
+from dataflow.formats.targets.tfrecord import TfrecordTarget
+from dataflow.formats.targets.webdataset import WebdatasetTarget
+
+__all__ = ["JsonlTarget", "MdsTarget", "ParquetTarget", "TfrecordTarget", "WebdatasetTarget"]

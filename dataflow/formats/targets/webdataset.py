@@ -1,0 +1,132 @@
+"""WebDataset archives as the target of a conversion."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from connectors.errors import BadInputError
+from dataflow.formats.fields import field_kind, storable_schema
+from dataflow.formats.targets.files import FileTarget
+from dataflow.formats.webdataset import IMAGE_NAMES, INTEGER_NAMES, KEY, TEXT_NAMES
+
+if TYPE_CHECKING:
+    from connectors.protocols import Buffer
+    from dataflow.formats.protocol import Part
+
+__all__ = ["WebdatasetTarget"]
+
+_SIGNATURES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"BM": "bmp", b"RIFF": "webp"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebdatasetTarget(FileTarget):
+    """How archives are to be written.
+
+    The field `__key__` names a sample; without one it is its number. A field whose name ends in a suffix that the
+    webdataset library knows keeps its name. Others get one that says what they are: `image.png` (as encoded),
+    `label.cls`, `text.txt`, `x.npy` for floats and tensors, `x.json` for what is nested, `x.bin`. A null is a file that
+    the sample lacks.
+    """
+
+    format: ClassVar[str] = "webdataset"
+    suffix: ClassVar[str] = ".tar"
+
+    def stored_schema(self, schema: pa.Schema) -> pa.Schema:
+        """Return `schema`; archives hold everything.
+
+        Raises:
+            BadInputError: A name cannot be part of a file's name.
+        """
+        for name in schema.names:
+            if "/" in name or not name or name.lower() != name:
+                raise BadInputError(
+                    f"field {name!r} cannot be a suffix in an archive: it must be lower case and without slash"
+                )
+        return storable_schema(schema)
+
+    def build(
+        self, schema: pa.Schema, batches: Iterable[pa.RecordBatch], first_sample: int
+    ) -> tuple[Part, list[Buffer]]:
+        """Build one archive."""
+        chunks: list[Buffer] = []
+        for batch in batches:
+            members: list[bytes] = []
+            columns = [_values(column, field) for column, field in zip(batch.columns, schema, strict=True)]
+            for values in zip(*columns, strict=True):
+                sample = dict(zip(schema.names, values, strict=True))
+                key = sample.pop(KEY, None) or f"{first_sample:09d}"
+                for name, value in sample.items():
+                    if value is not None:
+                        members += _member(f"{key}.{_file_name(name, schema.field(name), value)}", value)
+                first_sample += 1
+            chunks.append(b"".join(members))
+        chunks.append(bytes(2 * tarfile.BLOCKSIZE))
+        return {"size_bytes": sum(map(len, chunks))}, chunks
+
+
+def _member(name: str, content: bytes) -> list[bytes]:
+    """Return header, content and padding. No time and no owner: equal samples give equal archives."""
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    return [info.tobuf(tarfile.PAX_FORMAT), content, bytes(-len(content) % tarfile.BLOCKSIZE)]
+
+
+def _file_name(name: str, field: pa.Field, value: bytes) -> str:
+    last = name.rpartition(".")[2]
+    if field_kind(field) == "image":
+        return name if last in IMAGE_NAMES else f"{name}.{_image_suffix(value)}"
+    suffix = _suffix(field.type)
+    known = {"cls": INTEGER_NAMES, "txt": TEXT_NAMES, "json": TEXT_NAMES, "npy": {"npy"}, "bin": {last}}[suffix]
+    return name if last in known else f"{name}.{suffix}"
+
+
+def _image_suffix(value: bytes) -> str:
+    return next((suffix for signature, suffix in _SIGNATURES.items() if value.startswith(signature)), "bin")
+
+
+def _suffix(kind: pa.DataType) -> str:
+    types = pa.types
+    if types.is_integer(kind) or types.is_boolean(kind):
+        return "cls"
+    if types.is_string(kind) or types.is_large_string(kind):
+        return "txt"
+    if types.is_binary(kind) or types.is_large_binary(kind):
+        return "bin"
+    if isinstance(kind, pa.FixedShapeTensorType) or types.is_floating(kind):
+        return "npy"
+    return "json"
+
+
+def _values(column: pa.Array, field: pa.Field) -> list[bytes | None]:
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if field.name == KEY:
+        return column.to_pylist()  # type: ignore[no-any-return]
+    if isinstance(column.type, pa.FixedShapeTensorType):
+        return [_npy(array) for array in column.to_numpy_ndarray()]
+    write = _WRITERS[_suffix(column.type)]
+    dtype = column.type.to_pandas_dtype() if pa.types.is_floating(column.type) else None
+    return [None if value is None else write(value, dtype) for value in column.to_pylist()]
+
+
+def _npy(array: np.ndarray[Any, Any]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
+_WRITERS: dict[str, Callable[[Any, Any], bytes]] = {
+    "bin": lambda value, _: value,
+    "cls": lambda value, _: str(int(value)).encode(),
+    "json": lambda value, _: json.dumps(value, ensure_ascii=False, default=str).encode(),
+    "npy": lambda value, dtype: _npy(np.array(value, dtype)),
+    "txt": lambda value, _: value.encode(),
+}

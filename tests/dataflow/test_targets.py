@@ -1,0 +1,279 @@
+"""What conversion writes, read by each format's own library and by ours."""
+
+import gc
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tfrecord
+import webdataset
+from PIL import Image
+
+from connectors.errors import BadInputError
+from dataflow.convert import Progress, convert
+from dataflow.dataset import open_dataset
+from dataflow.formats import field_kind, image_field, tensor_field
+from dataflow.formats.arrow import ShardWriter
+from dataflow.formats.writable import WRITABLE
+
+COUNT = 50
+SIZES = {"shard_size_bytes": 4000, "block_size_bytes": 1000}
+SCHEMA = pa.schema(
+    [
+        image_field("photo"),
+        tensor_field("matrix", np.float32, (2, 3)),
+        pa.field("label", pa.int64(), nullable=False),
+        pa.field("small", pa.uint8(), nullable=False),
+        pa.field("share", pa.float32(), nullable=False),
+        pa.field("flag", pa.bool_(), nullable=False),
+        pa.field("name", pa.string()),
+        pa.field("data", pa.binary()),
+        pa.field("many", pa.list_(pa.int64())),
+    ]
+)
+
+
+# The webdataset library leaves closing its archives to the garbage collector.
+UNCLOSED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+
+
+def sample(number: int) -> dict:
+    return {
+        "photo": np.full((4, 5, 3), number, np.uint8),
+        "matrix": np.full((2, 3), number / 2, np.float32),
+        "label": -number,
+        "small": number,
+        "share": number / 4,
+        "flag": number % 2 == 0,
+        "name": "" if number % 5 == 0 else f"é{number}",
+        "data": bytes([number]) * (number % 7),
+        "many": list(range(number % 4)),
+    }
+
+
+@pytest.fixture(autouse=True)
+def _own_scans(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("source") / "set"
+    with ShardWriter(path, SCHEMA) as writer:
+        for number in range(COUNT):
+            writer.write(sample(number))
+    return path
+
+
+def files(path: Path, suffix: str) -> list[str]:
+    found = sorted(str(file) for file in path.iterdir())
+    assert all(name.endswith(suffix) for name in found)
+    assert len(found) > 1
+    return found
+
+
+@pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])
+def test_parquet_keeps_everything(source: Path, tmp_path: Path, compression: str) -> None:
+    convert(source, tmp_path / "out", to="parquet", compression=compression, **SIZES)
+    table = pq.read_table(tmp_path / "out")
+    assert table.num_rows == COUNT
+    assert files(tmp_path / "out", ".parquet")
+    ours = open_dataset(tmp_path / "out")
+    assert ours.schema.equals(SCHEMA)
+    assert field_kind(ours.schema.field("photo")) == "image"
+    assert ours.index.num_blocks > len(ours.index.shards)
+    for actual, expected in zip(ours, open_dataset(source), strict=True):
+        for name in SCHEMA.names:
+            np.testing.assert_array_equal(actual[name], expected[name])
+
+
+@pytest.mark.parametrize(("compression", "suffix"), [("none", ""), ("zstd", ".zst"), ("lz4", ".lz4")])
+def test_json_lines_are_json(source: Path, tmp_path: Path, compression: str, suffix: str) -> None:
+    fields = [name for name in SCHEMA.names if name not in ("photo", "data")]
+    convert(source, tmp_path / "out", to="jsonl", compression=compression, fields=fields, **SIZES)
+    rows = []
+    for name in files(tmp_path / "out", f".jsonl{suffix}"):
+        with pa.input_stream(name, compression="detect" if suffix else None) as file:
+            rows += [json.loads(line) for line in file.read().splitlines()]
+    expected = [{name: value for name, value in sample(number).items() if name in fields} for number in range(COUNT)]
+    assert rows == [row | {"matrix": row["matrix"].tolist()} for row in expected]
+    assert open_dataset(tmp_path / "out")[7]["name"] == "é7"
+
+
+def test_tfrecord_is_read_by_its_library(source: Path, tmp_path: Path) -> None:
+    convert(source, tmp_path / "out", to="tfrecord", **SIZES)
+    records = [
+        record for name in files(tmp_path / "out", ".tfrecord") for record in tfrecord.tfrecord_loader(name, None)
+    ]
+    assert len(records) == COUNT
+    for number, record in enumerate(records):
+        assert record["label"].tolist() == [-number]
+        assert record["matrix"].tolist() == [number / 2] * 6
+        assert bytes(record["name"]).decode() == sample(number)["name"]
+        with Image.open(io.BytesIO(bytes(record["photo"]))) as image:
+            np.testing.assert_array_equal(np.array(image), sample(number)["photo"])
+    ours = open_dataset(tmp_path / "out")
+    assert ours.get_batch(range(COUNT))["data"] == [sample(number)["data"] for number in range(COUNT)]
+    assert [values.tolist() for values in ours.get_batch(range(COUNT))["many"]] == [
+        sample(number)["many"] for number in range(COUNT)
+    ]
+
+
+@UNCLOSED
+def test_webdataset_is_read_by_its_library(source: Path, tmp_path: Path) -> None:
+    convert(source, tmp_path / "out", to="webdataset", **SIZES)
+    names = files(tmp_path / "out", ".tar")
+    read = list(webdataset.WebDataset(names, shardshuffle=False, empty_check=False).decode("rgb8"))
+    assert len(read) == COUNT
+    for number, actual in enumerate(read):
+        expected = sample(number)
+        assert actual["__key__"] == f"{number:09d}"
+        np.testing.assert_array_equal(actual["photo.png"], expected["photo"])
+        np.testing.assert_array_equal(actual["matrix.npy"], expected["matrix"])
+        assert actual["label.cls"] == expected["label"]
+        assert actual["small.cls"] == number
+        assert actual["share.npy"] == expected["share"]
+        assert actual["flag.cls"] == expected["flag"]
+        assert actual["name.txt"] == expected["name"]
+        assert actual["data.bin"] == expected["data"]
+        assert actual["many.json"] == expected["many"]
+    gc.collect()
+    assert open_dataset(tmp_path / "out")[7]["label.cls"] == -7
+
+
+@UNCLOSED
+def test_names_that_webdataset_knows_are_kept(tmp_path: Path) -> None:
+    schema = pa.schema(
+        [
+            pa.field("__key__", pa.string()),
+            pa.field("cls", pa.int64()),
+            pa.field("txt", pa.string()),
+            image_field("png"),
+        ]
+    )
+    with ShardWriter(tmp_path / "in", schema) as writer:
+        writer.write({"__key__": "a/b", "cls": 3, "txt": None, "png": np.zeros((2, 2, 3), np.uint8)})
+    convert(tmp_path / "in", tmp_path / "out", to="webdataset")
+    (actual,) = webdataset.WebDataset(str(tmp_path / "out" / "shard-00000.tar"), shardshuffle=False)
+    assert {name for name in actual if not name.startswith("__")} == {"cls", "png"}
+    assert (actual["__key__"], actual["cls"]) == ("a/b", b"3")
+    gc.collect()
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_mds_is_laid_out_as_streaming_does(source: Path, tmp_path: Path, compression: str) -> None:
+    fields = [name for name in SCHEMA.names if name != "many"]
+    convert(source, tmp_path / "out", to="mds", compression=compression, fields=fields, **SIZES)
+    index = json.loads((tmp_path / "out" / "index.json").read_text())
+    theirs = json.loads((Path(__file__).parent / "data" / "mds-zstd" / "index.json").read_text())
+    assert index.keys() == theirs.keys()
+    assert all(shard.keys() == theirs["shards"][0].keys() for shard in index["shards"])
+    ours = open_dataset(tmp_path / "out")
+    assert ours.source.format == "mds"
+    assert len(ours.index.shards) > 1
+    for number, actual in enumerate(ours):
+        expected = {name: value for name, value in sample(number).items() if name != "many"}
+        assert actual.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_array_equal(actual[name], value)
+
+
+@pytest.mark.parametrize("to", WRITABLE)
+def test_every_format_is_resumable_and_the_same_from_any_number_of_workers(
+    source: Path, tmp_path: Path, to: str
+) -> None:
+    settings = SIZES | {"to": to, "fields": ["label", "name", "share"], "shard_size_bytes": 2500}
+
+    def content(name: str) -> dict[str, bytes]:
+        return {file.name: file.read_bytes() for file in sorted((tmp_path / name).iterdir())}
+
+    def stop(state: Progress) -> None:
+        if state.shards == 2:
+            raise KeyError("broken off")
+
+    convert(source, tmp_path / "one", workers=0, **settings)
+    convert(source, tmp_path / "two", workers=2, **settings)
+    with pytest.raises(KeyError, match="broken off"):
+        convert(source, tmp_path / "three", progress=stop, **settings)
+    with pytest.raises(BadInputError, match="--resume"):
+        open_dataset(tmp_path / "three")
+    assert convert(source, tmp_path / "three", resume=True, **settings).num_resumed == 2
+    assert content("one") == content("two") == content("three")
+    convert(source, tmp_path / "one", overwrite=True, **settings)
+    assert content("one") == content("two")
+
+
+@pytest.mark.parametrize("to", ["arrow", "mds"])
+def test_killed_after_the_manifest_it_can_still_be_finished(source: Path, tmp_path: Path, to: str) -> None:
+    settings = SIZES | {"to": to, "fields": ["label"]}
+    convert(source, tmp_path / "whole", **settings)
+    seen: dict[str, bytes] = {}
+
+    def remember(state: Progress) -> None:
+        seen.update({file.name: file.read_bytes() for file in (tmp_path / "out").glob("*.part")})
+
+    convert(source, tmp_path / "out", progress=remember, **settings)
+    for name, data in seen.items():
+        (tmp_path / "out" / name).write_bytes(data)
+    convert(source, tmp_path / "out", resume=True, **settings)
+    assert {f.name: f.read_bytes() for f in (tmp_path / "out").iterdir()} == {
+        f.name: f.read_bytes() for f in (tmp_path / "whole").iterdir()
+    }
+
+
+@pytest.mark.parametrize(
+    ("to", "kind", "message"),
+    [
+        ("jsonl", pa.binary(), "jsonl cannot hold field 'x' of type binary"),
+        ("jsonl", pa.timestamp("s"), "jsonl cannot hold field 'x'"),
+        ("jsonl", pa.list_(pa.binary()), "jsonl cannot hold field 'x'"),
+        ("tfrecord", pa.struct([("a", pa.int8())]), "tfrecord cannot hold field 'x'"),
+        ("tfrecord", pa.timestamp("s"), "tfrecord cannot hold field 'x'"),
+        ("mds", pa.list_(pa.int8()), "mds cannot hold field 'x'"),
+    ],
+)
+def test_a_field_that_a_format_cannot_hold_is_named_before_anything_is_written(
+    tmp_path: Path, to: str, kind: pa.DataType, message: str
+) -> None:
+    with ShardWriter(tmp_path / "in", pa.schema([("x", kind)])):
+        pass
+    with pytest.raises(BadInputError, match=message):
+        convert(tmp_path / "in", tmp_path / "out", to=to)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("to", "kind", "value", "message"),
+    [
+        ("jsonl", pa.float64(), float("nan"), "number that JSON cannot write"),
+        ("tfrecord", pa.float64(), 0.1, "32 bits, and field 'x'"),
+        ("tfrecord", pa.uint64(), 1 << 63, "signed integers: field 'x'"),
+        ("mds", pa.int64(), None, "mds has no nulls, and field 'x'"),
+    ],
+)
+def test_a_value_that_a_format_cannot_hold_is_an_error(
+    tmp_path: Path, to: str, kind: pa.DataType, value: object, message: str
+) -> None:
+    with ShardWriter(tmp_path / "in", pa.schema([("x", kind)])) as writer:
+        writer.write({"x": value})
+    with pytest.raises(BadInputError, match=message):
+        convert(tmp_path / "in", tmp_path / "out", to=to)
+
+
+def test_a_name_that_archives_cannot_hold_is_refused(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "in", pa.schema([("a/b", pa.int8())])):
+        pass
+    with pytest.raises(BadInputError, match="field 'a/b' cannot be a suffix"):
+        convert(tmp_path / "in", tmp_path / "out", to="webdataset")
+
+
+@pytest.mark.parametrize(
+    ("to", "compression"), [("webdataset", "zstd"), ("tfrecord", "lz4"), ("mds", "lz4"), ("zip", "none")]
+)
+def test_settings_that_a_format_lacks_are_refused(source: Path, tmp_path: Path, to: str, compression: str) -> None:
+    with pytest.raises(BadInputError):
+        convert(source, tmp_path / "out", to=to, compression=compression)
