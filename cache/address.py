@@ -40,7 +40,6 @@ ENVIRONMENT = "DATAFLOW_CACHE"
 SYSTEM_ADDRESS = "/run/dataflow/cache.sock"
 
 _MAX_SOCKET_PATH_BYTES = 107  # sun_path of unix(7), less its NUL
-_BACKLOG = 1024
 _PEER = struct.Struct("3i")
 
 
@@ -120,7 +119,7 @@ def listen(address: str, *, mode: int = 0o600) -> socket.socket:
                 _clear(address)
                 listener.bind(target)
                 Path(address).chmod(mode)
-        listener.listen(_BACKLOG)
+        listener.listen(socket.SOMAXCONN)
     except OSError as error:
         listener.close()
         if isinstance(error, DataError):

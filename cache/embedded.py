@@ -1,8 +1,8 @@
 """The body of a private server: `python -P -m cache.embedded ADDRESS`, started by `cache.private`.
 
-It reads its settings from standard input, binds, leaves its parent and says on standard output in one line how that
-went. Binding comes before everything that takes time: of many that start at once all but one leave here, having cost
-little. Their parents connect to the one that stayed.
+It reads its settings, one line of standard input, binds, leaves its parent and says on standard output in one line how
+that went. Binding comes before everything that takes time: of many that start at once all but one leave here, having
+cost little. Their parents connect to the one that stayed.
 
 It belongs to nobody (own session, adopted by init), because its users come and go in any order; what ends it is the end
 of its last connection. Standard error is a pipe to the starter, for warnings. It never blocks: when nobody reads it any
@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 
 from cache.address import listen
@@ -27,7 +28,7 @@ EXIT_FAILED = 1
 
 def main() -> int:
     """Run the server; returns its exit status."""
-    settings = json.load(sys.stdin)
+    settings = json.loads(sys.stdin.readline())
     address = settings["address"]
     try:
         listener = listen(address)
@@ -40,6 +41,7 @@ def main() -> int:
     if os.fork():
         os._exit(0)
     _detach()
+    listener.listen(socket.SOMAXCONN)  # once more: clients are told the process that did it last
     # Imported only by the one that stays.
     from cache.config import CacheConfig
     from cache.server import run_server

@@ -14,6 +14,7 @@ import time
 
 from cache.config import CacheConfig
 from cache.connection import ServerGoneError
+from cache.handle import Descriptor
 from connectors.errors import error_from_kind
 
 __all__ = ["ServerLog", "start_server"]
@@ -31,15 +32,15 @@ class ServerLog:
     """What a server that this process started has to say. It waits in a pipe, 64 KiB at most, until somebody looks."""
 
     def __init__(self, descriptor: int) -> None:
-        self._descriptor: int | None = descriptor
+        self._pipe: Descriptor | None = Descriptor(descriptor)
         os.set_blocking(descriptor, False)
 
     def read(self) -> str:
         """Return what has arrived since the last look."""
-        if self._descriptor is None:
+        if self._pipe is None:
             return ""
         try:
-            found = os.read(self._descriptor, _PIPE_BYTES)
+            found = os.read(self._pipe.fd, _PIPE_BYTES)
         except BlockingIOError:
             return ""
         if not found:
@@ -53,9 +54,7 @@ class ServerLog:
 
     def close(self) -> None:
         """Stop listening; further lines are lost."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        self._pipe = None
 
 
 def start_server(address: str, config: CacheConfig, *, timeout_s: float) -> ServerLog | None:
@@ -89,7 +88,7 @@ def start_server(address: str, config: CacheConfig, *, timeout_s: float) -> Serv
     with process:  # waits for it to end, which is soon: it only binds and forks
         try:
             with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(json.dumps(settings).encode())
+                process.stdin.write(json.dumps(settings).encode() + b"\n")
                 process.stdin.close()
             return _judge(_read_answer(process.stdout.fileno(), timeout_s), log, timeout_s)
         except BaseException:

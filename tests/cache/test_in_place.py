@@ -134,6 +134,18 @@ def test_a_changed_file_is_still_noticed_after_its_map_was_dropped(tmp_path):
         reader.read_blocks([refs[0]])
 
 
+def test_a_batch_looks_once_at_each_file(tmp_path, monkeypatch):
+    paths = [tmp_path / str(number) for number in range(3)]
+    for path in paths:
+        write(path, LARGE)
+    refs = [ref_of(path, offset, 10) for path in paths for offset in range(50)]
+    reader, looks, real = InPlaceReader(), [], os.stat
+    reader.read_blocks(refs)
+    monkeypatch.setattr("cache.in_place.os.stat", lambda path: (looks.append(path), real(path))[1])
+    reader.read_blocks(refs)
+    assert looks == [str(path) for path in paths]
+
+
 def test_maps_are_bounded_and_views_outlive_them(tmp_path):
     paths = [tmp_path / str(i) for i in range(6)]
     for number, path in enumerate(paths):
