@@ -139,7 +139,7 @@ def test_webdataset_is_read_by_its_library(source: Path, tmp_path: Path) -> None
         assert actual["share.npy"] == expected["share"]
         assert actual["flag.cls"] == expected["flag"]
         assert actual["name.txt"] == expected["name"]
-        assert actual["data.bin"] == expected["data"]
+        assert actual["data"] == expected["data"]
         assert actual["many.json"] == expected["many"]
     gc.collect()
     assert open_dataset(tmp_path / "out")[7]["label.cls"] == -7

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WebdatasetTarget"]
 
+_MEANINGFUL = IMAGE_NAMES | INTEGER_NAMES | TEXT_NAMES | {"npy"}
 _SIGNATURES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"BM": "bmp", b"RIFF": "webp"}
 
 
@@ -32,8 +33,8 @@ class WebdatasetTarget(FileTarget):
 
     The field `__key__` names a sample; without one it is its number. A field whose name ends in a suffix that the
     webdataset library knows keeps its name. Others get one that says what they are: `image.png` (as encoded),
-    `label.cls`, `text.txt`, `x.npy` for floats and tensors, `x.json` for what is nested, `x.bin`. A null is a file that
-    the sample lacks.
+    `label.cls`, `text.txt`, `x.npy` for floats and tensors, `x.json` for what is nested; bytes keep their name. A null
+    is a file that the sample lacks.
     """
 
     format: ClassVar[str] = "webdataset"
@@ -84,7 +85,9 @@ def _file_name(name: str, field: pa.Field, value: bytes) -> str:
     if field_kind(field) == "image":
         return name if last in IMAGE_NAMES else f"{name}.{_image_suffix(value)}"
     suffix = _suffix(field.type)
-    known = {"cls": INTEGER_NAMES, "txt": TEXT_NAMES, "json": TEXT_NAMES, "npy": {"npy"}, "bin": {last}}[suffix]
+    if suffix == "bin":  # any suffix means bytes that does not mean something else
+        return f"{name}.bin" if last in _MEANINGFUL else name
+    known = {"cls": INTEGER_NAMES, "txt": TEXT_NAMES, "json": TEXT_NAMES, "npy": {"npy"}}[suffix]
     return name if last in known else f"{name}.{suffix}"
 
 
