@@ -1,4 +1,4 @@
-"""A limit on bytes and requests under way, first come, first served."""
+"""A limit on bytes and requests under way: who is waited for goes first, then first come, first served."""
 
 from __future__ import annotations
 
@@ -6,44 +6,87 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
-__all__ = ["Budget"]
+__all__ = ["Budget", "Errand"]
+
+# Work ahead of time leaves the rest free, so that a reader never waits until some of it has ended.
+_AHEAD_SHARE = 0.75
+
+
+@dataclass(eq=False, slots=True)
+class Errand:
+    """One piece of work.
+
+    Attributes:
+        awaited: Somebody waits for it. Work done ahead of time begins without, and `Budget.hurry` adds it.
+    """
+
+    awaited: bool = True
+
+
+@dataclass(eq=False, slots=True)
+class _Turn:
+    size_bytes: int
+    errand: Errand
+    granted: asyncio.Future[None]
 
 
 class Budget:
-    """Belongs to one event loop. What alone exceeds the limit still goes, by itself."""
+    """Belongs to one event loop. What alone exceeds the limit still goes, by itself.
+
+    Attributes:
+        max_requests: May be changed; what is under way is not interrupted.
+    """
 
     def __init__(self, *, max_bytes: int, max_requests: int) -> None:
+        self.max_requests = max_requests
         self._max_bytes = max_bytes
-        self._max_requests = max_requests
         self._bytes = 0
         self._requests = 0
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._awaited: deque[_Turn] = deque()
+        self._ahead: deque[_Turn] = deque()
 
     @contextlib.asynccontextmanager
-    async def spend(self, size_bytes: int) -> AsyncIterator[None]:
+    async def spend(self, size_bytes: int, errand: Errand | None = None) -> AsyncIterator[None]:
         """Hold one request and `size_bytes` for the length of the context, once they are free."""
-        await self._acquire(size_bytes)
+        await self._acquire(size_bytes, errand or Errand())
         try:
             yield
         finally:
             self._release(size_bytes)
 
-    async def _acquire(self, size_bytes: int) -> None:
-        if not self._waiting and self._fits(size_bytes):
+    def hurry(self, errand: Errand) -> None:
+        """Somebody waits for this work now: it goes before all that nobody waits for."""
+        if errand.awaited:
+            return
+        errand.awaited = True
+        turns = [turn for turn in self._ahead if turn.errand is errand]
+        for turn in turns:
+            self._ahead.remove(turn)
+        self._awaited.extend(turns)
+        self._wake()
+
+    async def _acquire(self, size_bytes: int, errand: Errand) -> None:
+        if self._may_go(size_bytes, errand):
             self._take(size_bytes)
             return
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append((size_bytes, turn))
+        turn = _Turn(size_bytes, errand, asyncio.get_running_loop().create_future())
+        (self._awaited if errand.awaited else self._ahead).append(turn)
         try:
-            await turn
+            await turn.granted
         except asyncio.CancelledError:
             # Cancelled after its turn came: what it was given goes on to the next.
-            if turn.done() and not turn.cancelled():
+            if turn.granted.done() and not turn.granted.cancelled():
                 self._release(size_bytes)
             else:
                 self._wake()
             raise
+
+    def _may_go(self, size_bytes: int, errand: Errand) -> bool:
+        if self._awaited or (self._ahead and not errand.awaited):
+            return False
+        return self._fits(size_bytes, errand)
 
     def _release(self, size_bytes: int) -> None:
         self._bytes -= size_bytes
@@ -51,21 +94,26 @@ class Budget:
         self._wake()
 
     def _wake(self) -> None:
-        while self._waiting:
-            size_bytes, turn = self._waiting[0]
-            if turn.cancelled():
-                self._waiting.popleft()
-            elif self._fits(size_bytes):
-                self._waiting.popleft()
-                self._take(size_bytes)
-                turn.set_result(None)
-            else:
-                return
+        for waiting in (self._awaited, self._ahead):
+            while waiting:
+                turn = waiting[0]
+                if turn.granted.cancelled():
+                    waiting.popleft()
+                elif self._fits(turn.size_bytes, turn.errand):
+                    waiting.popleft()
+                    self._take(turn.size_bytes)
+                    turn.granted.set_result(None)
+                else:
+                    return
 
-    def _fits(self, size_bytes: int) -> bool:
+    def _fits(self, size_bytes: int, errand: Errand) -> bool:
         if self._requests == 0:
             return True
-        return self._requests < self._max_requests and self._bytes + size_bytes <= self._max_bytes
+        share = 1.0 if errand.awaited else _AHEAD_SHARE
+        return (
+            self._requests + 1 <= max(1.0, share * self.max_requests)
+            and self._bytes + size_bytes <= share * self._max_bytes
+        )
 
     def _take(self, size_bytes: int) -> None:
         self._bytes += size_bytes

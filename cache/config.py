@@ -7,7 +7,7 @@ import re
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import msgspec
 
@@ -16,7 +16,7 @@ from connectors.errors import BadInputError
 __all__ = ["RESERVED_NAMES", "CacheConfig", "Medium", "PolicyName", "TierConfig"]
 
 Medium: TypeAlias = Literal["ram", "nvme", "hdd"]
-PolicyName: TypeAlias = Literal["kept", "lru"]
+PolicyName: TypeAlias = Literal["kept", "lru", "s3fifo", "next_use", "drop_behind", "auto"]
 
 RESERVED_NAMES = frozenset({"direct", "in_place", "origin", "ring"})
 """Sources that a block can have without being in a tier."""
@@ -36,7 +36,9 @@ class TierConfig:
         capacity_blocks: Most blocks (inodes or descriptors); None sets no limit for a directory, and for memory
             what the limit on open files allows.
         medium: What the directory lies on; anonymous memory is always `ram`.
-        policy: `kept` (lowest hashes stay, nothing is ever written twice; right for epochs) or `lru`.
+        policy: `kept` (lowest hashes stay, nothing is ever written twice; right for epochs), `s3fifo` (favourites
+            stay), `next_use` (what plans want soonest stays, else as `kept`), `drop_behind` (what was read leaves
+            first), `lru`, or `auto` (`kept`, `s3fifo` or `drop_behind`, by what is observed).
     """
 
     name: str
@@ -57,8 +59,10 @@ class TierConfig:
             raise BadInputError(f"tier {self.name}: capacity_blocks must be >= 0, got {self.capacity_blocks}")
         if self.medium not in ("ram", "nvme", "hdd"):
             raise BadInputError(f"tier {self.name}: medium must be ram, nvme or hdd, got {self.medium!r}")
-        if self.policy not in ("kept", "lru"):
-            raise BadInputError(f"tier {self.name}: policy must be kept or lru, got {self.policy!r}")
+        if self.policy not in get_args(PolicyName):
+            raise BadInputError(
+                f"tier {self.name}: policy must be one of {', '.join(get_args(PolicyName))}, got {self.policy!r}"
+            )
         if self.path is None and self.medium != "ram":
             raise BadInputError(f"tier {self.name}: medium {self.medium} needs a path")
         if self.path is not None:

@@ -3,6 +3,7 @@
     get_many -> Stack.find / open       in memory at once; directories in one job each
              -> SingleFlight.join       somebody fetches it already
              -> Origin.fetch            one task a request; ends in Stack.place, then every waiter gets the block
+    plans    -> Prefetcher.pump         the same fetches, begun before anybody waits for them
 
 A fetched block goes to its waiters from memory, whatever becomes of its placement. The tasks belong to the engine, not
 to the callers: one that gives up changes nothing for the others. Everything runs on one event loop; only blocking file
@@ -14,13 +15,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
-from cache.budget import Budget
+from cache.budget import Budget, Errand
 from cache.config import CacheConfig, Medium, PolicyName, TierConfig
 from cache.directory_shelf import DirectoryShelf
 from cache.handle import Block, Handle
@@ -28,11 +30,14 @@ from cache.keys import BlockRef, block_key
 from cache.ledger import UNLIMITED_BLOCKS
 from cache.memory_shelf import MemoryShelf, raise_open_file_limit
 from cache.origin import MAX_REQUEST_BYTES, Fetch, Origin
-from cache.policy import KeptSet, Lru, Policy
+from cache.plan import Futures
+from cache.policy import Auto, Detector, DropBehind, KeptSet, Lru, NextUse, Policy, S3Fifo
+from cache.prefetch import Prefetcher, Work
 from cache.shelf import Shelf
 from cache.singleflight import SingleFlight
 from cache.stack import Stack, Stored
 from cache.tier import Tier
+from cache.window import Window
 from connectors.errors import BadInputError, DataError, PermissionDeniedError, TransientError
 from connectors.objects import ObjectMeta
 from connectors.protocols import Store
@@ -42,10 +47,13 @@ __all__ = ["Engine", "Handle"]
 
 _log = logging.getLogger(__name__)
 
-_POLICIES: dict[PolicyName, Callable[[], Policy]] = {"kept": KeptSet, "lru": Lru}
+_POLICIES: dict[str, Callable[[], Policy]] = {"kept": KeptSet, "lru": Lru, "s3fifo": S3Fifo, "drop_behind": DropBehind}
 _THREADS: dict[Medium, int] = {"ram": 2, "nvme": 8, "hdd": 2}
 _CHECKING_THREADS = 2
 _CLOSE_TIMEOUT_S = 10.0
+# The rest of the ring is for what nobody announced.
+_WINDOW_SHARE = 0.75
+_MIN_WINDOW_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +85,11 @@ class Engine:
         self._blocks_requested = 0
         self._flights: SingleFlight[bytes, Block | DataError] = SingleFlight()
         self._fetches: set[asyncio.Task[None]] = set()
+        self._ahead: dict[Work, asyncio.Task[None]] = {}
         self._scans: list[asyncio.Task[None]] = []
+        self._futures = Futures()
+        self._detector = Detector()
+        self._planned_policies: list[NextUse] = []
         self._executors: list[ThreadPoolExecutor] = []
 
     async def start(self) -> None:
@@ -107,13 +119,20 @@ class Engine:
                 tier.shelf.close()
             await self._shut_executors()
             raise
-        ring = self._memory_tier(TierConfig("none", config.ring_bytes, policy="lru"), "ring", memory_blocks)
+        ring = self._memory_tier(TierConfig("none", config.ring_bytes), "ring", memory_blocks)
         self._stack = Stack(tiers, ring, max_promoting_bytes=config.max_inflight_bytes)
         self._origin = Origin(
             self._open_store,
             budget=Budget(max_bytes=config.max_inflight_bytes, max_requests=config.max_inflight_requests),
             executor=self._executor("check", _CHECKING_THREADS),
             max_request_bytes=min(MAX_REQUEST_BYTES, config.max_inflight_bytes),
+        )
+        window_bytes = int(_WINDOW_SHARE * config.ring_bytes)
+        self.prefetcher = Prefetcher(
+            self,
+            futures=self._futures,
+            window=Window(min_bytes=_MIN_WINDOW_BYTES, max_bytes=window_bytes),
+            clock=time.monotonic,
         )
         self._scans = [self._stack.begin(tier.adopt(shelf)) for tier, shelf in directories]
         self._running = True
@@ -152,12 +171,18 @@ class Engine:
         self._blocks_requested += len(refs)
         request = _Request(refs)
         todo = [(position, block_key(ref)) for position, ref in enumerate(refs)]
+        if self._running:
+            self.prefetcher.demand(key for _, key in todo)
+            for position, key in todo:
+                self._detector.observe(key, refs[position])
         # A second round looks again for what a directory was thought to hold.
         while todo:
             stored = self._look_up(request, todo)
             todo = []
             for tier, entries in stored.items():
                 todo += await self._open(request, tier, entries)
+        if self._running:
+            self.prefetcher.pump()
         if request.flights:
             await asyncio.wait(set(request.flights.values()))
         for position, flight in request.flights.items():
@@ -196,7 +221,40 @@ class Engine:
             "origin": self._origin.stats(),
             "blocks_requested": self._blocks_requested,
             "joined": self._flights.joined,
+            "prefetch": self.prefetcher.stats(),
+            "pattern": asdict(self._detector.pattern()),
         }
+
+    def has(self, key: bytes) -> bool:
+        """See `cache.prefetch.Fetcher`."""
+        return key in self._flights or self._stack.holds(key)
+
+    def fetch_ahead(self, wanted: Sequence[tuple[bytes, BlockRef]]) -> list[Work]:
+        """See `cache.prefetch.Fetcher`."""
+        begun = []
+        for fetch in self._origin.plan(wanted):
+            for key, _ in fetch.blocks:
+                self._flights.begin(key)
+            work = Work(fetch, Errand(awaited=False))
+            begun.append(work)
+            self._begin_fetch(fetch, work)
+        return begun
+
+    def hurry(self, work: Work) -> None:
+        """See `cache.prefetch.Fetcher`."""
+        self._origin.hurry(work.errand)
+
+    def withdraw(self, work: Work) -> None:
+        """See `cache.prefetch.Fetcher`."""
+        for key, _ in work.fetch.blocks:
+            self._flights.withdraw(key)
+        self._ahead.pop(work).cancel()
+
+    def rerank(self, keys: Iterable[bytes]) -> None:
+        """See `cache.prefetch.Fetcher`."""
+        keys = list(keys)
+        for policy in self._planned_policies:
+            policy.rerank(keys)
 
     def _look_up(self, request: _Request, todo: Sequence[tuple[int, bytes]]) -> dict[Tier, list[tuple[int, Stored]]]:
         """Answer what is in memory, join or begin the fetch of what is nowhere, return what directories may hold."""
@@ -245,16 +303,20 @@ class Engine:
                 absent.append((position, entry.key))
         return absent
 
-    def _begin_fetch(self, fetch: Fetch) -> None:
-        task = asyncio.create_task(self._fetch(fetch))
+    def _begin_fetch(self, fetch: Fetch, work: Work | None = None) -> None:
+        task = asyncio.create_task(self._fetch(fetch, work))
         self._fetches.add(task)
         task.add_done_callback(self._fetches.discard)
+        if work is not None:
+            self._ahead[work] = task
 
-    async def _fetch(self, fetch: Fetch) -> None:
+    async def _fetch(self, fetch: Fetch, work: Work | None) -> None:
         results: Sequence[Block | DataError]
         try:
-            results = await self._origin.fetch(fetch)
+            results = await self._origin.fetch(fetch, None if work is None else work.errand)
         except asyncio.CancelledError:
+            if work is not None and work not in self._ahead:
+                return  # withdrawn: nobody waits, and others may fetch the same blocks by now
             results = [_closed(ref) for _, ref in fetch.blocks]
         except Exception as error:  # noqa: BLE001  whatever went wrong, the waiters are told
             _log.exception("a fetch failed in an unknown way")
@@ -264,6 +326,10 @@ class Engine:
         for result in results:
             if isinstance(result, Block):
                 self._stack.place(result)
+        if work is not None:
+            del self._ahead[work]
+            if self._running:
+                self.prefetcher.landed(work, [isinstance(result, Block) for result in results])
 
     def _memory_tier(self, config: TierConfig, name: str, max_blocks: int) -> Tier:
         if (config.capacity_blocks or 0) > max_blocks:
@@ -273,6 +339,20 @@ class Engine:
             )
         blocks = max_blocks if config.capacity_blocks is None else config.capacity_blocks
         return self._tier(config, name, MemoryShelf(), capacity_blocks=blocks, executor=None)
+
+    def _policy(self, name: PolicyName | Literal["ring"]) -> Policy:
+        policy: Policy
+        match name:
+            case "ring" | "next_use":
+                is_ring = name == "ring"
+                use = self._futures.near_use if is_ring else self._futures.next_use
+                policy = NextUse(use, otherwise="recent" if is_ring else "lowest_key")
+                self._planned_policies.append(policy)
+            case "auto":
+                policy = Auto(self._detector.pattern)
+            case _:
+                policy = _POLICIES[name]()
+        return policy
 
     async def _directory_tier(self, config: TierConfig, path: str) -> tuple[Tier, DirectoryShelf | None]:
         """Open a directory; one that is full or broken gives a tier that lets nothing in, and None."""
@@ -301,8 +381,8 @@ class Engine:
         return Tier(
             name=name,
             medium=config.medium,
-            policy_name=config.policy,
-            policy=_POLICIES[config.policy](),
+            policy_name="lru" if name == "ring" else config.policy,
+            policy=self._policy("ring" if name == "ring" else config.policy),
             shelf=shelf,
             capacity_bytes=config.capacity_bytes,
             capacity_blocks=capacity_blocks,

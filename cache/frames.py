@@ -18,6 +18,7 @@ from typing import Annotated, Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
+from cache.block_table import MAX_TABLE_BLOCKS, TablePage
 from cache.keys import KEY_BYTES, BlockRef
 from connectors.errors import BadInputError, DataError, ErrorKind, error_from_kind
 from connectors.objects import ObjectMeta
@@ -27,11 +28,14 @@ __all__ = [
     "INLINE_BYTES",
     "MAX_BLOCKS",
     "MAX_DESCRIPTORS",
+    "MAX_PLAN_BLOCKS",
     "MAX_REPLY_BYTES",
     "MAX_REQUEST_BYTES",
     "PROTOCOL_VERSION",
+    "AdvancePlan",
     "Blocks",
     "Done",
+    "ExtendPlan",
     "Failed",
     "FrameReader",
     "Head",
@@ -41,14 +45,18 @@ __all__ = [
     "Listing",
     "Meta",
     "Object",
+    "OpenPlan",
     "Passed",
+    "PlanOpened",
     "ReadBlocks",
     "ReadObject",
+    "ReplacePlan",
     "Reply",
     "ReportBad",
     "Request",
-    "Stats",
     "Statistics",
+    "Stats",
+    "TablePage",
     "Waiting",
     "Welcome",
     "encode",
@@ -58,12 +66,14 @@ __all__ = [
     "requests",
 ]
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 INLINE_BYTES = 64 * 1024
 MAX_DESCRIPTORS = 64
 """Descriptors beside one message; the kernel takes 253."""
 MAX_BLOCKS = 4096
 """Blocks named in one request."""
+MAX_PLAN_BLOCKS = 1 << 16
+"""Block numbers in one request."""
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
 MAX_REPLY_BYTES = 8 * 1024 * 1024
 
@@ -111,6 +121,33 @@ class ReportBad(msgspec.Struct, tag="bad", frozen=True):
         list[Annotated[bytes, msgspec.Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]],
         msgspec.Meta(max_length=MAX_BLOCKS),
     ]
+
+
+class OpenPlan(msgspec.Struct, tag="plan", frozen=True):
+    """Begin this connection's plan over the table with this digest; answered by `PlanOpened`.
+
+    Where the server does not know the table, its pages follow, each as a `TablePage` that `Done` answers. The plan ends
+    with the connection.
+    """
+
+    table: Annotated[bytes, msgspec.Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
+    num_blocks: Annotated[int, msgspec.Meta(ge=1, le=MAX_TABLE_BLOCKS)]
+
+
+class ExtendPlan(msgspec.Struct, tag="extend", frozen=True):
+    """Append block numbers (int32, little-endian) to this connection's plan; answered by `Done`."""
+
+    blocks: Annotated[bytes, msgspec.Meta(max_length=4 * MAX_PLAN_BLOCKS)]
+
+
+class AdvancePlan(msgspec.Struct, tag="advance", frozen=True):
+    """Say that the reader has passed all places of its plan before this one; answered by `Done`."""
+
+    position: Annotated[int, msgspec.Meta(ge=0)]
+
+
+class ReplacePlan(msgspec.Struct, tag="replace", frozen=True):
+    """Drop what lies ahead in this connection's plan; answered by `Done`."""
 
 
 class Welcome(msgspec.Struct, tag="welcome", frozen=True):
@@ -177,6 +214,12 @@ class Statistics(msgspec.Struct, tag="stats", frozen=True):
     stats: dict[str, Any]
 
 
+class PlanOpened(msgspec.Struct, tag="plan", frozen=True):
+    """A plan has begun; `table_known` or not."""
+
+    table_known: bool
+
+
 class Done(msgspec.Struct, tag="done", frozen=True):
     """Nothing to say but that it happened."""
 
@@ -185,8 +228,21 @@ class Waiting(msgspec.Struct, tag="waiting", frozen=True):
     """The server lives and is at it; the answer follows."""
 
 
-Request: TypeAlias = Hello | ReadBlocks | ReadObject | ListObjects | Head | Stats | ReportBad
-Reply: TypeAlias = Welcome | Blocks | Object | Listing | Meta | Statistics | Done | Waiting | Failed
+Request: TypeAlias = (
+    Hello
+    | ReadBlocks
+    | ReadObject
+    | ListObjects
+    | Head
+    | Stats
+    | ReportBad
+    | OpenPlan
+    | TablePage
+    | ExtendPlan
+    | AdvancePlan
+    | ReplacePlan
+)
+Reply: TypeAlias = Welcome | Blocks | Object | Listing | Meta | Statistics | PlanOpened | Done | Waiting | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from crc32c import crc32c
 
-from cache.budget import Budget
+from cache.budget import Budget, Errand
 from cache.handle import Block, seal_block
 from cache.keys import BlockRef
 from connectors.errors import (
@@ -110,17 +110,21 @@ class Origin:
         """See `plan_fetches`."""
         return plan_fetches(wanted, max_request_bytes=self._max_request_bytes)
 
-    async def fetch(self, fetch: Fetch) -> list[Block | DataError]:
+    async def fetch(self, fetch: Fetch, errand: Errand | None = None) -> list[Block | DataError]:
         """Fetch, check and seal; one result a block, in order. Never raises but for cancellation."""
         try:
-            async with self._budget.spend(fetch.size_bytes):
+            async with self._budget.spend(fetch.size_bytes, errand):
                 bodies = await self._read(fetch)
                 return await self._seal(fetch, bodies)
         except DataError as error:
             if len(fetch.blocks) > 1 and isinstance(error, BadInputError):
                 # One span past the end of the object fails the request; the others are innocent.
-                return [result for one in fetch.blocks for result in await self.fetch(Fetch((one,)))]
+                return [result for one in fetch.blocks for result in await self.fetch(Fetch((one,)), errand)]
             return [_blame(ref, error) for _, ref in fetch.blocks]
+
+    def hurry(self, errand: Errand) -> None:
+        """Somebody waits for this fetch now."""
+        self._budget.hurry(errand)
 
     async def get_object(self, uri: str) -> tuple[bytes, str]:
         """Return content and version of the newest version of a small object.

@@ -37,6 +37,13 @@ class SingleFlight(Generic[K, V]):
         flight = self._flights[key] = asyncio.get_running_loop().create_future()
         return flight
 
+    def __contains__(self, key: K) -> bool:
+        return key in self._flights
+
+    def withdraw(self, key: K) -> None:
+        """End a flight that nobody has joined: whoever comes next starts anew."""
+        del self._flights[key]
+
     def land(self, key: K, value: V) -> None:
         """End a flight: all who wait get `value`, and whoever comes next starts anew."""
         self._flights.pop(key).set_result(value)

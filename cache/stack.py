@@ -1,9 +1,9 @@
 """The tiers one below the other, and the ring under them.
 
 A block is offered from the first tier to the last; the first that lets it in keeps it, what leaves for it is offered
-to the tiers below, and what no tier keeps passes through the ring, a small LRU in memory. A block found below is
-offered to the tiers above it: LRU takes it, a full kept set of lower keys does not. The copy in a directory stays where
-it is, so that its later return from above costs no write; from memory the block moves.
+to the tiers below, and what no tier keeps passes through the ring, a small memory: an LRU, but for what plans announce.
+A block found below is offered to the tiers above it: LRU takes it, a full kept set of lower keys does not. The copy in
+a directory stays where it is, so that its later return from above costs no write; from memory the block moves.
 
 Placing in memory happens at once. Placing in a directory is a task; until it ends, the block is found in `_moving`, so
 nobody fetches it a second time. What waits to be written to one directory is bounded by its tier, which refuses more.
@@ -79,6 +79,10 @@ class Stack:
                 return Stored(tier, key, length)
         moving = self._moving.get(key)
         return None if moving is None else self.ring.handle(key, moving.memory, length)
+
+    def holds(self, key: bytes) -> bool:
+        """Say whether the block is here, or may be in a directory that is still being scanned. Counts nothing."""
+        return key in self._moving or any(tier.ledger.holds(key) or tier.may_hold(key) for tier in self._levels)
 
     async def open(self, tier: Tier, stored: Sequence[Stored]) -> list[Handle | None]:
         """Open blocks that `find` placed in `tier`; None: it is not there, look again below.

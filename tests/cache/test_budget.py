@@ -5,7 +5,7 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.budget import Budget
+from cache.budget import Budget, Errand
 
 STEPS = st.lists(st.tuples(st.integers(0, 15), st.integers(0, 3), st.booleans()), min_size=1, max_size=25)
 
@@ -66,3 +66,37 @@ async def test_a_turn_given_to_one_who_just_gave_up_goes_on() -> None:
 async def _spend(budget: Budget, size_bytes: int) -> None:
     async with budget.spend(size_bytes):
         pass
+
+
+async def test_who_is_waited_for_goes_before_work_ahead_of_time_and_finds_room() -> None:
+    budget = Budget(max_bytes=100, max_requests=4)
+    order: list[str] = []
+    gate = asyncio.Event()
+
+    async def work(name: str, errand: Errand) -> None:
+        async with budget.spend(1, errand):
+            order.append(name)
+            await gate.wait()
+
+    later = [Errand(awaited=False) for _ in range(5)]
+    tasks = [asyncio.create_task(work(f"ahead {n}", errand)) for n, errand in enumerate(later)]
+    await asyncio.sleep(0)
+    assert order == ["ahead 0", "ahead 1", "ahead 2"], "a quarter stays free"
+    tasks += [asyncio.create_task(work(name, Errand())) for name in ("demand 0", "demand 1")]
+    await asyncio.sleep(0)
+    assert order[3:] == ["demand 0"]
+    budget.hurry(later[4])
+    budget.hurry(later[4])
+    gate.set()
+    await asyncio.gather(*tasks)
+    assert order[4:] == ["demand 1", "ahead 4", "ahead 3"]
+
+
+async def test_a_limit_that_is_lowered_holds_for_what_comes() -> None:
+    budget = Budget(max_bytes=100, max_requests=4)
+    async with budget.spend(1), budget.spend(1):
+        budget.max_requests = 2
+        third = asyncio.create_task(_spend(budget, 1))
+        await asyncio.sleep(0)
+        assert not third.done()
+    await third

@@ -1,0 +1,286 @@
+"""Fetching what plans announce, in their order, a window of bytes ahead of the readers.
+
+    plan: | passed | read by workers | on its way or waiting (the window) | known | ...
+                                     ^ readers                            ^ cursor
+
+A planned block that no tier holds is fetched when the window has room for it; it is in the window until its reader has
+it, or until nobody wants it any more. What no tier keeps waits in the ring, which gives up blocks of the window last
+(`Futures.near_use`). Room is used in portions, so that adjacent blocks share a request.
+
+Readers always go first: a fetch ahead of time takes its turn behind all that somebody waits for, and a reader that
+comes for a block on its way gives that fetch a reader's turn. When a plan ends or changes, what only it wanted is
+cancelled, unless a reader waits for a block of the same request.
+
+Everything here is bookkeeping on the event loop, without an await; the engine does the work.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from math import inf
+from typing import Any, Protocol
+
+import numpy as np
+
+from cache.block_table import BlockTable
+from cache.budget import Errand
+from cache.keys import BlockRef
+from cache.origin import Fetch
+from cache.plan import Futures
+from cache.window import Window
+from connectors.errors import BadInputError
+
+__all__ = ["MAX_PLANS", "Counts", "Fetcher", "Prefetcher", "Work"]
+
+_log = logging.getLogger(__name__)
+
+MAX_PLANS = 1024
+# A quarter of the window at a time: seldom enough that neighbours in the plan go together.
+_PORTIONS = 4
+# Blocks looked at in one go; the loop has other things to do.
+_MAX_LOOKED_AT = 4096
+
+
+@dataclass(eq=False, slots=True)
+class Work:
+    """One request ahead of time.
+
+    Attributes:
+        fetch: What is asked for.
+        errand: Whether somebody waits for it by now.
+        unwanted: Its blocks that nobody wants any more.
+    """
+
+    fetch: Fetch
+    errand: Errand
+    unwanted: set[bytes] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of prefetching; in blocks, where the name does not say bytes.
+
+    Attributes:
+        issued: Fetched ahead of time.
+        issued_bytes: As `issued`.
+        useful: There when their reader came.
+        late: On their way when their reader came.
+        wasted: Given up, passed by or displaced before a reader came.
+        failed: Could not be had; their reader asks again, and is told why.
+        resident: Planned blocks that needed no fetch: a tier held them, or they were on their way.
+    """
+
+    issued: int = 0
+    issued_bytes: int = 0
+    useful: int = 0
+    late: int = 0
+    wasted: int = 0
+    failed: int = 0
+    resident: int = 0
+
+
+class Fetcher(Protocol):
+    """What a prefetcher asks of the engine."""
+
+    def has(self, key: bytes) -> bool:
+        """Say whether a tier holds the block or somebody fetches it."""
+        ...
+
+    def fetch_ahead(self, wanted: Sequence[tuple[bytes, BlockRef]]) -> list[Work]:
+        """Begin to fetch blocks that nobody waits for."""
+        ...
+
+    def hurry(self, work: Work) -> None:
+        """Somebody waits for it now."""
+        ...
+
+    def withdraw(self, work: Work) -> None:
+        """Cancel work that nobody waits for."""
+        ...
+
+    def rerank(self, keys: Iterable[bytes]) -> None:
+        """Plans have changed for these blocks."""
+        ...
+
+
+class Prefetcher:
+    """See the module. Belongs to the event loop's thread.
+
+    Args:
+        engine: Does the work.
+        futures: The plans; changed through this object only.
+        window: How far ahead.
+        clock: Seconds that only grow.
+    """
+
+    def __init__(self, engine: Fetcher, *, futures: Futures, window: Window, clock: Callable[[], float]) -> None:
+        self.counts = Counts()
+        self._engine = engine
+        self._futures = futures
+        self._window = window
+        self._clock = clock
+        self._tables: dict[bytes, tuple[BlockTable, int]] = {}
+        self._table_of: dict[int, bytes] = {}
+        # The window: on their way, and there but not read.
+        self._coming: dict[bytes, tuple[Work, int]] = {}
+        self._ready: dict[bytes, int] = {}
+        self._ahead_bytes = 0
+
+    def knows(self, digest: bytes) -> bool:
+        """Say whether a plan in use has the table, so that it need not be sent again."""
+        return digest in self._tables
+
+    def open(self, digest: bytes, table: BlockTable | None = None) -> int:
+        """Begin a plan over a table, given or known, and return its number. `close` it.
+
+        Raises:
+            BadInputError: There are too many plans, or the table is neither given nor known.
+        """
+        if len(self._futures) >= MAX_PLANS:
+            raise BadInputError(f"there are {MAX_PLANS} plans already")
+        known, users = self._tables.get(digest, (table, 0))
+        if known is None:
+            raise BadInputError("a plan begins with its block table, which nobody has sent yet")
+        self._tables[digest] = (known, users + 1)
+        number = self._futures.add(known, self._clock())
+        self._table_of[number] = digest
+        return number
+
+    def extend(self, number: int, blocks: bytes) -> None:
+        """Append block numbers (int32, little-endian) to a plan; `BadInputError` as `Futures.extend`."""
+        if len(blocks) % 4:
+            raise BadInputError(f"block numbers take 4 bytes each, got {len(blocks)} bytes")
+        self._engine.rerank(self._futures.extend(number, np.frombuffer(blocks, "<i4")))
+        self.pump()
+
+    def advance(self, number: int, position: int) -> None:
+        """The reader of a plan has passed all places before `position`; `BadInputError` as `Futures.advance`."""
+        passed = self._futures.advance(number, position, self._clock())
+        self._engine.rerank(passed)
+        self._release(passed)
+        self.pump()
+
+    def replace(self, number: int) -> None:
+        """Drop what lies ahead in a plan: its reader will do something else."""
+        self._drop(self._futures.forget(number))
+
+    def close(self, number: int) -> None:
+        """End a plan."""
+        self._drop(self._futures.remove(number))
+        digest = self._table_of.pop(number)
+        table, users = self._tables.pop(digest)
+        if users > 1:
+            self._tables[digest] = (table, users - 1)
+
+    def demand(self, keys: Iterable[bytes]) -> None:
+        """Readers ask for these blocks now. Called before they are looked up."""
+        if not self._futures and not self._coming and not self._ready:
+            return
+        read: list[bytes] = []
+        for key in keys:
+            if key in self._ready:
+                size_bytes = self._ready.pop(key)
+                self._ahead_bytes -= size_bytes
+                if self._engine.has(key):
+                    self.counts.useful += 1
+                    self._window.came_in_time(size_bytes)
+                else:
+                    self.counts.wasted += 1
+            elif key in self._coming:
+                work, size_bytes = self._coming.pop(key)
+                self._ahead_bytes -= size_bytes
+                self.counts.late += 1
+                self._window.came_late()
+                self._engine.hurry(work)
+            if self._futures.use(key):
+                read.append(key)
+        self._engine.rerank(read)
+
+    def landed(self, work: Work, arrived: Sequence[bool]) -> None:
+        """A request has ended; `arrived` says of each of its blocks whether it is there."""
+        for (key, _), here in zip(work.fetch.blocks, arrived, strict=True):
+            if key not in self._coming or self._coming[key][0] is not work:
+                continue
+            _, size_bytes = self._coming.pop(key)
+            if here and self._engine.has(key):
+                self._ready[key] = size_bytes
+                continue
+            self._ahead_bytes -= size_bytes
+            if here:
+                self.counts.wasted += 1
+            else:
+                self.counts.failed += 1
+        self.pump()
+
+    def pump(self) -> None:
+        """Fetch what the window has room for."""
+        if not self._futures:
+            return
+        room_bytes = self._window.size_bytes - self._ahead_bytes
+        if room_bytes < self._window.size_bytes // _PORTIONS:
+            return
+        wanted: dict[bytes, BlockRef] = {}
+        passed: list[bytes] = []
+        for _ in range(_MAX_LOOKED_AT):
+            planned = self._futures.peek()
+            if planned is None:
+                break
+            key, size_bytes = planned.key, planned.ref.length
+            if key in wanted or self._engine.has(key):
+                self.counts.resident += 1
+            elif size_bytes <= self._window.size_bytes:
+                if size_bytes > room_bytes:
+                    break
+                wanted[key] = planned.ref
+                room_bytes -= size_bytes
+            self._futures.take()
+            passed.append(key)
+        # What is held for long already is now held for a use that is near.
+        self._engine.rerank(passed)
+        if wanted:
+            self._begin(list(wanted.items()))
+
+    def stats(self) -> dict[str, Any]:
+        """Return counters and the window as plain values."""
+        return {
+            **asdict(self.counts),
+            "plans": len(self._futures),
+            "window_bytes": self._window.size_bytes,
+            "ahead_bytes": self._ahead_bytes,
+        }
+
+    def _begin(self, wanted: Sequence[tuple[bytes, BlockRef]]) -> None:
+        for work in self._engine.fetch_ahead(wanted):
+            for key, ref in work.fetch.blocks:
+                self._coming[key] = (work, ref.length)
+                self._ahead_bytes += ref.length
+                self.counts.issued += 1
+                self.counts.issued_bytes += ref.length
+
+    def _drop(self, keys: Sequence[bytes]) -> None:
+        """A plan does not want these blocks any more."""
+        self._engine.rerank(keys)
+        for key in keys:
+            if key in self._coming and self._futures.near_use(key) == inf:
+                work = self._coming[key][0]
+                work.unwanted.add(key)
+                if len(work.unwanted) == len(work.fetch.blocks) and not work.errand.awaited:
+                    self._withdraw(work)
+        self._release(keys)
+        self.pump()
+
+    def _withdraw(self, work: Work) -> None:
+        for key, _ in work.fetch.blocks:
+            _, size_bytes = self._coming.pop(key)
+            self._ahead_bytes -= size_bytes
+            self.counts.wasted += 1
+        self._engine.withdraw(work)
+
+    def _release(self, keys: Iterable[bytes]) -> None:
+        """Let blocks that nobody wants soon, and that nobody read, out of the window."""
+        for key in keys:
+            if key in self._ready and self._futures.near_use(key) == inf:
+                self._ahead_bytes -= self._ready.pop(key)
+                self.counts.wasted += 1
