@@ -35,6 +35,7 @@ __all__ = ["convert"]
 @click.option("--workers", type=click.IntRange(0), help="Processes; 0 and 1 mean this one. By default one per core.")
 @click.option("--overwrite", is_flag=True, help="Replace a dataset at DST.")
 @click.option("--resume", is_flag=True, help="Go on with a conversion that broke off.")
+@click.option("--dry-run", is_flag=True, help="Plan and check, write nothing.")
 @click.option("--quiet", is_flag=True, help="No progress and no summary.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON per step of progress, then the result.")
 def convert(
@@ -49,6 +50,7 @@ def convert(
     workers: int | None,
     overwrite: bool,
     resume: bool,
+    dry_run: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -57,7 +59,7 @@ def convert(
     SRC is anything that Dataflow reads, such as a folder of images in class folders; DST is a folder or a prefix of any
     store, and must be empty. Nothing is visible at DST before all of it is: what breaks off is finished with --resume.
     """
-    with _progress(quiet=quiet, as_json=as_json) as progress:
+    with _progress(quiet=quiet or dry_run, as_json=as_json) as progress:
         result = conversion.convert(
             src,
             dst,
@@ -69,10 +71,16 @@ def convert(
             workers=workers,
             overwrite=overwrite,
             resume=resume,
+            dry_run=dry_run,
             progress=progress,
         )
     if as_json:
-        click.echo(json.dumps({"event": "done"} | asdict(result)))
+        click.echo(json.dumps({"event": "planned" if dry_run else "done"} | asdict(result)))
+    elif dry_run:
+        click.echo(
+            f"would write {result.num_samples:,} samples ({format_size(result.source_bytes)} in the source) in "
+            f"{result.num_shards - result.num_resumed:,} shards to {result.url}"
+        )
     elif not quiet:
         kept = f", {result.num_resumed} of them kept from before" if result.num_resumed else ""
         click.echo(

@@ -24,11 +24,13 @@ class _Subcommand(NamedTuple):
 
 COMMANDS = {
     "cache": _Subcommand("dataflow.cli.cache:cache", "Run this node's cache, or ask how it fares."),
-    "convert": _Subcommand("dataflow.cli.convert:convert", "Turn a source into native shards."),
+    "convert": _Subcommand("dataflow.cli.convert:convert", "Turn a data set into native shards, or another format."),
     "demo": _Subcommand("dataflow.cli.demo:demo", "Train on real images through the cache, kill, resume, report."),
     "doctor": _Subcommand("dataflow.cli.doctor:doctor", "Say what this installation is and what is wrong with it."),
+    "formats": _Subcommand("dataflow.cli.formats:formats", "List the formats that are read and written."),
     "inspect": _Subcommand("dataflow.cli.inspection:inspect", "Show a data set's fields, shards and blocks."),
     "plan": _Subcommand("dataflow.cli.plan:plan", "Say what each rank will read, and check that nothing is lost."),
+    "verify": _Subcommand("dataflow.cli.verify:verify", "Read a whole data set: every checksum, every count."),
 }
 
 

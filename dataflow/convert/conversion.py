@@ -71,6 +71,7 @@ def convert(
     workers: int | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    dry_run: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Conversion:
     """Write the dataset at `src` in another place and format.
@@ -89,6 +90,7 @@ def convert(
         workers: Processes; 0 and 1 mean this one. By default one per core where the work is worth it.
         overwrite: Replace a dataset at `dst`. Objects that are no part of one are never removed.
         resume: Go on with a conversion that broke off: shards that it finished are kept.
+        dry_run: Plan and check everything, write and remove nothing; `size_bytes` of the result is 0.
         progress: Called in this thread, at first and whenever shards are done.
 
     Raises:
@@ -109,9 +111,23 @@ def convert(
         schema = target.stored_schema(source.schema)
         work = Work(source, target, schema, dst, plan_digest(source.index, schema, target, jobs))
         with Destination(dst) as destination:
+            if dry_run:
+                return _rehearse(work, jobs, destination, overwrite=overwrite, resume=resume)
             return _run(work, jobs, destination, workers=workers, overwrite=overwrite, resume=resume, progress=progress)
     finally:
         source.reader.close()
+
+
+def _rehearse(
+    work: Work, jobs: list[ShardJob], destination: Destination, *, overwrite: bool, resume: bool
+) -> Conversion:
+    """Check the destination as a real run would, and say what such a run would do."""
+    if resume:
+        num_resumed = len(_finished(work, jobs, destination))
+    else:
+        destination.insist_on_room(overwrite=overwrite, owns=work.target.owns)
+        num_resumed = 0
+    return _result(work, jobs, num_resumed=num_resumed, size_bytes=0)
 
 
 def _run(
@@ -139,6 +155,10 @@ def _run(
     ordered = [parts[job.number] for job in jobs]
     work.target.publish(destination, work.schema, ordered, _lineage(work))
     destination.delete(work.target.shard_name(job.number) + PART_SUFFIX for job in jobs)
+    return _result(work, jobs, num_resumed=num_resumed, size_bytes=sum(part["size_bytes"] for part in ordered))
+
+
+def _result(work: Work, jobs: list[ShardJob], *, num_resumed: int, size_bytes: int) -> Conversion:
     return Conversion(
         url=work.url,
         format=work.target.format,
@@ -146,7 +166,7 @@ def _run(
         num_shards=len(jobs),
         num_resumed=num_resumed,
         source_bytes=int(work.source.index.blocks.length.sum()),
-        size_bytes=sum(part["size_bytes"] for part in ordered),
+        size_bytes=size_bytes,
     )
 
 

@@ -65,7 +65,7 @@ class Destination:
                 continue
 
     def clear(self, *, overwrite: bool, owns: Callable[[str], bool], manifest: str) -> None:
-        """Make sure that the prefix is empty: refuse what it holds, or remove it, manifest first.
+        """Make sure that the prefix is empty: refuse what it holds, or remove it.
 
         Args:
             overwrite: Remove an older dataset.
@@ -75,6 +75,11 @@ class Destination:
         Raises:
             BadInputError: It holds something that may not be removed.
         """
+        found = self.insist_on_room(overwrite=overwrite, owns=owns)
+        self.delete(sorted(found, key=lambda name: name != manifest))
+
+    def insist_on_room(self, *, overwrite: bool, owns: Callable[[str], bool]) -> list[str]:
+        """Return what has to be removed before a dataset is written here; change nothing. Errors as `clear`."""
         found = list(self.sizes())
         foreign = [name for name in found if not owns(name)]
         if foreign and overwrite:
@@ -91,7 +96,7 @@ class Destination:
                 "or overwrite it",
                 uri=self.url,
             )
-        self.delete(sorted(found, key=lambda name: name != manifest))
+        return found
 
     async def _sizes(self) -> dict[str, int]:
         try:

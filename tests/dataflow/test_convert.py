@@ -310,3 +310,22 @@ def test_a_worker_that_dies_is_an_error_and_not_a_hang(
 def test_credentials_in_a_url_are_not_kept() -> None:
     assert _without_credentials("https://me:secret@host/set?signature=x") == "https://host/set"
     assert _without_credentials("file:///a%20b/c") == "file:///a%20b/c"
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(images: Path, tmp_path: Path) -> None:
+    planned = convert(images, tmp_path / "out", dry_run=True, **SIZES)
+    assert not (tmp_path / "out").exists()
+    done = convert(images, tmp_path / "out", **SIZES)
+    assert (planned.num_samples, planned.num_shards, planned.size_bytes) == (COUNT, done.num_shards, 0)
+    before = content(tmp_path / "out")
+    convert(images, tmp_path / "out", dry_run=True, overwrite=True, **SIZES)
+    with pytest.raises(BadInputError, match="is not empty"):
+        convert(images, tmp_path / "out", dry_run=True, **SIZES)
+    assert content(tmp_path / "out") == before
+
+
+def test_a_dry_run_of_a_resume_counts_what_is_finished(images: Path, tmp_path: Path) -> None:
+    break_off(images, tmp_path / "out", 2)
+    before = content(tmp_path / "out")
+    assert convert(images, tmp_path / "out", dry_run=True, resume=True, **SIZES).num_resumed == 2
+    assert content(tmp_path / "out") == before

@@ -1,0 +1,43 @@
+"""`dataflow verify`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+
+from dataflow.cli.sizes import format_size
+from dataflow.dataset import open_dataset
+from dataflow.dataset.verification import verify as verify_dataset
+
+__all__ = ["verify"]
+
+MAX_SHOWN = 20
+
+
+@click.command()
+@click.argument("url")
+@click.option("--json", "as_json", is_flag=True, help="The result as one JSON object.")
+@click.pass_context
+def verify(ctx: click.Context, *, url: str, as_json: bool) -> None:
+    """Read the whole dataset at URL: every checksum and every count. Exit code 1 where something is wrong."""
+    dataset = open_dataset(url, cache=None, verify=False)
+    try:
+        with Progress(console=Console(stderr=True), disable=as_json, transient=True) as bar:
+            task = bar.add_task("verify", total=dataset.index.num_blocks)
+            result = verify_dataset(dataset, progress=lambda done: bar.update(task, completed=done))
+    finally:
+        dataset.reader.close()
+    if as_json:
+        click.echo(json.dumps(asdict(result)))
+    else:
+        for problem in result.problems[:MAX_SHOWN]:
+            click.echo(problem, err=True)
+        click.echo(
+            f"{result.num_samples:,} of {len(dataset):,} samples in {result.num_blocks:,} blocks, "
+            f"{format_size(result.size_bytes)}: {result.num_problems or 'no'} problems"
+        )
+    ctx.exit(1 if result.num_problems else 0)
