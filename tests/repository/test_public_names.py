@@ -49,9 +49,10 @@ def test_public_names_can_be_imported_and_have_docstrings(name: str) -> None:
     module = import_module(name)
     values = {public: getattr(module, public) for public in getattr(module, "__all__", [])}
     code = {public: value for public, value in values.items() if inspect.isclass(value) or inspect.isroutine(value)}
+    ours = {public: value for public, value in code.items() if value.__module__ in MODULES}
     # A dataclass without a docstring makes one up that repeats its signature.
     undocumented = [
-        public for public, value in code.items() if (value.__doc__ or f"{public}(").startswith(f"{public}(")
+        public for public, value in ours.items() if (value.__doc__ or f"{public}(").startswith(f"{public}(")
     ]
     assert undocumented == []
 
