@@ -1,3 +1,4 @@
+import itertools
 import struct
 
 import msgspec
@@ -46,7 +47,7 @@ reply_messages = st.one_of(
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
     places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
-    return [data[a:b] for a, b in zip(places, places[1:], strict=False)]
+    return [data[a:b] for a, b in itertools.pairwise(places)]
 
 
 @given(messages=st.lists(request_messages, max_size=5), cuts=st.lists(st.integers(0, 10**6), max_size=10))
