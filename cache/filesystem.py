@@ -143,7 +143,7 @@ class TieredFileSystem(ChainedFileSystem):  # type: ignore[misc]
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
         """Return a file's bytes, or a slice of them."""
-        return self._objects.read([self._range(self._objects.pin(self._uri(path)), start, end)])[0]
+        return self._objects.read_slice(self._uri(path), slice(start, end))
 
     def cat_ranges(
         self,

@@ -40,6 +40,7 @@ _WINDOW_BYTES = 64 * 1024 * 1024
 """Blocks asked for at once: enough to keep an origin busy, and a bound on what a large read holds beside its result."""
 
 _MAX_REMEMBERED = 65_536
+_READ_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,23 @@ class CachedObjects:
             for place, pieces in groupby(window, key=lambda piece: piece.place):
                 found[place].append(b"".join(views[piece.ref][piece.begin : piece.end] for piece in pieces))
         return [b"".join(parts) for parts in found]
+
+    def read_slice(self, uri: str, wanted: slice) -> bytes:
+        """Return a slice of an object, all of it from one content; one that is replaced meanwhile is read again.
+
+        Raises:
+            NotFoundError: There is no such object.
+            ChangedError: It is replaced all the time.
+        """
+        for attempt in range(1, _READ_ATTEMPTS + 1):
+            pinned = self.pin(uri)
+            begin, end, _ = wanted.indices(pinned.size_bytes)
+            try:
+                return self.read([ByteRange(pinned, begin, max(begin, end))])[0]
+            except ChangedError:
+                if attempt == _READ_ATTEMPTS:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
 
     def block(self, target: PinnedObject, number: int) -> memoryview:
         """Return one block whole, as it lies in the cache."""

@@ -368,8 +368,11 @@ def test_a_version_is_looked_up_once_while_it_is_young_enough(tmp_path):
     path.with_suffix(".new").write_bytes(b"newer")
     path.with_suffix(".new").replace(path)
     assert young.info(str(path))["size"] == 3
-    with pytest.raises(ChangedError):
-        young.cat_file(str(path))
-    assert young.cat_file(str(path)) == b"newer"
+    with young.open(str(path)) as file, pytest.raises(ChangedError):
+        file.read()
+    assert young.info(str(path))["size"] == 5
+    path.with_suffix(".new").write_bytes(b"newest")
+    path.with_suffix(".new").replace(path)
+    assert young.cat_file(str(path)) == b"newest"
     young.pipe_file(str(path), b"own")
     assert young.cat_file(str(path)) == b"own"
