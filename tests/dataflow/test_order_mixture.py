@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors.errors import BadInputError
@@ -20,6 +20,7 @@ cases = st.lists(st.tuples(st.integers(4, 50), st.integers(1, 9)), min_size=1, m
 
 
 @given(case=cases, period=st.integers(50, 90), epoch_samples=st.integers(0, 500), epoch=st.integers(0, 3))
+@settings(max_examples=25)
 def test_shares_are_exact_after_every_period(
     case: list[tuple[int, int]], period: int, epoch_samples: int, epoch: int
 ) -> None:
@@ -36,6 +37,7 @@ def test_shares_are_exact_after_every_period(
 
 
 @given(case=cases)
+@settings(max_examples=25)
 def test_each_source_is_read_whole_before_any_of_its_samples_comes_again(case: list[tuple[int, int]]) -> None:
     sizes, weights = map(list, zip(*case, strict=True))
     mixed = mixture(sizes, weights, 180, 60)
@@ -51,6 +53,7 @@ def test_each_source_is_read_whole_before_any_of_its_samples_comes_again(case: l
 
 
 @given(case=cases, data=st.data())
+@settings(max_examples=25)
 def test_any_part_equals_that_part_of_the_whole(case: list[tuple[int, int]], data: st.DataObject) -> None:
     sizes, weights = map(list, zip(*case, strict=True))
     mixed = mixture(sizes, weights, 200, 70)

@@ -12,8 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataflow.order import Filtered, Mixture, PackedBatches, Schedule, Selection, Shuffle, divide
-from dataflow.order.split import EqualParts
+from dataflow.order import (
+    BalancedParts,
+    Division,
+    EqualParts,
+    Filtered,
+    Mesh,
+    Mixture,
+    PackedBatches,
+    Schedule,
+    Selection,
+    Shuffle,
+    WeightedParts,
+    divide,
+)
 
 LENGTHS = np.random.default_rng(0).integers(1, 60, 300)
 
@@ -22,13 +34,20 @@ RANK = """
 import json, os, signal, sys
 import torch.distributed as dist
 sys.path.insert(0, {here!r})
-from test_ranks import Numbers, schedule
+from test_ranks import DIVISIONS, Numbers, schedule
 from dataflow import DataLoader
-from dataflow.loaders.schedule_sampler import ScheduleSampler
+from dataflow.loaders import ScheduleSampler
+from dataflow.order import Mesh
 
 folder, die_at = sys.argv[1], int(sys.argv[2])
+division, peers = DIVISIONS[sys.argv[4]], int(sys.argv[5])
 dist.init_process_group("gloo")
-sampler = ScheduleSampler(schedule(), fingerprint="numbers")
+mesh = None
+if peers > 1:
+    from torch.distributed.device_mesh import init_device_mesh
+    device_mesh = init_device_mesh("cpu", (dist.get_world_size() // peers, peers), mesh_dim_names=("dp", "tp"))
+    mesh = Mesh.from_device_mesh(device_mesh, ("dp",))
+sampler = ScheduleSampler(schedule(), fingerprint="numbers", mesh=mesh, division=division)
 loader = DataLoader(Numbers(), batch_sampler=sampler, num_workers=int(sys.argv[3]), collate_fn=list)
 state = folder + "/state.json"
 if os.path.exists(state):
@@ -67,12 +86,21 @@ def schedule() -> Schedule:
     return Schedule(mixture, PackedBatches(LENGTHS, 64, 9, window_samples=110, seed=1))
 
 
-def torchrun(folder: Path, world_size: int, *, die_at: int, num_workers: int) -> int:
+DIVISIONS: dict[str, Division] = {
+    "equal": EqualParts(),
+    "weighted": WeightedParts((1.0, 2.0)),
+    "balanced": BalancedParts(LENGTHS),
+}
+
+
+def torchrun(
+    folder: Path, world_size: int, *, die_at: int, num_workers: int, division: str = "equal", peers: int = 1
+) -> int:
     script = folder / "rank.py"
     script.write_text(RANK.format(here=str(Path(__file__).parent)))
     command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
     running = subprocess.Popen(
-        [*command, str(script), str(folder), str(die_at), str(num_workers)],
+        [*command, str(script), str(folder), str(die_at), str(num_workers), division, str(peers)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -89,30 +117,61 @@ def torchrun(folder: Path, world_size: int, *, die_at: int, num_workers: int) ->
     return running.returncode
 
 
-@pytest.mark.slow
-def test_killed_ranks_are_followed_by_another_number_that_goes_on_with_the_plan(tmp_path: Path) -> None:
-    assert torchrun(tmp_path, 4, die_at=6, num_workers=0) != 0
-    assert torchrun(tmp_path, 2, die_at=13, num_workers=1) != 0
-    assert torchrun(tmp_path, 1, die_at=-1, num_workers=2) == 0
+Seen = dict[int, dict[tuple[int, int], list[list[int]]]]
 
-    seen: dict[int, dict[tuple[int, int], list[list[int]]]] = {}
-    for trace in tmp_path.glob("rank-*.jsonl"):
+
+def what_ranks_saw(folder: Path) -> Seen:
+    """By step, then by (world size, rank)."""
+    seen: Seen = {}
+    for trace in folder.glob("rank-*.jsonl"):
         for line in map(json.loads, trace.read_text().splitlines()):
             at_step = seen.setdefault(line["step"], {})
             assert (line["world"], line["rank"]) not in at_step, "a step was read twice by the same ranks"
             at_step[line["world"], line["rank"]] = line["saw"]
+    return seen
 
+
+def assert_as_planned(seen: Seen, jobs: dict[int, tuple[str, Mesh]]) -> None:
+    """Every rank saw its part of the plan, and every step was read whole by some job; `jobs` by their world size."""
     epoch = schedule().epoch(0)
     batches = list(epoch.batches())
     assert sorted(seen) == list(range(len(batches)))
-    whole_steps = {1: 0, 2: 0, 4: 0}
+    whole_steps = dict.fromkeys(jobs, 0)
     for step, batch in enumerate(batches):
         for (world_size, rank), saw in seen[step].items():
-            units = divide(EqualParts(), batch, world_size).of(rank).tolist()
+            division, mesh = jobs[world_size]
+            units = divide(DIVISIONS[division], batch, mesh.num_replicas).of(mesh.replica_of(rank)).tolist()
             assert saw == [epoch.order.at(batch.positions_of(np.array([unit]))).tolist() for unit in units]
         # A kill may cut a step in two; the ranks that follow then read it whole.
-        whole = [world for world in whole_steps if all((world, rank) in seen[step] for rank in range(world))]
+        whole = [world for world in jobs if all((world, rank) in seen[step] for rank in range(world))]
         assert whole
         for world_size in whole:
             whole_steps[world_size] += 1
     assert all(whole_steps.values())
+
+
+def data_parallel(world_size: int, peers: int = 1) -> Mesh:
+    return Mesh.from_sizes({"dp": world_size // peers, "tp": peers}, ("dp",))
+
+
+@pytest.mark.slow
+def test_killed_ranks_are_followed_by_another_number_that_goes_on_with_the_plan(tmp_path: Path) -> None:
+    assert torchrun(tmp_path, 4, die_at=6, num_workers=0) != 0
+    assert torchrun(tmp_path, 2, die_at=13, num_workers=1, division="balanced") != 0
+    assert torchrun(tmp_path, 1, die_at=-1, num_workers=2) == 0
+    jobs = {4: ("equal", data_parallel(4)), 2: ("balanced", data_parallel(2)), 1: ("equal", data_parallel(1))}
+    assert_as_planned(what_ranks_saw(tmp_path), jobs)
+
+
+@pytest.mark.slow
+def test_weighted_replicas_of_a_device_mesh_are_disjoint_and_their_peers_identical(tmp_path: Path) -> None:
+    assert torchrun(tmp_path, 4, die_at=6, num_workers=0, division="weighted", peers=2) != 0
+    assert torchrun(tmp_path, 1, die_at=-1, num_workers=0) == 0
+    seen = what_ranks_saw(tmp_path)
+    assert_as_planned(seen, {4: ("weighted", data_parallel(4, peers=2)), 1: ("equal", data_parallel(1))})
+    for step in range(5):
+        first, peer, other, other_peer = (seen[step][4, rank] for rank in range(4))
+        assert first == peer
+        assert other == other_peer
+        assert (len(first), len(other)) == (3, 6)
+        assert not {tuple(pack) for pack in first} & {tuple(pack) for pack in other}
