@@ -1,7 +1,18 @@
-"""Batches for torch: the drop-in `DataLoader` and the sampler that fits any number of ranks."""
+"""Batches for torch: the drop-in `DataLoader`, samplers that fit any number of ranks, and datasets for them."""
 
 from dataflow.loaders.dataloader import DataLoader
+from dataflow.loaders.joined import JoinedDataset
+from dataflow.loaders.packs import PackedDataset
 from dataflow.loaders.sampler import ElasticBatchSampler
+from dataflow.loaders.schedule_sampler import Part, ScheduleSampler
 from dataflow.loaders.stats import LoaderStats
 
-__all__ = ["DataLoader", "ElasticBatchSampler", "LoaderStats"]
+__all__ = [
+    "DataLoader",
+    "ElasticBatchSampler",
+    "JoinedDataset",
+    "LoaderStats",
+    "PackedDataset",
+    "Part",
+    "ScheduleSampler",
+]
