@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeVar
@@ -13,7 +14,7 @@ from connectors.errors import BadInputError
 from dataflow.dataset import Dataset as NativeDataset
 from dataflow.loaders.iterators import InlineIterator
 from dataflow.loaders.process_iterator import ProcessIterator
-from dataflow.loaders.state import Ledger, load_state, make_state
+from dataflow.loaders.state import Ledger, generators_kept, load_state, make_state
 from dataflow.loaders.stats import LoaderStats
 
 __all__ = ["DataLoader"]
@@ -99,11 +100,14 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
 
     def __iter__(self) -> Any:
         """Begin an epoch, or go on where a loaded state says."""
-        self._ledger.meter.enter()
+        meter = self._ledger.meter
+        meter.enter()
         try:
-            return super().__iter__()
+            # Going on draws what was drawn before, and nothing from the generators as they are now.
+            with contextlib.nullcontext() if self._ledger.resume is None else generators_kept():
+                return super().__iter__()
         finally:
-            self._ledger.meter.leave(in_loop=False)
+            meter.leave(in_loop=False)
 
     def _get_iterator(self) -> Any:
         if self.num_workers == 0:

@@ -6,7 +6,6 @@ as in torch.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import itertools
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from dataflow.loaders.state import (
     Progress,
     is_elastic,
     is_stateful,
-    restored_order,
+    restore_order,
     sampler_length,
     snapshot_order,
 )
@@ -87,8 +86,8 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         else:
             progress = resume
             self._base_seed = progress.base_seed
-            with restored_order(loader, progress.order):
-                self._sampler_iter = _advanced(iter(sampler), 0 if self._is_iterable else progress.batches)
+            restore_order(loader, progress.order)
+            self._sampler_iter = _advanced(iter(sampler), 0 if self._is_iterable else progress.batches)
         if self._is_iterable and not progress.shards:
             shards = max(1, self._num_workers)
             progress.shards, progress.shard_states = [0] * shards, [None] * shards
@@ -143,10 +142,8 @@ class InlineIterator(LoaderIterator):
             raise AssertionError("_SingleProcessDataLoaderIter requires timeout == 0")
         if isinstance(self._dataset, (IterDataPipe, MapDataPipe)):
             graph_settings.apply_sharding(self._dataset, self._world_size, self._rank)
-        resumes = ledger.resume is not None
         self._begin(loader, self._sampler_iter, order)
-        with restored_order(loader, self._progress.order) if resumes else contextlib.nullcontext():
-            self._fetch = self._make_fetch()
+        self._fetch = self._make_fetch()
 
     def _make_fetch(self) -> Fetch:
         progress = self._progress

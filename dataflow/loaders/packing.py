@@ -153,8 +153,8 @@ class _Packer(pickle.Pickler):
             return _rebuild_storage, (_buffer_of_storage(value),)
         if isinstance(value, torch.storage.TypedStorage) and untyped(value).device.type == "cpu":
             return _rebuild_typed_storage, (untyped(value), value.dtype)
-        if type(value) is np.ndarray and value.nbytes < DIVERT_BYTES and not value.flags.writeable:
-            return value.copy().__reduce_ex__(5)  # inside the stream read-only memory would stay read-only
+        if type(value) is np.ndarray and not value.flags.writeable:
+            return value.copy().__reduce_ex__(5)  # a batch may be written to, as it may in torch
         return NotImplemented
 
 

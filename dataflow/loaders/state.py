@@ -37,7 +37,18 @@ from dataflow.loaders.torch_private import DatasetKind, dataset_kind, index_samp
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
-__all__ = ["Ledger", "Progress", "is_elastic", "load_state", "make_state", "restored_order", "snapshot_order"]
+__all__ = [
+    "Ledger",
+    "Progress",
+    "generators_kept",
+    "is_elastic",
+    "is_stateful",
+    "load_state",
+    "make_state",
+    "restore_order",
+    "sampler_length",
+    "snapshot_order",
+]
 
 STATE_VERSION = 1
 
@@ -273,23 +284,24 @@ def _load_generators(loader: DataLoader[Any], order: Mapping[str, Any]) -> None:
         loader.generator.set_state(_decode_tensor(order["generator"]))
 
 
-@contextlib.contextmanager
-def restored_order(loader: DataLoader[Any], order: Mapping[str, Any]) -> Iterator[None]:
-    """Draw the first index of an epoch in here, and it is drawn as it was when `order` was taken down.
-
-    The process's own random number generators are put back afterwards to what the caller made of them.
-    """
+def restore_order(loader: DataLoader[Any], order: Mapping[str, Any]) -> None:
+    """Put all generators back to where they were when `order` was taken down: what is drawn next is drawn again."""
     _load_generators(loader, order)
+    if "torch" in order:
+        torch.set_rng_state(_decode_tensor(order["torch"]))
+    if "python" in order:
+        version, internal, gauss = order["python"]
+        random.setstate((version, tuple(_decode(internal, np.uint32).tolist()), gauss))
+    if "numpy" in order:
+        keys, *rest = order["numpy"]
+        np.random.set_state(("MT19937", _decode(keys, np.uint32), *rest))
+
+
+@contextlib.contextmanager
+def generators_kept() -> Iterator[None]:
+    """Put the process's own random number generators back afterwards to what the caller made of them."""
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()
     try:
-        if "torch" in order:
-            torch.set_rng_state(_decode_tensor(order["torch"]))
-        if "python" in order:
-            version, internal, gauss = order["python"]
-            random.setstate((version, tuple(_decode(internal, np.uint32).tolist()), gauss))
-        if "numpy" in order:
-            keys, *rest = order["numpy"]
-            np.random.set_state(("MT19937", _decode(keys, np.uint32), *rest))
         yield
     finally:
         torch.set_rng_state(before[0])

@@ -1,0 +1,237 @@
+"""Workers and trainers that are killed: the same batches, no hang, nothing left."""
+
+import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from dataflow.loaders import DataLoader
+from dataflow.loaders.testing import Failing, Hanging, Noisy, Numbers, Stream, children, dies_within, slot_mappings
+
+
+def numbers_of(batch):
+    assert (batch == batch[:, :1]).all()
+    return batch[:, 0].tolist()
+
+
+def kill(process):
+    os.kill(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_batches_are_the_same_whichever_workers_are_killed(seed):
+    rng = random.Random(seed)
+    moments = set(rng.sample(range(60), 5))
+    loader = DataLoader(Noisy(240, 700), batch_size=4, num_workers=2, prefetch_factor=rng.choice([1, 2, 4]))
+    iterator, seen = iter(loader), []
+    for step in range(60):
+        if step in moments:
+            kill(rng.choice(iterator._workers))
+        seen.append(numbers_of(next(iterator)))
+    assert seen == [list(range(first, first + 4)) for first in range(0, 240, 4)]
+    assert list(iterator) == []
+    assert loader.stats().counts["workers.replaced"] >= 1
+
+
+def test_all_workers_may_die_at_once_while_batches_are_kept():
+    loader = DataLoader(Numbers(100, 700), batch_size=5, num_workers=2)
+    iterator = iter(loader)
+    kept = [next(iterator) for _ in range(6)]
+    for process in iterator._workers:
+        kill(process)
+    kept += list(iterator)
+    assert [numbers_of(batch) for batch in kept] == [list(range(first, first + 5)) for first in range(0, 100, 5)]
+
+
+def test_a_stream_goes_on_behind_what_a_killed_worker_had_sent():
+    loader = DataLoader(Stream(200, 600), batch_size=4, num_workers=2)
+    expected = [numbers_of(batch) for batch in loader]
+    iterator, seen = iter(loader), []
+    for step in itertools.count():
+        if step in {3, 17}:
+            kill(iterator._workers[step % 2])
+        batch = next(iterator, None)
+        if batch is None:
+            break
+        seen.append(numbers_of(batch))
+    assert seen == expected
+
+
+def test_persistent_workers_killed_between_epochs_are_replaced():
+    loader = DataLoader(Numbers(20), batch_size=2, num_workers=2, persistent_workers=True)
+    expected = [numbers_of(batch) for batch in loader]
+    for process in iter(loader)._workers:
+        kill(process)
+    assert [numbers_of(batch) for batch in loader] == expected
+    assert [numbers_of(batch) for batch in loader] == expected
+
+
+def test_out_of_order_batches_come_once_each_whichever_workers_are_killed():
+    iterator = iter(DataLoader(Noisy(200), batch_size=2, num_workers=2, in_order=False))
+    seen = []
+    for step in range(100):
+        if step in {10, 50}:
+            kill(iterator._workers[0])
+        seen += numbers_of(next(iterator))
+    assert sorted(seen) == list(range(200))
+
+
+class Exits(Numbers):
+    """Numbers of which one ends its worker."""
+
+    def __getitem__(self, index):
+        if index == 5:
+            os._exit(7)
+        return super().__getitem__(index)
+
+
+def test_a_batch_that_always_kills_its_worker_is_an_error_after_some_tries(caplog):
+    iterator = iter(DataLoader(Exits(12), batch_size=2, num_workers=2))
+    assert [numbers_of(next(iterator)) for _ in range(2)] == [[0, 1], [2, 3]]
+    for _ in range(2):  # also when asked again
+        with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid\(s\) \d+\) exited unexpectedly") as caught:
+            next(iterator)
+    assert "exit code 7" in str(caught.value.__cause__)
+    assert sum("another one starts" in message for message in caplog.messages) == 3
+
+
+def test_a_killed_worker_is_torchs_error_if_asked():
+    iterator = iter(DataLoader(Numbers(40), num_workers=2, on_worker_failure="raise"))
+    next(iterator)
+    pid = iterator._workers[0].pid
+    kill(iterator._workers[0])
+    with pytest.raises(RuntimeError, match=rf"DataLoader worker \(pid\(s\) {pid}\) exited unexpectedly") as caught:
+        list(iterator)
+    assert str(caught.value.__cause__) == f"DataLoader worker (pid {pid}) is killed by signal: Killed. "
+
+
+def test_an_unknown_answer_to_failures_is_refused():
+    with pytest.raises(ValueError, match="on_worker_failure must be"):
+        DataLoader(Numbers(4), on_worker_failure="ignore")
+
+
+def test_errors_do_not_cost_a_worker():
+    loader = DataLoader(Failing(30, {n: ValueError(n) for n in range(0, 30, 3)}), num_workers=2)
+    iterator, seen = iter(loader), []
+    pids = [process.pid for process in iterator._workers]
+    for _ in range(30):
+        try:
+            seen += numbers_of(next(iterator))
+        except ValueError:
+            continue
+    assert seen == [number for number in range(30) if number % 3]
+    assert [process.pid for process in iterator._workers] == pids
+
+
+def test_no_slot_stays_mapped_after_an_epoch():
+    before = slot_mappings()
+    for batch in DataLoader(Numbers(40, 5000), batch_size=4, num_workers=2):
+        assert slot_mappings() > before
+        numbers_of(batch)
+    del batch
+    assert slot_mappings() <= before
+
+
+class Unpicklable(Numbers):
+    """Numbers whose samples cannot leave their process."""
+
+    def __getitem__(self, index):
+        return lambda: index
+
+
+def test_what_cannot_be_sent_is_an_error_not_a_hang():
+    loader = DataLoader(Unpicklable(3), batch_size=None, num_workers=1)
+    with pytest.raises(Exception, match=r"pickle .*|Can't pickle .*"):
+        next(iter(loader))
+
+
+class LocalError(Numbers):
+    """Numbers that raise an error whose class exists in the worker only."""
+
+    def __getitem__(self, index):
+        class InnerError(Exception):
+            pass
+
+        raise InnerError("from inside")
+
+
+def test_an_error_of_a_class_that_cannot_be_sent_is_a_runtime_error():
+    with pytest.raises(RuntimeError, match="from inside"):
+        next(iter(DataLoader(LocalError(3), num_workers=1)))
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_other_start_methods_hand_over_the_same_batches(method):
+    loader = DataLoader(
+        Noisy(24, 600), batch_size=4, num_workers=1, multiprocessing_context=method, persistent_workers=True
+    )
+    expected = [list(range(first, first + 4)) for first in range(0, 24, 4)]
+    assert [numbers_of(batch) for batch in loader] == expected
+    assert [numbers_of(batch) for batch in loader] == expected
+
+
+def train_until_killed(dataset, pids):
+    """A trainer that waits for its end with a live iterator."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    iterator = iter(DataLoader(dataset, batch_size=2, num_workers=2))
+    held = [next(iterator) for _ in range(2)]
+    pids.send([process.pid for process in iterator._workers])
+    while held:
+        signal.pause()
+
+
+@pytest.mark.parametrize("dataset", [Numbers(1000, 700), Hanging(1000, at=6)], ids=["busy", "stuck"])
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_trainer_that_is_killed_leaves_no_process(end, dataset, capfd):
+    context = torch.multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    trainer = context.Process(target=train_until_killed, args=(dataset, sender))
+    trainer.start()
+    pids = receiver.recv()
+    os.kill(trainer.pid, end)
+    assert dies_within(trainer.pid, 20)
+    assert all(dies_within(pid, 10) for pid in pids)
+    trainer.join()
+    capfd.readouterr()  # the traceback of an interrupt is nothing to show
+
+
+TRAINER = """
+    import sys
+    from dataflow.loaders import DataLoader
+    from dataflow.loaders.testing import Numbers
+
+    if __name__ == "__main__":
+        keep = sys.argv[1] == "persistent"
+        iterator = iter(DataLoader(Numbers(1000, 700), batch_size=2, num_workers=2, persistent_workers=keep))
+        held = [next(iterator) for _ in range(2)]
+        print(*[process.pid for process in iterator._workers], flush=True)
+        if sys.argv[1] == "exception":
+            raise ZeroDivisionError
+"""
+
+
+@pytest.mark.parametrize("ending", ["persistent", "exception"])
+def test_a_trainer_that_ends_leaves_no_process(ending, tmp_path):
+    script = tmp_path / "trainer.py"
+    script.write_text(textwrap.dedent(TRAINER))
+    done = subprocess.run(
+        [sys.executable, str(script), ending], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stderr.count("Traceback") == (ending == "exception")
+    assert all(dies_within(int(pid), 10) for pid in done.stdout.split())
+    assert len(done.stdout.split()) == 2
+
+
+def test_a_loader_in_a_thread_leaves_no_process():
+    before = children()
+    with ThreadPoolExecutor(1) as threads:
+        batches = threads.submit(lambda: [numbers_of(batch) for batch in DataLoader(Numbers(3), num_workers=2)])
+        assert batches.result() == [[0], [1], [2]]
+    assert children() <= before

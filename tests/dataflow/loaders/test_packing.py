@@ -1,0 +1,155 @@
+"""A batch arrives as it left: values, types, aliasing."""
+
+import collections
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dataflow.loaders.packing import pack, unpack
+from dataflow.loaders.slots import SlotMap, SlotPool
+from dataflow.loaders.testing import Point
+
+
+def send(batch, max_slots=50):
+    """Return the parcel and the trainer's slots, which have arrived."""
+    pool, slots = SlotPool(max_slots=max_slots, max_free=3), SlotMap({})
+    parcel = pack(batch, pool)
+    new, dropped, fds = pool.ship(parcel.slots())
+    assert not dropped
+    for slot, fd in zip(new, fds, strict=True):
+        slots.adopt(slot, fd)
+    return parcel, slots
+
+
+def travel(batch, max_slots=50):
+    return unpack(*send(batch, max_slots))
+
+
+@dataclasses.dataclass
+class Sample:
+    pixels: torch.Tensor
+    name: str
+
+
+DTYPES = [
+    torch.uint8,
+    torch.int16,
+    torch.int64,
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.complex64,
+    torch.bool,
+]
+tensors = st.builds(
+    lambda shape, dtype, seed: (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 100).to(dtype),
+    st.lists(st.sampled_from([0, 1, 3, 40]), max_size=3),
+    st.sampled_from(DTYPES),
+    st.integers(0, 9),
+)
+arrays = st.builds(
+    lambda length, dtype: np.arange(length).astype(dtype),
+    st.sampled_from([0, 7, 5000]),
+    st.sampled_from(["int8", "float64", "U4", "datetime64[s]", "object"]),
+)
+leaves = st.one_of(tensors, arrays, st.integers(), st.text(), st.binary(max_size=9), st.just(b"z" * 7000), st.none())
+batches = st.recursive(
+    leaves,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.text(max_size=3), inner, max_size=3),
+        st.builds(Point, inner, inner),
+        st.tuples(inner, inner),
+        st.builds(Sample, tensors, st.text(max_size=5)),
+    ),
+    max_leaves=8,
+)
+
+
+def assert_same(left, right):
+    assert type(left) is type(right)
+    if isinstance(left, torch.Tensor):
+        assert (left.dtype, left.shape, left.stride()) == (right.dtype, right.shape, right.stride())
+        assert torch.equal(left, right)
+    elif isinstance(left, np.ndarray):
+        assert left.dtype == right.dtype
+        np.testing.assert_array_equal(left, right)
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_same(left[key], right[key])
+    elif isinstance(left, (list, tuple)):
+        assert len(left) == len(right)
+        for one, other in zip(left, right, strict=True):
+            assert_same(one, other)
+    elif dataclasses.is_dataclass(left):
+        assert_same(vars(left), vars(right))
+    else:
+        assert left == right
+
+
+@given(batch=batches, max_slots=st.sampled_from([0, 1, 50]))
+def test_any_batch_arrives_as_it_left(batch, max_slots):
+    assert_same(travel(batch, max_slots), batch)
+
+
+def test_tensors_that_share_memory_still_do():
+    whole = torch.arange(4000)
+    arrived = travel({"whole": whole, "tail": whole[1:], "again": whole, "table": whole.view(40, 100).t()})
+    arrived["whole"][101] = -1
+    assert arrived["tail"][100] == -1
+    assert arrived["table"][1, 1] == -1
+    assert arrived["again"] is arrived["whole"]
+
+
+def test_a_small_view_of_a_large_tensor_travels_alone():
+    dataset = torch.arange(10_000_000)
+    parcel, _ = send(dataset[5000:6000])
+    assert sum(place.size_bytes for place in parcel.buffers) == 8000
+    assert torch.equal(travel(dataset[5000:6000]), dataset[5000:6000])
+
+
+def test_memory_formats_survive():
+    images = torch.rand(2, 3, 30, 30).contiguous(memory_format=torch.channels_last)
+    assert travel(images).is_contiguous(memory_format=torch.channels_last)
+    assert travel(images[:1]).stride() == images[:1].stride()
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+def test_unusual_tensors_survive():
+    numbers = torch.complex(torch.arange(3000.0), torch.ones(3000))
+    assert torch.equal(travel(numbers.conj()), numbers.conj())
+    assert torch.equal(travel(torch.eye(900).to_sparse()).to_dense(), torch.eye(900))
+    parameter = travel(torch.nn.Parameter(torch.ones(3000)))
+    assert isinstance(parameter, torch.nn.Parameter)
+    assert parameter.requires_grad
+    assert travel(torch.ones(3000, requires_grad=True)).requires_grad
+    tagged = torch.ones(3000)
+    tagged.tag = "kept"
+    assert travel(tagged).tag == "kept"
+    ordered = travel(collections.OrderedDict(b=torch.ones(2000), a=torch.zeros(3)))
+    assert list(ordered) == ["b", "a"]
+
+
+def test_a_tensor_with_history_is_refused_in_torchs_words():
+    with pytest.raises(RuntimeError, match="Cowardly refusing to serialize non-leaf tensor"):
+        travel(torch.ones(3, requires_grad=True) * 2)
+
+
+@pytest.mark.parametrize("length", [10, 5000])
+def test_read_only_arrays_arrive_writable(length):
+    array = np.frombuffer(b"a" * length, np.uint8)
+    arrived = travel(array)
+    assert arrived.flags.writeable
+    assert bytes(arrived) == b"a" * length
+
+
+def test_a_long_stream_does_not_burden_the_message():
+    words = [f"word {number}" for number in range(5000)]
+    parcel, _ = send(words)
+    assert not isinstance(parcel.stream, bytes)
+    assert travel(words) == words

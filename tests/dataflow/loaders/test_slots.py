@@ -1,0 +1,176 @@
+"""A slot is never written while something lives over it, and there is a limit to slots."""
+
+import gc
+import multiprocessing
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataflow.loaders import slots
+from dataflow.loaders.packing import pack, unpack
+from dataflow.loaders.slots import Notices, SlotMap, SlotPool
+from dataflow.loaders.testing import slot_mappings
+
+
+class Pair:
+    """A pool and a map in one process, with everything that would cross a socket handed over by call."""
+
+    def __init__(self, *, max_slots=100, max_free=3):
+        self.pool = SlotPool(max_slots=max_slots, max_free=max_free)
+        self.held = {}
+        self.map = SlotMap(self.held)
+
+    def send(self, batch):
+        """Pack a batch, ship it, and return it as the trainer gets it."""
+        parcel = pack(batch, self.pool)
+        del batch
+        new, dropped, fds = self.pool.ship(parcel.slots())
+        for slot, fd in zip(new, fds, strict=True):
+            self.map.adopt(slot, fd)
+        self.map.forget(dropped)
+        return unpack(parcel, self.map)
+
+    def return_slots(self):
+        self.pool.take_back(self.map.notices())
+
+
+def tagged(tag, count):
+    return torch.full((count,), tag)
+
+
+@settings(max_examples=60)
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from([300, 512, 3000, 20_000]),
+            st.sampled_from(["drop", "keep", "keep a view", "keep an array", "drop the oldest"]),
+        ),
+        max_size=40,
+    ),
+    limits=st.sampled_from([(2, 1 << 30), (64, 200_000), (64, 1 << 30)]),
+)
+def test_what_is_kept_never_changes_and_slots_stay_bounded(steps, limits):
+    held_slots, held_bytes = limits
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slots, "HELD_SLOTS", held_slots)
+        patch.setattr(slots, "HELD_BYTES", held_bytes)
+        pair, kept = Pair(), []
+        for tag, (count, action) in enumerate(steps):
+            batch = pair.send({"tensor": tagged(tag, count), "array": np.full(count, tag), "tag": tag})
+            if action == "keep":
+                kept.append((batch["tensor"], tag))
+            elif action == "keep a view":
+                kept.append((batch["tensor"].view(-1, 4)[1:, ::2], tag))
+            elif action == "keep an array":
+                kept.append((batch["array"][5:].view(np.uint64), tag))
+            elif action == "drop the oldest":
+                del kept[:1]
+            del batch
+            pair.return_slots()
+            assert all(bool((value == tag).all()) for value, tag in kept)
+            assert len(pair.held) <= held_slots
+            assert sum(pair.held.values()) <= held_bytes
+            assert slot_mappings() <= 2 * (held_slots + pair.pool._max_free + 2)
+        kept.clear()
+        assert pair.held == {}
+
+
+def test_one_slot_is_enough_for_a_caller_who_keeps_nothing():
+    pair = Pair()
+    for tag in range(50):
+        assert (pair.send(tagged(tag, 5000)) == tag).all()
+        pair.return_slots()
+    assert pair.pool._next_number == 1
+
+
+def test_nothing_small_takes_a_slot():
+    pair = Pair()
+    batch = pair.send([torch.arange(100), np.arange(100), b"x" * 100])
+    assert pair.held == {}
+    assert slot_mappings() == 0
+    assert torch.equal(batch[0], torch.arange(100))
+    batch[0][0] = batch[1][0] = 7  # and can be written to
+
+
+def test_a_slot_outlives_its_pool_and_map_as_long_as_a_tensor_does():
+    pair = Pair()
+    first, second = pair.send(tagged(1, 5000)), pair.send(tagged(2, 5000))
+    del pair
+    gc.collect()
+    assert slot_mappings() == 2
+    del first
+    assert slot_mappings() == 1
+    assert (second == 2).all()
+
+
+def test_free_slots_beyond_the_limit_go_back_to_the_system():
+    pair = Pair(max_free=3)
+    kept = [pair.send(tagged(tag, 5000)) for tag in range(10)]
+    assert slot_mappings() == 20
+    kept.clear()
+    pair.return_slots()
+    pair.send(tagged(0, 5000))  # carries what was dropped
+    assert slot_mappings() <= 2 * 3 + 1
+    assert len(pair.pool._free) <= 3
+
+
+def test_a_slot_that_the_worker_still_refers_to_is_not_used_again():
+    pair = Pair()
+    inside = pair.pool.allocate(8000)
+    inside[:] = 1
+    parcel = pack(torch.from_numpy(inside), pair.pool)
+    new, _, fds = pair.pool.ship(parcel.slots())
+    pair.map.adopt(new[0], fds[0])
+    unpack(parcel, pair.map)
+    pair.return_slots()
+    assert (pair.send(torch.full((8000,), 2, dtype=torch.uint8)) == 2).all()
+    assert (inside == 1).all()
+
+
+def test_without_a_free_slot_a_batch_travels_in_the_message():
+    pair = Pair(max_slots=1)
+    kept = [pair.send([tagged(tag, 5000), np.full(5000, tag), b"y" * 9000]) for tag in range(3)]
+    assert slot_mappings() == 2
+    for tag, (tensor, array, raw) in enumerate(kept):
+        assert (tensor == tag).all()
+        assert (array == tag).all()
+        assert raw == b"y" * 9000
+        array[0] = tensor[0] = -1
+
+
+def test_no_descriptor_stays_open():
+    before = len(os.listdir("/proc/self/fd"))
+    pair = Pair()
+    kept = [pair.send(tagged(tag, 5000)) for tag in range(5)]
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(kept) == 5
+
+
+def read_later(tensor, may_read, outcome):
+    may_read.wait()
+    outcome.send(tensor.unique().tolist())
+
+
+def test_what_a_forked_child_sees_never_changes():
+    context = multiprocessing.get_context("fork")
+    pair, may_read = Pair(), context.Event()
+    batch = pair.send(tagged(1, 5000))
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=read_later, args=(batch, may_read, sender))
+    child.start()
+    del batch
+    for tag in range(2, 6):  # would all be written to the slot that the child still looks at
+        pair.return_slots()
+        pair.send(tagged(tag, 5000))
+    may_read.set()
+    assert receiver.recv() == [1]
+    child.join()
+
+
+def test_an_unknown_notice_is_a_bug_not_a_shrug():
+    with pytest.raises(KeyError):
+        Pair().pool.take_back(Notices([5], []))

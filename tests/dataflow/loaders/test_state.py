@@ -1,0 +1,435 @@
+"""A loaded state goes on with the very batches that were to come, whatever the number of workers."""
+
+import itertools
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import (
+    BatchSampler,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+    get_worker_info,
+)
+
+from connectors.errors import BadInputError
+from dataflow.loaders import DataLoader, ElasticBatchSampler
+from dataflow.loaders.testing import Noisy, Numbers, Stream
+
+LENGTH = 40
+
+
+class GlobalShuffle(Sampler):
+    """What users write: an order drawn from the global generators when iteration begins."""
+
+    def __init__(self, source, draw):
+        self.source = source
+        self.draw = draw
+
+    def __len__(self):
+        return len(self.source)
+
+    def __iter__(self):
+        return iter(self.draw(len(self.source)))
+
+
+def draw_by_python(length):
+    return random.sample(range(length), length)
+
+
+def draw_by_numpy(length):
+    return np.random.permutation(length).tolist()
+
+
+def draw_by_torch(length):
+    return torch.randperm(length).tolist()
+
+
+class Walk(Sampler):
+    """A stateful sampler whose epochs depend on each other."""
+
+    def __init__(self, source):
+        self.source = source
+        self.stride = 1
+
+    def __len__(self):
+        return len(self.source)
+
+    def __iter__(self):
+        self.stride += 2
+        for step in range(len(self.source)):
+            yield step * self.stride % len(self.source)
+
+    def state_dict(self):
+        return {"stride": self.stride}
+
+    def load_state_dict(self, state):
+        self.stride = state["stride"]
+
+
+class EagerBatches(Sampler):
+    """A batch sampler that draws its order from its own generator as soon as it is iterated."""
+
+    def __init__(self, source):
+        self.source = source
+        self.generator = torch.Generator().manual_seed(4)
+
+    def __len__(self):
+        return len(self.source) // 4
+
+    def __iter__(self):
+        return iter(torch.randperm(len(self.source), generator=self.generator).reshape(-1, 4).tolist())
+
+
+def own_generator():
+    return torch.Generator().manual_seed(9)
+
+
+WAYS = {
+    "sequential": lambda data: {"batch_size": 3},
+    "drop last": lambda data: {"batch_size": 3, "drop_last": True},
+    "no batches": lambda data: {"batch_size": None},
+    "shuffle": lambda data: {"batch_size": 3, "shuffle": True},
+    "shuffle by generator": lambda data: {"batch_size": 3, "shuffle": True, "generator": own_generator()},
+    "replacement": lambda data: {"batch_size": 3, "sampler": RandomSampler(data, True, 50, own_generator())},
+    "subset": lambda data: {"sampler": SubsetRandomSampler(range(0, LENGTH, 2))},
+    "weighted": lambda data: {"batch_size": 3, "sampler": WeightedRandomSampler([1.0, 2.0] * (LENGTH // 2), 30)},
+    "distributed": lambda data: {"batch_size": 3, "sampler": DistributedSampler(data, 2, 1, seed=3)},
+    "batch sampler": lambda data: {"batch_sampler": BatchSampler(SequentialSampler(data), 7, drop_last=False)},
+    "a list": lambda data: {"batch_size": 3, "sampler": [5, 3, 1] * 9},
+    "python": lambda data: {"batch_size": 3, "sampler": GlobalShuffle(data, draw_by_python)},
+    "numpy": lambda data: {"batch_size": 3, "sampler": GlobalShuffle(data, draw_by_numpy)},
+    "torch": lambda data: {"batch_size": None, "sampler": GlobalShuffle(data, draw_by_torch)},
+    "stateful": lambda data: {"batch_size": 3, "sampler": Walk(data)},
+    "eager": lambda data: {"batch_sampler": EagerBatches(data)},
+    "elastic": lambda data: {"batch_sampler": ElasticBatchSampler(data, 6, rank=0, world_size=1)},
+}
+# The next epoch follows from the state alone, and not from what the process drew meanwhile.
+SELF_CONTAINED = {
+    "sequential",
+    "drop last",
+    "no batches",
+    "shuffle by generator",
+    "replacement",
+    "distributed",
+    "batch sampler",
+    "a list",
+    "stateful",
+    "elastic",
+}
+
+
+def make(way, num_workers, **more):
+    data = Numbers(LENGTH)
+    return DataLoader(data, num_workers=num_workers, **WAYS[way](data), **more)
+
+
+def seen(batches):
+    return [batch.flatten().tolist() for batch in batches]
+
+
+def disturb():
+    """Leave the global generators anywhere."""
+    for seed in (torch.manual_seed, np.random.seed, random.seed):
+        seed(random.SystemRandom().randrange(1 << 30))
+
+
+def through_json(state):
+    return json.loads(json.dumps(state))
+
+
+@pytest.mark.parametrize("workers", [(0, 2), (2, 0)], ids=str)
+@pytest.mark.parametrize("way", WAYS)
+def test_the_rest_of_the_epoch_and_the_next_are_as_undisturbed(way, workers):
+    before, after = workers
+    disturb()
+    loader = make(way, before)
+    iterator = iter(loader)
+    head = seen(next(iterator) for _ in range(4))
+    state = through_json(loader.state_dict())
+    rest, following = seen(iterator), seen(loader)
+    disturb()
+    resumed = make(way, after)
+    resumed.load_state_dict(state)
+    assert seen(resumed) == rest
+    assert head + rest != []
+    if way in SELF_CONTAINED:
+        assert seen(resumed) == following
+
+
+@settings(max_examples=25)
+@given(
+    way=st.sampled_from(sorted(set(WAYS) - {"eager"})),
+    stops=st.lists(st.integers(0, 5), min_size=1, max_size=4),
+    workers=st.lists(st.sampled_from([0, 0, 0, 0, 0, 2]), min_size=5, max_size=5),
+)
+def test_any_chain_of_resumes_sees_each_batch_once(way, stops, workers):
+    torch.manual_seed(1)
+    random.seed(1)
+    np.random.seed(1)
+    loader = make(way, workers[0])
+    iterator, batches = iter(loader), []
+    for stop, num_workers in zip(stops, workers[1:], strict=False):
+        batches += seen(itertools.islice(iterator, stop))
+        if loader._ledger.progress.finished:
+            return  # the next epoch is the caller's
+        state = through_json(loader.state_dict())
+        disturb()
+        loader = make(way, num_workers)
+        loader.load_state_dict(state)
+        iterator = iter(loader)
+    batches += seen(iterator)
+    torch.manual_seed(1)
+    random.seed(1)
+    np.random.seed(1)
+    assert batches == seen(make(way, workers[0]))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_states_before_at_the_end_of_and_between_epochs_begin_an_epoch(num_workers):
+    loader = make("shuffle by generator", num_workers)
+    states = [loader.state_dict()]
+    epochs = [seen(loader)]
+    states.append(loader.state_dict())
+    iterator = iter(loader)
+    epochs.append(seen(next(iterator) for _ in range(len(loader))))
+    states.append(loader.state_dict())  # the last batch is handed out, the end not asked for
+    with pytest.raises(StopIteration):
+        next(iterator)
+    states.append(loader.state_dict())
+    epochs += [seen(loader)]
+    expected = [epochs[0], epochs[1], epochs[2], epochs[2]]
+    for state, epoch in zip(states, expected, strict=True):
+        resumed = make("shuffle by generator", num_workers)
+        resumed.load_state_dict(through_json(state))
+        assert seen(resumed) == epoch
+
+
+def test_a_state_counts_batches_handed_out_not_drawn_ahead():
+    loader = make("sequential", 2, prefetch_factor=4)
+    iterator = iter(loader)
+    next(iterator)
+    assert loader.state_dict()["epoch"]["batches"] == 1
+
+
+def test_a_loaded_state_is_the_state_until_iteration_goes_on():
+    loader = make("shuffle", 0)
+    iterator = iter(loader)
+    next(iterator)
+    state = loader.state_dict()
+    resumed = make("shuffle", 0)
+    resumed.load_state_dict(state)
+    assert resumed.state_dict() == state
+
+
+def test_taking_a_state_changes_nothing():
+    torch.manual_seed(3)
+    plain = seen(make("shuffle", 0))
+    torch.manual_seed(3)
+    loader, batches = make("shuffle", 0), []
+    loader.state_dict()
+    for batch in loader:
+        batches += seen([batch])
+        loader.state_dict()
+    assert batches == plain
+
+
+def test_loading_leaves_the_global_generators_alone():
+    loader = make("shuffle", 0)
+    iterator = iter(loader)
+    next(iterator)
+    resumed = make("shuffle", 0)
+    resumed.load_state_dict(loader.state_dict())
+    torch.manual_seed(6)
+    expected = torch.rand(3)
+    torch.manual_seed(6)
+    next(iter(resumed))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_persistent_loader_goes_on_from_a_state_in_the_middle_of_an_epoch():
+    loader = make("sequential", 2, persistent_workers=True)
+    iterator = iter(loader)
+    next(iterator)
+    state = loader.state_dict()
+    next(iterator)
+    loader.load_state_dict(state)
+    assert seen(loader)[0] == [3, 4, 5]
+    assert seen(loader)[0] == [0, 1, 2]
+
+
+def test_out_of_order_batches_are_neither_lost_nor_repeated():
+    data = Noisy(60)
+    loader = DataLoader(data, batch_size=2, num_workers=2, in_order=False)
+    iterator = iter(loader)
+    head = seen(next(iterator) for _ in range(11))
+    resumed = DataLoader(data, batch_size=2, num_workers=1, in_order=False)
+    resumed.load_state_dict(through_json(loader.state_dict()))
+    assert sorted(itertools.chain(*head, *seen(resumed))) == list(range(60))
+
+
+def test_no_sample_is_read_to_get_to_the_position():
+    class Counted(Numbers):
+        reads = 0
+
+        def __getitem__(self, index):
+            self.reads += 1
+            return super().__getitem__(index)
+
+    loader = DataLoader(Counted(100), batch_size=5)
+    iterator = iter(loader)
+    for _ in range(15):
+        next(iterator)
+    data = Counted(100)
+    resumed = DataLoader(data, batch_size=5)
+    resumed.load_state_dict(loader.state_dict())
+    next(iter(resumed))
+    assert data.reads == 5
+
+
+# --- iterable datasets
+
+
+class Counter(IterableDataset):
+    """A stream that can say where it is, and does not like to be read twice."""
+
+    def __init__(self, length):
+        self.length = length
+        self.position = 0
+
+    def __iter__(self):
+        info = get_worker_info()
+        worker = 0 if info is None else info.id
+        while self.position < self.length:
+            self.position += 1
+            yield torch.tensor([worker * 1000 + self.position])
+        self.position = 0
+
+    def state_dict(self):
+        return {"position": self.position}
+
+    def load_state_dict(self, state):
+        self.position = state["position"]
+
+
+class Shuffled(Stream):
+    """A stream in an order drawn when it begins."""
+
+    def __iter__(self):
+        values = list(super().__iter__())
+        random.shuffle(values)
+        return iter(values)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+@pytest.mark.parametrize("make_stream", [lambda: Stream(33), lambda: Counter(15), lambda: Shuffled(33)])
+def test_a_stream_goes_on_where_it_was(make_stream, num_workers):
+    disturb()
+    loader = DataLoader(make_stream(), batch_size=2, num_workers=num_workers)
+    iterator = iter(loader)
+    for _ in range(5):
+        next(iterator)
+    state = through_json(loader.state_dict())
+    rest = seen(iterator)
+    disturb()
+    resumed = DataLoader(make_stream(), batch_size=2, num_workers=num_workers)
+    resumed.load_state_dict(state)
+    assert seen(resumed) == rest
+    assert len(seen(resumed)) == 5 + len(rest)
+
+
+def test_a_stream_is_not_resumed_with_another_number_of_workers():
+    loader = DataLoader(Stream(30), num_workers=2)
+    next(iter(loader))
+    with pytest.raises(BadInputError, match="saved with 2 workers and this loader has 1"):
+        DataLoader(Stream(30), num_workers=1).load_state_dict(loader.state_dict())
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize("foreign", [None, 3, [], {}, {"_num_yielded": 3}, {"version": 1}])
+def test_what_is_no_state_is_refused(foreign):
+    with pytest.raises(BadInputError, match="not the state of a dataflow DataLoader"):
+        make("sequential", 0).load_state_dict(foreign)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("batch_size", DataLoader(Numbers(LENGTH), batch_size=4)),
+        ("drop_last", DataLoader(Numbers(LENGTH), batch_size=3, drop_last=True)),
+        ("length", DataLoader(Numbers(LENGTH + 30), batch_size=3)),
+        ("samplers", DataLoader(Numbers(LENGTH), batch_size=3, shuffle=True)),
+        ("samplers", DataLoader(Stream(LENGTH), batch_size=3)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_state_of_another_loader_is_refused_by_name(name, other):
+    state = make("sequential", 0).state_dict()
+    with pytest.raises(BadInputError, match=rf"saved with {name}="):
+        other.load_state_dict(state)
+
+
+def test_a_state_of_another_dataset_is_refused():
+    class Named(Numbers):
+        fingerprint = "one"
+
+    class Renamed(Numbers):
+        fingerprint = "two"
+
+    state = DataLoader(Named(5)).state_dict()
+    DataLoader(Named(5)).load_state_dict(state)
+    with pytest.raises(BadInputError, match="fingerprint='one' and this loader has 'two'"):
+        DataLoader(Renamed(5)).load_state_dict(state)
+
+
+def test_a_state_of_another_version_or_a_damaged_one_is_refused():
+    state = make("sequential", 0).state_dict()
+    with pytest.raises(BadInputError, match="version=99"):
+        make("sequential", 0).load_state_dict({**state, "version": 99})
+    del state["order"]
+    with pytest.raises(BadInputError, match="damaged"):
+        make("sequential", 0).load_state_dict(state)
+
+
+def test_an_elastic_state_goes_on_with_other_ranks_and_workers():
+    data = Numbers(LENGTH)
+
+    def run(loaders, steps=None):
+        streams = [iter(loader) for loader in loaders]
+        rounds = zip(*streams, strict=True) if steps is None else (list(map(next, streams)) for _ in range(steps))
+        return [sorted(itertools.chain(*seen(parts))) for parts in rounds]
+
+    def ranks(world_size, num_workers):
+        samplers = [
+            ElasticBatchSampler(data, 8, seed=2, rank=rank, world_size=world_size) for rank in range(world_size)
+        ]
+        return [DataLoader(data, batch_sampler=sampler, num_workers=num_workers) for sampler in samplers]
+
+    undisturbed = ranks(1, 0)
+    expected = run(undisturbed) + run(undisturbed)
+    first = ranks(2, 1)
+    batches = run(first, 3)
+    state = through_json(first[0].state_dict())
+    second = ranks(4, 0)
+    for loader in second:
+        loader.load_state_dict(state)
+    assert batches + run(second) + run(second) == expected
+
+
+def test_set_epoch_after_an_epoch_is_what_the_state_says():
+    data = Numbers(LENGTH)
+    loader = DataLoader(data, batch_sampler=ElasticBatchSampler(data, 8, rank=0, world_size=1))
+    list(loader)
+    loader.batch_sampler.set_epoch(7)
+    assert loader.state_dict()["sampler"]["epoch"] == 7
