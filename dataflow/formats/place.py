@@ -11,6 +11,7 @@ from connectors.bridge import run_sync
 from connectors.errors import CorruptError, NotFoundError
 from connectors.objects import ObjectMeta, join_uri, split_uri
 from connectors.registry import open_store
+from dataflow.formats.destination import PART_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,6 +64,11 @@ class Place:
     def files(self) -> list[ObjectMeta]:
         """What lies there, sorted by key; the file itself where the URL names one."""
         return [self._single] if self._single else self.reader.list_objects(self.url)
+
+    @cached_property
+    def unfinished(self) -> bool:
+        """Whether a conversion that broke off left its records here."""
+        return any(meta.key.endswith(PART_SUFFIX) for meta in self.files)
 
     def files_named(self, suffixes: tuple[str, ...]) -> list[ObjectMeta]:
         """Return the files whose names end in one of `suffixes`, in any case.

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from connectors.errors import BadInputError, NotFoundError
 from dataflow.formats.arrow.reading import ArrowFormat
-from dataflow.formats.destination import PART_SUFFIX
 from dataflow.formats.folder import FolderFormat
 from dataflow.formats.mds import MdsFormat
 from dataflow.formats.megatron import MegatronFormat
@@ -53,7 +52,7 @@ def open_source(url: str, reader: BlockReader, name: str | None = None) -> Sourc
         source = entry.open(place)
         if source is not None:
             return source
-        if any(meta.key.endswith(PART_SUFFIX) for meta in place.files):
+        if place.unfinished:
             # Only a manifest, which `arrow` looks for first, says that what lies beside such records is complete.
             raise BadInputError(
                 f"no dataset at {url}: a conversion there is unfinished; finish it with --resume", uri=url
@@ -61,6 +60,7 @@ def open_source(url: str, reader: BlockReader, name: str | None = None) -> Sourc
     if not place.files:
         raise NotFoundError(f"nothing at {url}", uri=url)
     raise BadInputError(
-        f"no dataset at {url}: {len(place.files)} objects ({place.files[0].key}, ...) in no format that is known",
+        f"no {'' if name is None else name + ' '}dataset at {url}, but {len(place.files)} objects "
+        f"({place.files[0].key}, ...); `dataflow formats` lists what is read",
         uri=url,
     )
