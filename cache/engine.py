@@ -154,6 +154,7 @@ class Engine:
         if not self._running:
             return
         self._running = False
+        self.prefetcher.stop()
         while self._fetches:
             for task in self._fetches:
                 task.cancel()
@@ -229,10 +230,16 @@ class Engine:
         """See `cache.prefetch.Fetcher`."""
         return key in self._flights or self._stack.holds(key)
 
+    def passes_by(self, key: bytes) -> bool:
+        """See `cache.prefetch.Fetcher`."""
+        return self._stack.passes_by(key)
+
     def fetch_ahead(self, wanted: Sequence[tuple[bytes, BlockRef]]) -> list[Work]:
         """See `cache.prefetch.Fetcher`."""
         begun = []
-        for fetch in self._origin.plan(wanted):
+        places = {key: place for place, (key, _) in enumerate(wanted)}
+        # In the order of the plan, whatever order puts neighbours together.
+        for fetch in sorted(self._origin.plan(wanted), key=lambda fetch: min(places[key] for key, _ in fetch.blocks)):
             for key, _ in fetch.blocks:
                 self._flights.begin(key)
             work = Work(fetch, Errand(awaited=False))
@@ -328,8 +335,7 @@ class Engine:
                 self._stack.place(result)
         if work is not None:
             del self._ahead[work]
-            if self._running:
-                self.prefetcher.landed(work, [isinstance(result, Block) for result in results])
+            self.prefetcher.landed(work, [isinstance(result, Block) for result in results])
 
     def _memory_tier(self, config: TierConfig, name: str, max_blocks: int) -> Tier:
         if (config.capacity_blocks or 0) > max_blocks:

@@ -88,6 +88,10 @@ class Fetcher(Protocol):
         """Say whether a tier holds the block or somebody fetches it."""
         ...
 
+    def passes_by(self, key: bytes) -> bool:
+        """Say whether only the ring holds the block, so that it stays no longer than the ring has room."""
+        ...
+
     def fetch_ahead(self, wanted: Sequence[tuple[bytes, BlockRef]]) -> list[Work]:
         """Begin to fetch blocks that nobody waits for."""
         ...
@@ -123,10 +127,16 @@ class Prefetcher:
         self._clock = clock
         self._tables: dict[bytes, tuple[BlockTable, int]] = {}
         self._table_of: dict[int, bytes] = {}
-        # The window: on their way, and there but not read.
+        # The window: on their way, there but not read, and in the ring already for another reason.
         self._coming: dict[bytes, tuple[Work, int]] = {}
         self._ready: dict[bytes, int] = {}
+        self._found: dict[bytes, int] = {}
         self._ahead_bytes = 0
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Begin nothing any more."""
+        self._stopped = True
 
     def knows(self, digest: bytes) -> bool:
         """Say whether a plan in use has the table, so that it need not be sent again."""
@@ -176,7 +186,7 @@ class Prefetcher:
 
     def demand(self, keys: Iterable[bytes]) -> None:
         """Readers ask for these blocks now. Called before they are looked up."""
-        if not self._futures and not self._coming and not self._ready:
+        if not self._futures:
             return
         read: list[bytes] = []
         for key in keys:
@@ -194,6 +204,8 @@ class Prefetcher:
                 self.counts.late += 1
                 self._window.came_late()
                 self._engine.hurry(work)
+            elif key in self._found:
+                self._ahead_bytes -= self._found.pop(key)
             if self._futures.use(key):
                 read.append(key)
         self._engine.rerank(read)
@@ -204,7 +216,7 @@ class Prefetcher:
             if key not in self._coming or self._coming[key][0] is not work:
                 continue
             _, size_bytes = self._coming.pop(key)
-            if here and self._engine.has(key):
+            if here and self._engine.has(key) and self._futures.near_use(key) != inf:
                 self._ready[key] = size_bytes
                 continue
             self._ahead_bytes -= size_bytes
@@ -216,7 +228,7 @@ class Prefetcher:
 
     def pump(self) -> None:
         """Fetch what the window has room for."""
-        if not self._futures:
+        if self._stopped or not self._futures:
             return
         room_bytes = self._window.size_bytes - self._ahead_bytes
         if room_bytes < self._window.size_bytes // _PORTIONS:
@@ -230,6 +242,10 @@ class Prefetcher:
             key, size_bytes = planned.key, planned.ref.length
             if key in wanted or self._engine.has(key):
                 self.counts.resident += 1
+                if key not in self._ready and key not in self._found and self._engine.passes_by(key):
+                    self._found[key] = size_bytes
+                    self._ahead_bytes += size_bytes
+                    room_bytes -= size_bytes
             elif size_bytes <= self._window.size_bytes:
                 if size_bytes > room_bytes:
                     break
@@ -281,6 +297,10 @@ class Prefetcher:
     def _release(self, keys: Iterable[bytes]) -> None:
         """Let blocks that nobody wants soon, and that nobody read, out of the window."""
         for key in keys:
-            if key in self._ready and self._futures.near_use(key) == inf:
+            if self._futures.near_use(key) != inf:
+                continue
+            if key in self._ready:
                 self._ahead_bytes -= self._ready.pop(key)
                 self.counts.wasted += 1
+            elif key in self._found:
+                self._ahead_bytes -= self._found.pop(key)

@@ -84,6 +84,10 @@ class Stack:
         """Say whether the block is here, or may be in a directory that is still being scanned. Counts nothing."""
         return key in self._moving or any(tier.ledger.holds(key) or tier.may_hold(key) for tier in self._levels)
 
+    def passes_by(self, key: bytes) -> bool:
+        """Say whether the ring holds the block and no tier does."""
+        return self.ring.ledger.holds(key) and not any(tier.ledger.holds(key) for tier in self.tiers)
+
     async def open(self, tier: Tier, stored: Sequence[Stored]) -> list[Handle | None]:
         """Open blocks that `find` placed in `tier`; None: it is not there, look again below.
 
