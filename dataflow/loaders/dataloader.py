@@ -101,7 +101,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
     def __iter__(self) -> Any:
         """Begin an epoch, or go on where a loaded state says."""
         meter = self._ledger.meter
-        meter.enter()
+        meter.enter(begins=True)
         try:
             # Going on draws what was drawn before, and nothing from the generators as they are now.
             with contextlib.nullcontext() if self._ledger.resume is None else generators_kept():

@@ -63,10 +63,10 @@ class Meter:
         self._since_s = 0.0
         self._is_in_loop = False
 
-    def enter(self) -> None:
-        """The caller asks for a batch."""
+    def enter(self, *, begins: bool = False) -> None:
+        """The caller asks for a batch, or (`begins`) for a new iterator; its time until then belonged to no loop."""
         now_s = time.perf_counter()
-        if self._is_in_loop:
+        if self._is_in_loop and not begins:
             self._model_s += now_s - self._since_s
         self._since_s = now_s
 

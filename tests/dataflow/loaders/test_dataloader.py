@@ -1,0 +1,347 @@
+"""What ours does beyond torch's: native batches, stats, devices."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.utils.data
+from torch.utils.data import default_collate
+
+import dataflow.loaders.device
+from dataflow import loaders
+from dataflow.loaders import DataLoader, ElasticBatchSampler, LoaderStats
+from dataflow.loaders.testing import Failing, Numbers, Point, Stream
+from dataflow.observe import count, stage
+
+
+def test_it_is_torchs_loader():
+    assert issubclass(DataLoader, torch.utils.data.DataLoader)
+    assert {"DataLoader", "ElasticBatchSampler", "LoaderStats"} <= set(loaders.__all__)
+
+
+# --- native datasets
+
+
+class Columns:
+    """A dataset that is read by whole columns, and must never be read in another way."""
+
+    def __init__(self, length):
+        self.length = length
+
+    def __len__(self):
+        return self.length
+
+    def get_batch(self, numbers, allocate=None):
+        numbers = np.asarray(numbers, np.int64)
+        out = allocate("wide", (len(numbers), 700), np.dtype(np.float32))
+        out[:] = numbers[:, None]
+        label = allocate("label", (len(numbers),), np.dtype(np.int64))
+        label[:] = numbers
+        return {
+            "wide": out,
+            "label": label,
+            "text": [f"sample {number}" for number in numbers],
+            "list": [np.arange(3) + number for number in numbers],
+        }
+
+    def sample(self, number):
+        return {name: column[0] for name, column in self.get_batch([number], lambda _, *how: np.empty(*how)).items()}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_native_batches_are_what_default_collate_makes_of_the_samples(num_workers):
+    dataset = Columns(20)
+    batches = list(DataLoader(dataset, batch_size=8, num_workers=num_workers))
+    for batch, first in zip(batches, (0, 8, 16), strict=True):
+        expected = default_collate([dataset.sample(number) for number in range(first, min(first + 8, 20))])
+        assert list(batch) == list(expected)
+        assert batch["text"] == expected["text"]
+        for name in ("wide", "label", "list"):
+            assert batch[name].dtype == expected[name].dtype
+            assert torch.equal(batch[name], expected[name])
+        batch["wide"] += 1
+
+
+def test_a_native_batch_without_samples_has_empty_columns():
+    batch = next(iter(DataLoader(Columns(4), batch_sampler=[[]])))
+    assert batch["wide"].shape == (0, 700)
+    assert batch["text"] == []
+
+
+class Ragged(Columns):
+    def get_batch(self, numbers, allocate=None):
+        return {"values": [np.arange(number + 1) for number in numbers]}
+
+
+def test_columns_that_cannot_be_stacked_are_torchs_error():
+    with pytest.raises(RuntimeError, match="stack expects each tensor to be equal size"):
+        next(iter(DataLoader(Ragged(4), batch_size=2)))
+
+
+def test_a_native_dataset_with_another_collate_function_is_read_by_samples():
+    class Both(Columns):
+        def __getitems__(self, numbers):
+            return [self.sample(number)["label"].item() for number in numbers]
+
+    assert list(DataLoader(Both(4), batch_size=2, collate_fn=sum)) == [1, 5]
+
+
+def test_an_elastic_sampler_has_each_epoch_once_with_and_without_workers():
+    orders = []
+    for num_workers in (0, 2):
+        sampler = ElasticBatchSampler(Numbers(20), 5, rank=0, world_size=1)
+        loader = DataLoader(Numbers(20), batch_sampler=sampler, num_workers=num_workers)
+        orders.append([[batch.flatten().tolist() for batch in loader] for _ in range(3)])
+    assert orders[0] == orders[1]
+    assert len({str(epoch) for epoch in orders[0]}) == 3
+
+
+# --- stats
+
+
+class Clock:
+    """A clock that a test moves by hand."""
+
+    def __init__(self):
+        self.now_s = 0.0
+
+    def perf_counter(self):
+        return self.now_s
+
+
+class Timed(Numbers):
+    """Numbers that take a second of fetching, ten of decoding and count themselves."""
+
+    clock = None
+
+    def __getitem__(self, index):
+        with stage("decode"):
+            self.clock.now_s += 10
+        self.clock.now_s += 1
+        count("samples.read")
+        return super().__getitem__(index)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("dataflow.loaders.stats.time", clock)
+    monkeypatch.setattr("dataflow.observe.stages.time", clock)
+    return clock
+
+
+def test_every_second_of_the_loop_is_accounted_for(clock):
+    dataset = Timed(6)
+    dataset.clock = clock
+    loader = DataLoader(dataset, batch_size=2)
+    clock.now_s += 1000  # before the loop
+    for _ in loader:
+        clock.now_s += 100
+    clock.now_s += 5000  # behind it
+    stats = loader.stats()
+    assert stats.seconds == {"fetch": 6, "decode": 60, "transform": 0, "collate": 0, "wait": 66, "model": 300}
+    assert (stats.batches, stats.samples) == (3, 6)
+    assert stats.counts == {"samples.read": 6}
+
+
+def test_a_loop_left_early_does_not_count_what_comes_after_as_model(clock):
+    loader = DataLoader(Numbers(6))
+    for _ in loader:
+        clock.now_s += 1
+        break
+    clock.now_s += 500
+    for _ in loader:
+        clock.now_s += 1
+    assert loader.stats().seconds["model"] == 6  # the step that broke off is unknown
+
+
+def test_workers_report_their_stages_and_counts():
+    class Counting(Numbers):
+        def __getitem__(self, index):
+            count("samples.read")
+            with stage("transform"):
+                return super().__getitem__(index)
+
+    loader = DataLoader(Counting(20), batch_size=2, num_workers=2)
+    list(loader)
+    list(loader)
+    stats = loader.stats()
+    assert stats.counts == {"samples.read": 40}
+    assert (stats.batches, stats.samples, stats.num_workers) == (20, 40, 2)
+    assert all(stats.seconds[name] > 0 for name in ("fetch", "transform", "collate", "handover", "wait", "model"))
+
+
+def test_stats_are_json():
+    loader = DataLoader(Stream(4), batch_size=2)
+    assert loader.stats().seconds["wait"] == 0
+    list(loader)
+    stats = loader.stats()
+    assert isinstance(stats, LoaderStats)
+    assert json.loads(json.dumps(stats.as_dict())) == stats.as_dict()
+    assert stats.samples == 0
+
+
+def test_a_batch_that_raised_counts_as_handed_out():
+    loader = DataLoader(Failing(6, {2: ValueError()}), batch_size=2)
+    iterator = iter(loader)
+    next(iterator)
+    with pytest.raises(ValueError):
+        next(iterator)
+    resumed = DataLoader(Failing(6, {2: ValueError()}), batch_size=2)
+    resumed.load_state_dict(loader.state_dict())
+    assert [batch.flatten().tolist() for batch in resumed] == [[4, 5]]
+
+
+# --- devices
+
+
+class Backend:
+    """A device's module as torch knows them, which writes down what is asked of it."""
+
+    def __init__(self):
+        self.log = []
+        self.current = "default stream"
+
+    def Stream(self, device):  # noqa: N802  the name is torch's
+        return SideStream(self)
+
+    def stream(self, stream):
+        backend = self
+
+        class Entered:
+            def __enter__(self):
+                self.before, backend.current = backend.current, stream
+
+            def __exit__(self, *error):
+                backend.current = self.before
+
+        return Entered()
+
+    def current_stream(self, device):
+        return CurrentStream(self)
+
+    def current_device(self):
+        return 0
+
+    def set_device(self, index):
+        self.log.append(f"set device {index}")
+
+
+class SideStream:
+    def __init__(self, backend):
+        self.backend = backend
+
+    def record_event(self):
+        self.backend.log.append("copied aside")
+        return len(self.backend.log)
+
+
+class CurrentStream:
+    def __init__(self, backend):
+        self.backend = backend
+
+    def wait_event(self, event):
+        self.backend.log.append("model waits")
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    """A backend with streams behind the device "meta", whose tensors exist everywhere."""
+    backend = Backend()
+    monkeypatch.setattr(torch, "get_device_module", lambda device=None: backend)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: backend.log.append("stream recorded"))
+    return backend
+
+
+def test_batches_go_to_the_device_on_a_stream_of_their_own(backend):
+    loader = DataLoader(Numbers(6, 600), batch_size=2, num_workers=1, device="meta")
+    assert loader.device == torch.device("meta")
+    batches = list(loader)
+    assert [batch.device.type for batch in batches] == ["meta"] * 3
+    assert backend.log.count("copied aside") == 3
+    assert backend.log.count("model waits") == 3
+    assert backend.log.count("stream recorded") == 3
+    assert backend.log.index("copied aside") < backend.log.index("model waits")
+    assert backend.log[0] == "set device 0"
+
+
+def test_the_next_batch_is_staged_while_the_model_works(backend):
+    loader = DataLoader(Numbers(4, 600), batch_size=1, num_workers=1, device="meta")
+    iterator = iter(loader)
+    next(iterator)
+    iterator._attend(None)  # the second has arrived
+    next(iterator)
+    ahead = [owed.staged is not None for owed in iterator._tasks.values()]
+    while not any(ahead):
+        iterator._attend(None)
+        iterator._stage_ahead()
+        ahead = [owed.staged is not None for owed in iterator._tasks.values()]
+    assert sum(ahead) == 1
+    assert loader.state_dict()["epoch"]["batches"] == 2
+    assert len(list(iterator)) == 2
+
+
+def test_a_device_without_streams_is_copied_to_all_the_same():
+    for num_workers in (0, 1):
+        batches = list(DataLoader(Numbers(3), num_workers=num_workers, device="meta"))
+        assert [batch.device.type for batch in batches] == ["meta"] * 3
+
+
+@pytest.mark.parametrize("device", [None, "cpu", torch.device("cpu")])
+def test_the_cpu_needs_no_staging(device):
+    iterator = iter(DataLoader(Numbers(3), device=device))
+    assert iterator._staging is None
+    assert next(iterator).device.type == "cpu"
+
+
+def test_containers_keep_their_types_on_the_way():
+    moved = dataflow.loaders.device.map_tensors(
+        {"a": [torch.tensor(1), "x"], "b": Point(torch.tensor(2), (torch.tensor(3), None))}, lambda tensor: tensor + 1
+    )
+    assert moved == {"a": [2, "x"], "b": Point(3, (4, None))}
+    assert isinstance(moved["b"], Point)
+
+
+class Pinnable:
+    def __init__(self, values):
+        self.values = torch.stack(values)
+        self.is_pinned = False
+
+    def pin_memory(self):
+        self.is_pinned = True
+        return self
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_memory_is_pinned_by_torchs_own_rules(monkeypatch, num_workers):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("meta"))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 100)
+    plain = DataLoader(Numbers(3, 600), pin_memory=True, num_workers=num_workers)
+    assert [batch[0, 0].item() for batch in plain] == [100, 101, 102]
+    custom = DataLoader(Numbers(3, 600), pin_memory=True, num_workers=num_workers, collate_fn=Pinnable)
+    assert all(batch.is_pinned for batch in custom)
+
+
+def test_errors_of_staging_reach_the_caller(monkeypatch):
+    def fail(batch, device):
+        raise MemoryError("no pinned memory left")
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("meta"))
+    monkeypatch.setattr(dataflow.loaders.device, "pin_memory", fail)
+    with pytest.raises(MemoryError, match="no pinned memory left"):
+        list(DataLoader(Numbers(3), pin_memory=True, num_workers=1))
+
+
+# --- memory
+
+
+def test_batches_kept_beyond_the_limit_are_copies_of_their_own():
+    kept = list(DataLoader(Numbers(100, 600), num_workers=2))
+    assert [int(batch[0, 5]) for batch in kept] == list(range(100))
+    for batch, number in zip(kept, itertools.count(), strict=False):
+        batch += 1000
+        assert (batch == number + 1000).all()
