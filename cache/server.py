@@ -425,6 +425,7 @@ def run_server(
     allowed_uids: Collection[int] = (),
     grace_s: float | None = None,
     on_ready: Callable[[], None],
+    on_stop: Callable[[], None] = lambda: None,
 ) -> None:
     """Run a whole server in the main thread until SIGTERM, SIGINT or, for a private one, the end of its last user.
 
@@ -437,13 +438,14 @@ def run_server(
         allowed_uids: See `CacheServer`.
         grace_s: See `CacheServer`.
         on_ready: Called when clients are answered.
+        on_stop: Called when a signal has begun the shutdown.
 
     Raises:
         DataError: The engine cannot start.
     """
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_run(config, listener, limits or ServerLimits(), allowed_uids, grace_s, on_ready))
+            runner.run(_run(config, listener, limits or ServerLimits(), allowed_uids, grace_s, on_ready, on_stop))
     finally:
         remove_socket(listener)
 
@@ -455,6 +457,7 @@ async def _run(
     allowed_uids: Collection[int],
     grace_s: float | None,
     on_ready: Callable[[], None],
+    on_stop: Callable[[], None],
 ) -> None:
     engine = Engine(config, open_store=open_store)
     await engine.start()
@@ -467,6 +470,7 @@ async def _run(
                 os._exit(128 + number)
             _log.info("signal %d: shutting down", number)
             server.stop()
+            on_stop()
 
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, on_signal, number)

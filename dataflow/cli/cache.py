@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -12,6 +14,7 @@ from rich.table import Table
 from cache.address import answers, daemon_addresses, default_address, listen
 from cache.client import CacheClient, ClientOptions
 from cache.config import CacheConfig, TierConfig
+from cache.notify import notify
 from cache.server import run_server
 from dataflow.cli.sizes import SIZE, format_size
 
@@ -19,6 +22,7 @@ __all__ = ["cache"]
 
 DEFAULT_RAM = "4GiB"
 STATUS_TIMEOUT_S = 10.0
+HEALTH_TIMEOUT_S = 5.0
 
 
 @click.group()
@@ -33,6 +37,7 @@ def cache() -> None:
 @click.option("--disk", type=click.Path(file_okay=False), help="Directory for blocks; it survives a restart.")
 @click.option("--disk-size", type=SIZE, help="Most bytes in that directory.")
 @click.option("--allow-uid", "allowed_uids", type=int, multiple=True, help="Another user who may ask (repeatable).")
+@click.option("--metrics", "endpoint", metavar="HOST:PORT", help="Serve /metrics for Prometheus and /healthz there.")
 def serve(
     *,
     config_path: str | None,
@@ -41,6 +46,7 @@ def serve(
     disk: str | None,
     disk_size: int | None,
     allowed_uids: tuple[int, ...],
+    endpoint: str | None,
 ) -> None:
     """Serve blocks to the processes of this machine until SIGTERM; requests under way are still answered.
 
@@ -48,8 +54,30 @@ def serve(
     """
     config = _config(config_path, ram, disk, disk_size)
     address = address or default_address()
-    listener = listen(address, mode=0o666 if allowed_uids else 0o600)
-    run_server(config, listener, allowed_uids=allowed_uids, on_ready=lambda: _announce(address, config))
+    with _metrics(endpoint, address) as port:
+        listener = listen(address, mode=0o666 if allowed_uids else 0o600)
+        run_server(
+            config,
+            listener,
+            allowed_uids=allowed_uids,
+            on_ready=lambda: _announce(address, config, port),
+            on_stop=lambda: notify("STOPPING=1"),
+        )
+
+
+@contextlib.contextmanager
+def _metrics(endpoint: str | None, address: str) -> Iterator[int | None]:
+    """Serve the numbers of the server at `address`, where an endpoint is given; yields the port."""
+    if endpoint is None:
+        yield None
+        return
+    try:
+        from cache.metrics import serve_metrics
+    except ImportError as error:
+        raise click.ClickException(str(error)) from error
+    client = CacheClient(address, options=ClientOptions(silence_timeout_s=HEALTH_TIMEOUT_S))
+    with contextlib.closing(client), serve_metrics(endpoint, client.stats) as port:
+        yield port
 
 
 def _config(path: str | None, ram: int | None, disk: str | None, disk_size: int | None) -> CacheConfig:
@@ -66,9 +94,11 @@ def _config(path: str | None, ram: int | None, disk: str | None, disk_size: int 
     return CacheConfig(tuple(tiers))
 
 
-def _announce(address: str, config: CacheConfig) -> None:
+def _announce(address: str, config: CacheConfig, metrics_port: int | None) -> None:
     tiers = ", ".join(f"{tier.name} {format_size(tier.capacity_bytes)}" for tier in config.tiers) or "no tiers"
-    click.echo(f"listening at {address} ({tiers})", err=True)
+    metrics = "" if metrics_port is None else f", metrics at port {metrics_port}"
+    click.echo(f"listening at {address} ({tiers}){metrics}", err=True)
+    notify("READY=1")
 
 
 @cache.command()

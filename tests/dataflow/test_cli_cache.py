@@ -4,8 +4,10 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import urllib.request
 
 import pytest
 from click.testing import CliRunner
@@ -27,7 +29,8 @@ def daemon(*options):
     command = [sys.executable, "-c", start, "cache", "serve", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
-            assert process.stderr.readline().startswith("listening at ")
+            process.said = process.stderr.readline()
+            assert process.said.startswith("listening at ")
             yield process
         finally:
             process.kill()
@@ -90,3 +93,27 @@ def test_options_that_make_no_sense_are_refused(options, message):
     result = run("serve", *options)
     assert result.exit_code == 2
     assert message in result.output
+
+
+def test_metrics_and_health_are_those_of_the_daemon(address):
+    with daemon("--metrics", "127.0.0.1:0") as process:
+        port = int(process.said.rpartition(" ")[2])
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            assert b"dataflow_cache_uptime_seconds" in answer.read()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz") as answer:
+            assert answer.read() == b"ok\n"
+        process.terminate()
+        assert process.wait() == 0
+    assert "HOST:PORT" in str(run("serve", "--metrics", "9464").exception)
+    assert not os.path.exists(address)
+
+
+def test_the_service_manager_hears_when_clients_are_answered(address, tmp_path, monkeypatch):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        with daemon() as process:
+            assert manager.recv(100) == b"READY=1"
+            process.terminate()
+            assert manager.recv(100) == b"STOPPING=1"
+            assert process.wait() == 0

@@ -1,0 +1,173 @@
+"""A cache server's numbers for Prometheus, and its health, over HTTP.
+
+    GET /metrics    every number of `stats`, in Prometheus' text format
+    GET /healthz    200 while the server answers a client, 503 when it does not within a few seconds
+
+Runs in threads of its own and asks for the numbers as any client does, so a healthy answer means that clients have one,
+and a scraper that stalls costs a thread and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from socketserver import ThreadingMixIn
+from typing import Any, cast
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+try:
+    from prometheus_client import CollectorRegistry, make_wsgi_app
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+    from prometheus_client.registry import Collector
+except ImportError as missing:
+    raise ImportError("metrics need prometheus-client: pip install 'tiered-dataflow[metrics]'") from missing
+
+from connectors.errors import BadInputError, DataError
+
+__all__ = ["families", "parse_endpoint", "serve_metrics"]
+
+_log = logging.getLogger(__name__)
+
+_PREFIX = "dataflow_cache_"
+_IDLE_TIMEOUT_S = 10
+
+_TIER_GAUGES = {
+    "capacity_bytes": "Most bytes the tier may take on its medium.",
+    "used_bytes": "Bytes the tier takes on its medium, or has promised to.",
+    "blocks": "Blocks in the tier.",
+}
+_TIER_COUNTERS = {
+    "hits": "Blocks that were asked for and found in the tier.",
+    "hit_bytes": "Their bytes.",
+    "insertions": "Blocks that were let in.",
+    "written_bytes": "Bytes written to the medium.",
+    "evictions": "Blocks that left for others.",
+    "evicted_bytes": "Bytes freed on the medium by them.",
+    "refused": "Blocks that were offered and not let in.",
+    "corrupt": "Blocks that did not match their checksums and were dropped.",
+    "errors": "Failed calls to the medium.",
+}
+_ORIGIN_COUNTERS = {
+    "requests": "Requests to origins.",
+    "bytes": "Bytes that came from origins.",
+    "errors": "Requests to origins that failed.",
+}
+
+
+def families(stats: dict[str, Any]) -> list[Metric]:
+    """Turn a server's `stats` into metrics. Pure."""
+    tiers = [*stats["tiers"], stats["ring"]]
+    found: list[Metric] = []
+    for name, help_text in _TIER_GAUGES.items():
+        gauge = GaugeMetricFamily(f"{_PREFIX}tier_{name}", help_text, labels=["tier"])
+        for tier in tiers:
+            gauge.add_metric([tier["name"]], tier[name])
+        found.append(gauge)
+    for name, help_text in _TIER_COUNTERS.items():
+        counter = CounterMetricFamily(f"{_PREFIX}tier_{name}", help_text, labels=["tier"])
+        for tier in tiers:
+            counter.add_metric([tier["name"]], tier[name])
+        found.append(counter)
+    faulty = GaugeMetricFamily(f"{_PREFIX}tier_faulty", "1 while the medium fails, else 0.", labels=["tier"])
+    for tier in tiers:
+        faulty.add_metric([tier["name"]], int(tier["fault"] is not None))
+    found.append(faulty)
+    origin = stats["origin"]
+    found += [_counter(f"origin_{name}", text, origin[name]) for name, text in _ORIGIN_COUNTERS.items()]
+    server = stats["server"]
+    return [
+        *found,
+        _counter("blocks_requested", "Blocks that clients asked for.", stats["blocks_requested"]),
+        _counter("joined", "Blocks that were asked for while another's fetch of them ran.", stats["joined"]),
+        _counter("requests", "Requests of clients.", server["requests"]),
+        GaugeMetricFamily(f"{_PREFIX}connections", "Clients connected now.", value=server["connections"]),
+        GaugeMetricFamily(f"{_PREFIX}uptime_seconds", "Seconds since the start.", value=server["uptime_s"]),
+    ]
+
+
+def parse_endpoint(text: str) -> tuple[str, int]:
+    """Return host and port of `HOST:PORT`; IPv6 hosts stand in brackets.
+
+    Raises:
+        BadInputError: It is not of that form.
+    """
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise BadInputError(f"an endpoint is HOST:PORT, such as 127.0.0.1:9464, got {text!r}")
+    return host.strip("[]"), int(port)
+
+
+@contextlib.contextmanager
+def serve_metrics(endpoint: str, read_stats: Callable[[], dict[str, Any]]) -> Iterator[int]:
+    """Serve until the context ends; yields the port, which is a free one where `endpoint` says 0.
+
+    Args:
+        endpoint: `HOST:PORT`. Whoever reaches it reads the numbers, so loopback unless a network may.
+        read_stats: Returns a server's `stats`, as `CacheClient.stats` does; called in this service's threads. A
+            `DataError` means ill health.
+
+    Raises:
+        BadInputError: The endpoint is malformed or cannot be bound.
+    """
+    host, port = parse_endpoint(endpoint)
+    registry = CollectorRegistry()
+    registry.register(_Stats(read_stats))
+    metrics = make_wsgi_app(registry)
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        try:
+            if path == "/metrics":
+                return cast("Iterable[bytes]", metrics(environ, start_response))
+            if path == "/healthz":
+                read_stats()
+                return _say(start_response, "200 OK", b"ok\n")
+        except DataError as error:
+            return _say(start_response, "503 Service Unavailable", f"{error}\n".encode())
+        return _say(start_response, "404 Not Found", b"there are /metrics and /healthz\n")
+
+    try:
+        server = make_server(host, port, answer, server_class=_Server, handler_class=_Handler)
+    except OSError as error:
+        raise BadInputError(f"cannot serve metrics at {endpoint}: {error.strerror or error}") from error
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, name="cache-metrics")
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class _Stats(Collector):
+    def __init__(self, read_stats: Callable[[], dict[str, Any]]) -> None:
+        self._read_stats = read_stats
+
+    def collect(self) -> Iterable[Metric]:
+        return families(self._read_stats())
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True  # a scraper that stalls must not keep the daemon from ending
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = _IDLE_TIMEOUT_S
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  the base's name
+        _log.debug(format, *args)
+
+
+def _counter(name: str, help_text: str, value: float) -> Metric:
+    return CounterMetricFamily(_PREFIX + name, help_text, value=value)
+
+
+def _say(start_response: Callable[..., Any], status: str, body: bytes) -> list[bytes]:
+    start_response(status, [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))])
+    return [body]

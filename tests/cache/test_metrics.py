@@ -1,0 +1,111 @@
+"""Every number reaches Prometheus under the name that the documentation gives it."""
+
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from cache.client import CacheClient
+from cache.config import CacheConfig, TierConfig
+from cache.connection import ServerGoneError
+from cache.keys import BlockRef
+from cache.metrics import families, parse_endpoint, serve_metrics
+from cache.testing import running_server
+from connectors.errors import BadInputError
+
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "run-the-cache-daemon.md"
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}") as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_the_numbers_of_a_real_server_are_served(tmp_path):
+    (tmp_path / "data").write_bytes(bytes(5000))
+    with running_server(CacheConfig((TierConfig("ram", 1 << 20),))) as running:
+        client = CacheClient(running.address)
+        uri = f"file://{tmp_path}/data"
+        client.read_blocks([BlockRef(uri, client.head(uri).version, 0, 5000)] * 2)
+        stats = client.stats()
+        client.close()
+    with serve_metrics("127.0.0.1:0", lambda: stats) as port:
+        status, text = get(port, "/metrics")
+        assert (get(port, "/healthz"), get(port, "/")[0]) == ((200, "ok\n"), 404)
+    assert status == 200
+    samples = {
+        (sample.name, sample.labels.get("tier")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert samples["dataflow_cache_tier_blocks", "ram"] == 1
+    assert samples["dataflow_cache_tier_capacity_bytes", "ram"] == 1 << 20
+    assert samples["dataflow_cache_origin_bytes_total", None] == 5000
+    assert samples["dataflow_cache_blocks_requested_total", None] == 2
+    assert samples["dataflow_cache_tier_faulty", "ring"] == 0
+    page = PAGE.read_text()
+    assert [name for name, _ in samples if f"`{name}`" not in page] == []
+
+
+def test_a_fault_shows():
+    tier = dict.fromkeys(
+        [
+            "capacity_bytes",
+            "used_bytes",
+            "blocks",
+            "hits",
+            "hit_bytes",
+            "insertions",
+            "written_bytes",
+            "evictions",
+            "evicted_bytes",
+            "refused",
+            "corrupt",
+            "errors",
+        ],
+        0,
+    )
+    stats = {
+        "tiers": [{**tier, "name": "disk", "fault": "No space left on device"}],
+        "ring": {**tier, "name": "ring", "fault": None},
+        "origin": {"requests": 0, "bytes": 0, "errors": 0},
+        "server": {"requests": 0, "connections": 0, "uptime_s": 1.5},
+        "blocks_requested": 0,
+        "joined": 0,
+    }
+    (faulty,) = [family for family in families(stats) if family.name == "dataflow_cache_tier_faulty"]
+    assert [(sample.labels["tier"], sample.value) for sample in faulty.samples] == [("disk", 1), ("ring", 0)]
+
+
+def test_a_server_that_does_not_answer_is_not_healthy():
+    def silent():
+        raise ServerGoneError("nobody answers")
+
+    with serve_metrics("127.0.0.1:0", silent) as port:
+        assert get(port, "/healthz") == (503, "nobody answers\n")
+        assert get(port, "/metrics")[0] == 503
+
+
+@pytest.mark.parametrize("text", ["", "9464", ":9464", "host:", "host:x", "host:70000"])
+def test_an_endpoint_that_is_none_is_refused(text):
+    with pytest.raises(BadInputError, match="HOST:PORT"):
+        parse_endpoint(text)
+
+
+def test_a_taken_endpoint_is_refused_by_name():
+    with serve_metrics("127.0.0.1:0", dict) as port, pytest.raises(BadInputError, match=str(port)):
+        serve_metrics(f"127.0.0.1:{port}", dict).__enter__()
+
+
+def test_without_the_client_library_the_error_names_the_extra():
+    program = "import sys; sys.modules['prometheus_client'] = None; import cache.metrics"
+    found = subprocess.run([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+    assert "pip install 'tiered-dataflow[metrics]'" in found.stderr
