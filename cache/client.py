@@ -7,50 +7,26 @@ likewise.
 A server that dies in the middle of an answer costs nothing but time: what has arrived is kept, the rest is asked again.
 A private server is started again under the same address first. Reading is idempotent, so asking twice is right.
 
-What arrives is not trusted blindly: lengths are compared with what was asked, blocks from a disk are read (a map of a
-failing disk is SIGBUS) and verified by their trailer; a bad one is reported and asked again.
+A copy that turns out to be corrupt is reported, and the block asked again.
 """
 
 from __future__ import annotations
 
 import logging
-import mmap
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from cache.block import trailer_bytes, verify
 from cache.config import CacheConfig
 from cache.connection import Connection, ServerGoneError
-from cache.frames import (
-    MAX_BLOCKS,
-    MAX_REQUEST_BYTES,
-    Blocks,
-    Done,
-    Failed,
-    Head,
-    Inline,
-    Listing,
-    ListObjects,
-    Meta,
-    Object,
-    Passed,
-    ReadBlocks,
-    ReadObject,
-    Reply,
-    ReportBad,
-    Request,
-    Statistics,
-    Stats,
-    error_of,
-)
-from cache.handle import Descriptor
+from cache.frames import MAX_BLOCKS, Done, Head, Meta, ReportBad, Statistics, Stats
 from cache.keys import BlockRef, block_key
 from cache.private import ServerLog, start_server
+from cache.questions import ask, ask_blocks, ask_listing, ask_object, cut_batches
 from cache.reader import BlockData, ObjectData
 from connectors.errors import BadInputError, CorruptError, DataError, ErrorKind
 from connectors.objects import ObjectMeta
@@ -59,10 +35,6 @@ __all__ = ["CacheClient", "ClientOptions"]
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
-_R = TypeVar("_R", bound=Reply)
-
-# Measured: below this size reading from a memfd is faster than mapping it, and a map keeps a descriptor open.
-MAP_BYTES = 512 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,30 +100,30 @@ class CacheClient:
         """
         results: list[BlockData | DataError | None] = [None] * len(refs)
         for _ in range(self._options.max_reads):
-            for batch in _batches(refs, _missing(results)):
-                self._with_server(partial(_read_blocks, refs, batch, results))
+            for batch in cut_batches(refs, _missing(results)):
+                self._with_server(partial(ask_blocks, refs, batch, results))
             bad = [block_key(refs[place]) for place in _missing(results)]
             if not bad:
                 break
             for begin in range(0, len(bad), MAX_BLOCKS):
-                self._with_server(partial(_ask_once, ReportBad(bad[begin : begin + MAX_BLOCKS]), Done))
+                self._with_server(partial(ask, ReportBad(bad[begin : begin + MAX_BLOCKS]), Done))
         return [_settle(ref, result) for ref, result in zip(refs, results, strict=True)]
 
     def read_object(self, uri: str) -> ObjectData:
         """Return the newest content of a small object, past the cache."""
-        return self._with_server(partial(_read_object, uri))
+        return self._with_server(partial(ask_object, uri))
 
     def list_objects(self, url: str) -> list[ObjectMeta]:
         """Return every object below `url`, sorted, keys relative to it."""
-        return self._with_server(partial(_list_objects, url))
+        return self._with_server(partial(ask_listing, url))
 
     def head(self, uri: str) -> ObjectMeta:
         """Return size and version of an object; its key is relative to its store."""
-        return self._with_server(partial(_ask_once, Head(uri), Meta)).meta
+        return self._with_server(partial(ask, Head(uri), Meta)).meta
 
     def stats(self) -> dict[str, Any]:
         """Return the server's numbers, which concern all of its clients."""
-        return self._with_server(partial(_ask_once, Stats(), Statistics)).stats
+        return self._with_server(partial(ask, Stats(), Statistics)).stats
 
     def close(self) -> None:
         """Hang up. Views already handed out stay valid, calls under way end in peace, a later call connects again."""
@@ -262,133 +234,6 @@ def _missing(results: Sequence[BlockData | DataError | None]) -> list[int]:
     return [place for place, result in enumerate(results) if result is None]
 
 
-def _batches(refs: Sequence[BlockRef], places: Sequence[int]) -> Iterator[list[int]]:
-    """Cut what is wanted into requests that the server accepts. Pure."""
-    batch: list[int] = []
-    size_bytes = 0
-    for place in places:
-        # Text is at most 4 bytes a character, names and numbers stay below 128.
-        cost_bytes = 4 * (len(refs[place].uri) + len(refs[place].version)) + 128
-        if batch and (len(batch) == MAX_BLOCKS or size_bytes + cost_bytes > MAX_REQUEST_BYTES - 64):
-            yield batch
-            batch, size_bytes = [], 0
-        batch.append(place)
-        size_bytes += cost_bytes
-    if batch:
-        yield batch
-
-
-def _ask_once(request: Request, expected: type[_R], connection: Connection) -> _R | DataError:
-    [(reply, _)] = connection.ask(request)
-    if isinstance(reply, Failed):
-        return error_of(reply)
-    if not isinstance(reply, expected):
-        raise _nonsense(connection, f"answered {type(request).__name__} with {type(reply).__name__}")
-    return reply
-
-
-def _list_objects(url: str, connection: Connection) -> list[ObjectMeta] | DataError:
-    found: list[ObjectMeta] = []
-    for reply, _ in connection.ask(ListObjects(url)):
-        if isinstance(reply, Failed):
-            return error_of(reply)
-        if not isinstance(reply, Listing):
-            raise _nonsense(connection, f"answered a listing with {type(reply).__name__}")
-        found += reply.objects
-    return found
-
-
-def _read_object(uri: str, connection: Connection) -> ObjectData | DataError:
-    [(reply, descriptors)] = connection.ask(ReadObject(uri))
-    if isinstance(reply, Failed):
-        return error_of(reply)
-    if not isinstance(reply, Object):
-        raise _nonsense(connection, f"answered an object with {type(reply).__name__}")
-    data = _read(descriptors[0], reply.size_bytes) if reply.data is None else reply.data
-    if len(data) != reply.size_bytes:
-        raise _nonsense(connection, f"gave {len(data)} bytes of the {reply.size_bytes} of {uri}")
-    return ObjectData(data, reply.version)
-
-
-def _read_blocks(
-    refs: Sequence[BlockRef],
-    batch: Sequence[int],
-    results: list[BlockData | DataError | None],
-    connection: Connection,
-) -> DataError | None:
-    """Fill `results` at the places of `batch` that are still empty. A corrupt copy leaves its place empty."""
-    batch = [place for place in batch if results[place] is None]
-    places = iter(batch)
-    arrived = 0
-    for reply, descriptors in connection.ask(ReadBlocks([refs[place] for place in batch])):
-        if isinstance(reply, Failed):
-            return error_of(reply)
-        if not isinstance(reply, Blocks):
-            raise _nonsense(connection, f"answered blocks with {type(reply).__name__}")
-        arrived += len(reply.items)
-        if arrived > len(batch):
-            break
-        for item in reply.items:
-            place = next(places)
-            descriptor = descriptors.pop(0) if isinstance(item, Passed) else None
-            results[place] = _receive(refs[place], item, descriptor, connection)
-    if arrived != len(batch):
-        raise _nonsense(connection, f"answered {len(batch)} blocks with {arrived}")
-    return None
-
-
-def _receive(
-    ref: BlockRef, item: Inline | Passed | Failed, descriptor: Descriptor | None, connection: Connection
-) -> BlockData | DataError | None:
-    if isinstance(item, Failed):
-        return error_of(item)
-    length = len(item.data) if isinstance(item, Inline) else item.length
-    if length != ref.length:
-        raise _nonsense(connection, f"gave {length} bytes for a block of {ref.length}")
-    if isinstance(item, Inline):
-        return BlockData(memoryview(item.data), item.source)
-    assert descriptor is not None
-    if item.verify:
-        view = _read_verified(ref, descriptor)
-    elif length >= MAP_BYTES:
-        view = _map(descriptor, length)
-    else:
-        view = memoryview(_read(descriptor, length))
-    return None if view is None or len(view) != length else BlockData(view, item.source)
-
-
-def _read_verified(ref: BlockRef, descriptor: Descriptor) -> memoryview | None:
-    try:
-        whole = memoryview(_read(descriptor, ref.length + trailer_bytes(ref.length)))
-        verify(block_key(ref), whole[: ref.length], whole[ref.length :])
-    except (OSError, CorruptError) as error:
-        _log.warning("a cached copy of %s at offset %d is bad and is fetched again: %s", ref.uri, ref.offset, error)
-        return None
-    return whole[: ref.length]
-
-
-def _map(descriptor: Descriptor, length: int) -> memoryview:
-    # Private: older kernels refuse a shared map of a memfd that is sealed against writing.
-    flags = mmap.MAP_PRIVATE | mmap.MAP_POPULATE
-    try:
-        return memoryview(mmap.mmap(descriptor.fd, length, flags=flags, prot=mmap.PROT_READ))
-    except (OSError, ValueError):  # no descriptor left for it (a map keeps one), or no address space
-        return memoryview(_read(descriptor, length))
-
-
-def _read(descriptor: Descriptor, length: int) -> bytes:
-    """Read the first `length` bytes, or what there is of them."""
-    data = os.pread(descriptor.fd, length, 0)
-    if len(data) == length:
-        return data
-    pieces = [data]  # one call gives 2 GiB at most
-    done = len(data)
-    while done < length and (piece := os.pread(descriptor.fd, length - done, done)):
-        pieces.append(piece)
-        done += len(piece)
-    return b"".join(pieces)
-
-
 def _settle(ref: BlockRef, result: BlockData | DataError | None) -> BlockData:
     if result is None:
         raise CorruptError(
@@ -399,7 +244,3 @@ def _settle(ref: BlockRef, result: BlockData | DataError | None) -> BlockData:
     if isinstance(result, DataError):
         raise result
     return result
-
-
-def _nonsense(connection: Connection, what: str) -> DataError:
-    return DataError(f"the cache server at {connection.address} {what}", kind=ErrorKind.PROTOCOL)

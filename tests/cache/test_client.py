@@ -13,14 +13,15 @@ from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache import client as client_module
+from cache import questions
 from cache.address import listen, unused_address
-from cache.client import MAP_BYTES, CacheClient, ClientOptions, _batches
+from cache.client import CacheClient, ClientOptions
 from cache.config import CacheConfig, TierConfig
 from cache.connection import ServerGoneError
 from cache.frames import (
     MAX_BLOCKS,
     MAX_REQUEST_BYTES,
+    PROTOCOL_VERSION,
     Blocks,
     Done,
     Failed,
@@ -35,6 +36,7 @@ from cache.frames import (
     requests,
 )
 from cache.keys import BlockRef
+from cache.questions import MAP_BYTES, cut_batches
 from cache.testing import running_server, send_blocks
 from connectors.errors import BadInputError, ChangedError, CorruptError, DataError, ErrorKind, NotFoundError
 from connectors.objects import normalise_url
@@ -115,8 +117,8 @@ def test_a_cache_that_only_has_corrupt_copies_is_an_error_after_bounded_reads(co
     def never(ref, descriptor):
         asked.append(ref)
 
-    monkeypatch.setattr(client_module, "_read_verified", never)
-    monkeypatch.setattr(client_module, "_map", lambda descriptor, length: never(ref, descriptor))
+    monkeypatch.setattr(questions, "_read_verified", never)
+    monkeypatch.setattr(questions, "_map", lambda descriptor, length: never(ref, descriptor))
     options = ClientOptions(max_reads=3)
     with running_server(RAM) as running, contextlib.closing(CacheClient(running.address, options=options)) as client:
         with pytest.raises(CorruptError, match=r"every copy of .* offset 0") as caught:
@@ -229,7 +231,7 @@ def test_a_forked_child_hangs_up_on_what_it_inherited():
         os.close(read_end)
         client.close()
         pause = threading.Event()
-        while running.server._clients:  # would never end if the child held the connection
+        while running.server._sessions:  # would never end if the child held the connection
             pause.wait(0.005)
         os.close(write_end)
         os.waitpid(child, 0)
@@ -262,7 +264,7 @@ class Puppet:
         while data := connection.recv(65536):
             for request in frames.feed(data):
                 if isinstance(request, Hello) and self._welcome:
-                    connection.sendall(encode(Welcome(1, os.getpid())))
+                    connection.sendall(encode(Welcome(PROTOCOL_VERSION, os.getpid())))
                     continue
                 for message, fds in self._script(request):
                     if message is None:
@@ -301,31 +303,30 @@ def test_nonsense_from_a_server_is_a_protocol_error_and_leaks_nothing(answer):
         yield from answer
         yield None, []
 
+    before = open_files()
     puppet = Puppet(script)
     client = CacheClient(puppet.address, options=ClientOptions(max_attempts=1))
-    before = open_files()
     with pytest.raises(DataError) as caught:
         client.read_blocks([REF])
     assert caught.value.kind in (ErrorKind.PROTOCOL, ErrorKind.UNREACHABLE)
     del caught  # its traceback holds what was in the hands of the functions
-    assert open_files() <= before
     client.close()
     puppet.close()
+    assert open_files() == before
 
 
 def test_unasked_descriptors_are_closed():
     def script(request):
         yield Blocks([Inline("ram", b"12345")], last=True), [NULL] * 10
 
+    before = open_files()
     puppet = Puppet(script)
     client = CacheClient(puppet.address)
-    client.read_blocks([REF])
-    before = open_files()
     for _ in range(3):
         client.read_blocks([REF])
         client.close()
-    assert open_files() <= before
     puppet.close()
+    assert open_files() == before
 
 
 def test_a_server_that_dies_in_the_middle_is_asked_again_for_the_rest():
@@ -426,7 +427,7 @@ def test_a_name_that_is_no_text_is_bad_input():
 def test_batches_are_within_both_limits_in_order_and_complete(shapes):
     refs = [BlockRef(("\U0001f40d" if wide else "u") * size, "v", 2**62, 2**62, 2**32 - 1) for size, wide in shapes]
     refs = refs * 30
-    batches = list(_batches(refs, range(len(refs))))
+    batches = list(cut_batches(refs, range(len(refs))))
     assert [place for batch in batches for place in batch] == list(range(len(refs)))
     assert all(len(batch) <= MAX_BLOCKS for batch in batches)
     assert all(len(encode(ReadBlocks([refs[place] for place in batch]))) <= MAX_REQUEST_BYTES for batch in batches)

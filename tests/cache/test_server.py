@@ -15,7 +15,8 @@ from cache.config import CacheConfig, TierConfig
 from cache.connection import Connection, ServerGoneError
 from cache.frames import Blocks, Failed, Hello, Inline, Object, Passed, ReadBlocks, Waiting, encode, replies
 from cache.keys import BlockRef
-from cache.server import ServerLimits, _messages, _slices
+from cache.server import ServerLimits
+from cache.session import pack_messages, slice_refs
 from cache.testing import running_server
 from connectors.errors import BadInputError, DataError, ErrorKind, NotFoundError, PermissionDeniedError
 from connectors.objects import normalise_url
@@ -136,9 +137,9 @@ def test_a_large_request_is_answered_in_order_with_few_descriptors_a_message(con
 
 def test_slices_are_within_both_limits_and_leave_nothing_out():
     refs = [BlockRef("u", "v", 0, length) for length in (5, 5, 5, 50, 1, 1, 1, 1)]
-    cut = [[ref.length for ref in part] for part in _slices(refs, max_blocks=3, max_bytes=11)]
+    cut = [[ref.length for ref in part] for part in slice_refs(refs, max_blocks=3, max_bytes=11)]
     assert cut == [[5, 5], [5], [50], [1, 1, 1], [1]]
-    assert list(_slices([], max_blocks=3, max_bytes=11)) == []
+    assert list(slice_refs([], max_blocks=3, max_bytes=11)) == []
 
 
 def test_many_inline_blocks_are_cut_into_messages_below_the_limit(content):
@@ -149,7 +150,7 @@ def test_many_inline_blocks_are_cut_into_messages_below_the_limit(content):
         assert sum(len(reply.items) for reply in answer) == 200
         assert max(sum(len(item.data) for item in reply.items) for reply in answer) < 1_200_000
         connection.close()
-    assert list(_messages([])) == []
+    assert list(pack_messages([])) == []
 
 
 def test_one_bad_block_costs_only_itself(content):
@@ -201,7 +202,7 @@ def test_more_connections_than_allowed_are_refused_and_room_is_found_again():
         with pytest.raises(DataError, match="1 connections"):
             Connection(running.address, timeout_s=10)
         first.close()
-        until(lambda: not running.server._clients)
+        until(lambda: not running.server._sessions)
         Connection(running.address, timeout_s=10).close()
 
 
@@ -212,7 +213,7 @@ def test_a_client_that_does_not_read_waits_alone_and_is_hung_up_on(content):
         stalled.sendall(encode(ReadBlocks(refs)))
         client = CacheClient(running.address)
         assert len(client.read_blocks(refs)) == 200
-        until(lambda: len(running.server._clients) == 1)
+        until(lambda: len(running.server._sessions) == 1)
         answer = received(stalled, reader)
         assert sum(len(reply.items) for reply in answer) < 200
         stalled.close()
@@ -243,7 +244,7 @@ def test_a_client_that_dies_while_it_waits_is_noticed(content):
         connection.sendall(encode(ReadBlocks([ref])))
         gates.reached()
         connection.close()
-        until(lambda: not running.server._clients)
+        until(lambda: not running.server._sessions)
 
 
 def test_shutdown_answers_what_is_under_way_and_hangs_up_on_the_idle(content):
@@ -316,7 +317,7 @@ def test_a_private_server_ends_with_its_last_connection():
     with running_server(grace_s=60) as running:
         first, second = (Connection(running.address, timeout_s=10) for _ in range(2))
         first.close()
-        until(lambda: len(running.server._clients) == 1)
+        until(lambda: len(running.server._sessions) == 1)
         assert not running.server.stopping
         second.close()
         until(lambda: running.server.stopping)
