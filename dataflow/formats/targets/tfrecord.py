@@ -91,7 +91,7 @@ def _values(column: pa.Array, field: pa.Field, kind: str, first_sample: int) -> 
         if not np.array_equal(numbers.astype(np.float32), numbers, equal_nan=True):
             raise BadInputError(
                 f"tfrecord holds floats of 32 bits, and field {field.name!r} has values after sample {first_sample} "
-                "that need 64: cast it before"
+                "that need 64: leave it out by fields, or choose another format"
             )
     if kind == "int64" and pa.types.is_uint64(flat.type) and len(flat) and (flat.drop_null().to_numpy() >> 63).any():
         raise BadInputError(
