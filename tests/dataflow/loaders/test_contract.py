@@ -128,7 +128,7 @@ BAD_FOR_STREAMS = [{"shuffle": True}, {"sampler": [0]}, {"batch_sampler": [[0]]}
 @pytest.mark.parametrize(
     ("dataset", "arguments"),
     [(Numbers(4), bad) for bad in BAD_ARGUMENTS] + [(Stream(4), bad) for bad in BAD_FOR_STREAMS],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else type(value).__name__,
 )
 def test_bad_arguments_are_refused_in_torchs_words(dataset, arguments):
     with pytest.raises(Exception) as theirs:
