@@ -148,7 +148,7 @@ class CacheClient:
                 self._forget_idle()
                 if attempt == self._options.max_attempts or error.kind is ErrorKind.TIMEOUT:
                     raise
-                _log.info("asking again: %s", error)
+                _log.info("asking again: %s", str(error))
                 continue
             except BaseException:
                 connection.close()  # in the middle of an answer, of no further use

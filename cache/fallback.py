@@ -85,7 +85,7 @@ class FallbackReader:
                 if place == last:
                     raise
                 if place not in self._down_until_s:
-                    _log.warning("%s; going on with %s", error, self._rungs[place + 1][0])
+                    _log.warning("%s; going on with %s", str(error), self._rungs[place + 1][0])
                 self._down_until_s[place] = self._clock() + self._retry_s
             else:
                 if self._down_until_s.pop(place, None) is not None:

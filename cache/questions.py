@@ -149,7 +149,9 @@ def _read_verified(ref: BlockRef, descriptor: Descriptor) -> memoryview | None:
         whole = memoryview(_read(descriptor, ref.length + trailer_bytes(ref.length)))
         verify(block_key(ref), whole[: ref.length], whole[ref.length :])
     except (OSError, CorruptError) as error:
-        _log.warning("a cached copy of %s at offset %d is bad and is fetched again: %s", ref.uri, ref.offset, error)
+        # As text: a log record that kept the error would keep its frames, and the blocks in them.
+        reason = str(error)
+        _log.warning("a cached copy of %s at offset %d is bad and is fetched again: %s", ref.uri, ref.offset, reason)
         return None
     return whole[: ref.length]
 
