@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -107,10 +108,10 @@ class BlockTable:
         uris: Sequence[str],
         versions: Sequence[str],
         *,
-        object_of: npt.NDArray[np.integer],
-        offset: npt.NDArray[np.integer],
-        length: npt.NDArray[np.integer],
-        crc32c: npt.NDArray[np.integer] | None,
+        object_of: npt.NDArray[np.integer[Any]],
+        offset: npt.NDArray[np.integer[Any]],
+        length: npt.NDArray[np.integer[Any]],
+        crc32c: npt.NDArray[np.integer[Any]] | None,
     ) -> BlockTable:
         """Cut columns over all blocks into pages, each of which names only its own objects.
 

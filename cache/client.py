@@ -21,10 +21,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from cache.block_table import BlockTable
 from cache.config import CacheConfig
 from cache.connection import Connection, ServerGoneError
 from cache.frames import MAX_BLOCKS, Done, Head, Meta, ReportBad, Statistics, Stats
 from cache.keys import BlockRef, block_key
+from cache.plan_link import PlanLink
 from cache.private import ServerLog, start_server
 from cache.questions import ask, ask_blocks, ask_listing, ask_object, cut_batches
 from cache.reader import BlockData, ObjectData
@@ -83,6 +85,7 @@ class CacheClient:
         self._lock = threading.Lock()
         self._idle: list[Connection] = []
         self._connections: set[Connection] = set()
+        self._plans: weakref.WeakSet[PlanLink] = weakref.WeakSet()
         self._server_log: ServerLog | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -124,6 +127,12 @@ class CacheClient:
     def stats(self) -> dict[str, Any]:
         """Return the server's numbers, which concern all of its clients."""
         return self._with_server(partial(ask, Stats(), Statistics)).stats
+
+    def open_plan(self, table: BlockTable) -> PlanLink:
+        """Begin a plan over a table of blocks; see `cache.reader.TakesPlans`."""
+        link = PlanLink(self._connect(), table)
+        self._plans.add(link)
+        return link
 
     def close(self) -> None:
         """Hang up. Views already handed out stay valid, calls under way end in peace, a later call connects again."""
@@ -211,10 +220,12 @@ class CacheClient:
 
     def _leave_to_parent(self) -> None:
         """In a forked child: hang up on what belongs to the parent, whatever its threads were doing with it."""
-        connections, log = self._connections, self._server_log
+        connections, plans, log = self._connections, self._plans, self._server_log
         self._reset()
         for connection in connections:
             connection.close()
+        for plan in plans:
+            plan.close()
         if log is not None:
             log.close()
 

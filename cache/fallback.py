@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from cache.block_table import BlockTable
 from cache.connection import ServerGoneError
 from cache.keys import BlockRef
-from cache.reader import BlockData, BlockReader, ObjectData
+from cache.reader import BlockData, BlockReader, ObjectData, PlanHandle, TakesPlans
 from connectors.objects import ObjectMeta
 
 __all__ = ["FallbackReader"]
@@ -64,6 +65,10 @@ class FallbackReader:
     def list_objects(self, url: str) -> list[ObjectMeta]:
         """See `BlockReader`."""
         return self._first(lambda reader: reader.list_objects(url))
+
+    def open_plan(self, table: BlockTable) -> PlanHandle | None:
+        """See `cache.reader.TakesPlans`; the plan is for the rung in use now."""
+        return self._first(lambda reader: reader.open_plan(table) if isinstance(reader, TakesPlans) else None)
 
     def stats(self) -> dict[str, Any]:
         """Return the numbers of the reader in use."""

@@ -66,7 +66,7 @@ __all__ = [
     "requests",
 ]
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 1
 INLINE_BYTES = 64 * 1024
 MAX_DESCRIPTORS = 64
 """Descriptors beside one message; the kernel takes 253."""

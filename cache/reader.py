@@ -11,10 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
+
+from cache.block_table import BlockTable
 from cache.keys import BlockRef
 from connectors.objects import ObjectMeta
 
-__all__ = ["BlockData", "BlockReader", "ObjectData"]
+__all__ = ["BlockData", "BlockReader", "ObjectData", "PlanHandle", "TakesPlans"]
 
 
 class BlockData(NamedTuple):
@@ -67,4 +71,42 @@ class BlockReader(Protocol):
 
     def close(self) -> None:
         """Let go of connections and descriptors. Views already handed out stay valid."""
+        ...
+
+
+class PlanHandle(Protocol):
+    """One reader's future, told to a cache that fetches ahead. Belongs to one thread and one process.
+
+    A plan is a sequence of block numbers that is made longer at its end as its reader goes on. It changes what is
+    fetched when, and never what is read. Every method raises `DataError` when the server is gone, and the plan
+    with it.
+    """
+
+    def extend(self, blocks: npt.NDArray[np.integer[Any]]) -> None:
+        """Append block numbers, in the order in which they will be read."""
+        ...
+
+    def advance(self, position: int) -> None:
+        """Say that all places before `position`, counted from the plan's beginning, are done with."""
+        ...
+
+    def replace(self) -> None:
+        """Take back all that lies ahead of the last position told; `extend` goes on from there."""
+        ...
+
+    def close(self) -> None:
+        """End the plan; what only it wanted is no longer fetched."""
+        ...
+
+
+@runtime_checkable
+class TakesPlans(Protocol):
+    """What a reader with a cache behind it can do as well."""
+
+    def open_plan(self, table: BlockTable) -> PlanHandle | None:
+        """Begin a plan over numbered blocks; None where nothing is fetched ahead.
+
+        Raises:
+            DataError: No server answers, or it cannot take the plan.
+        """
         ...

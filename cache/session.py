@@ -49,6 +49,7 @@ from cache.frames import (
 )
 from cache.handle import Handle, seal_block
 from cache.keys import BlockRef
+from cache.reader_plan import ReaderPlan
 from connectors.errors import BadInputError, DataError, ErrorKind
 
 __all__ = ["ServerLimits", "Session", "pack_messages", "slice_refs"]
@@ -112,6 +113,7 @@ class Session:
         self._limits = limits
         self._stats = stats
         self._socket = connection
+        self._plan = ReaderPlan(self._engine.prefetcher)
         self._loop = asyncio.get_running_loop()
 
     async def serve(self) -> None:
@@ -129,6 +131,7 @@ class Session:
         except (ConnectionError, TimeoutError):
             pass  # gone, or asleep for too long: both are the client's own affair
         finally:
+            self._plan.close()
             self._socket.close()
 
     async def refuse(self, error: DataError) -> None:
@@ -195,8 +198,10 @@ class Session:
                 return Done()
             case Stats():
                 return Statistics(self._stats())
+            case Hello() | ReadBlocks():
+                raise DataError(f"{type(request).__name__} is answered elsewhere", kind=ErrorKind.PROTOCOL)
             case _:
-                raise DataError(f"{type(request).__name__} is not a request", kind=ErrorKind.PROTOCOL)
+                return self._plan.answer(request)
 
     async def _send_blocks(self, refs: Sequence[BlockRef]) -> None:
         slices = list(slice_refs(refs, max_blocks=self._limits.slice_blocks, max_bytes=self._limits.slice_bytes))
