@@ -17,6 +17,7 @@ __all__ = [
     "check_directory",
     "check_limits",
     "digest_files",
+    "hold_plan",
     "make_block",
     "make_key",
     "read_blocks",

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 import traceback
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
 from crc32c import crc32c
 
+from cache.block_table import BlockTable, TablePage
 from cache.keys import BlockRef
-from cache.reader import BlockReader
+from cache.reader import BlockReader, TakesPlans
 
 __all__ = ["digest_files", "read_until_told", "send_blocks"]
+
+
+def hold_plan(reader: TakesPlans, pages: Sequence[TablePage]) -> None:
+    """Announce every block of a table, and stay until killed."""
+    table = BlockTable(pages)
+    plan = reader.open_plan(table)
+    assert plan is not None
+    plan.extend(np.arange(len(table)))
+    while True:
+        signal.pause()
 
 
 def send_blocks(reader: BlockReader, refs: Sequence[BlockRef], answer: Connection) -> None:

@@ -20,7 +20,7 @@ from cache.fallback import FallbackReader
 from cache.in_place import InPlaceReader
 from cache.keys import BlockRef
 from cache.reader import TakesPlans
-from cache.testing import RunningServer, running_server
+from cache.testing import RunningServer, hold_plan, running_server
 from connectors.errors import BadInputError
 from connectors.objects import normalise_url
 from connectors.registry import open_store
@@ -134,19 +134,13 @@ def test_a_plan_that_is_replaced_goes_on_from_its_position(server: RunningServer
 
 def test_a_plan_ends_when_its_process_is_killed(server: RunningServer, table: BlockTable) -> None:
     client = CacheClient(server.address)
-    process = multiprocessing.get_context("spawn").Process(target=_plan_for_ever, args=(server.address, table.pages))
+    process = multiprocessing.get_context("spawn").Process(target=hold_plan, args=(client, table.pages))
     process.start()
     until(lambda: prefetch(client)["plans"] == 1)
     process.kill()
     process.join()
     until(lambda: prefetch(client)["plans"] == 0)
     client.close()
-
-
-def _plan_for_ever(address: str, pages: list) -> None:
-    plan = CacheClient(address).open_plan(BlockTable(pages))
-    plan.extend(np.arange(5))
-    time.sleep(1000)
 
 
 def test_a_forked_child_does_not_keep_the_plan_of_its_parent_alive(server: RunningServer, table: BlockTable) -> None:
