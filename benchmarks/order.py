@@ -1,8 +1,8 @@
 """What order costs per sample at 10^5 to 10^9 samples, how well it shuffles, and what buckets, packs and parts gain.
 
-    python benchmarks/order.py [--lengths 10000000]
+    python benchmarks/order.py [--lengths 10000000] [--plots docs/explanation]
 
-Needs numpy only and reads no data. Times depend on the machine; shares and ratios do not.
+Reads no data set. Times depend on the machine; shares and ratios do not. Plots need the `bench` extra.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
+from dataflow.index import Blocks, Index, Shards
 from dataflow.order import (
     BalancedParts,
     BlockOrder,
@@ -23,7 +26,6 @@ from dataflow.order import (
     FullOrder,
     GlobalBatch,
     LocalParts,
-    Order,
     PackedBatches,
     Place,
     Schedule,
@@ -34,6 +36,8 @@ from dataflow.order import (
 BLOCK_SAMPLES = 1000
 CHUNK = 65_536
 CAPACITY = 2048
+POWERS = range(5, 10)
+WINDOWS = (1, 4, 16, 64, 256, 1000)
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -55,47 +59,66 @@ def table(title: str, *rows: tuple[object, ...]) -> None:
             print("|" + "---|" * len(row))
 
 
+COSTS = ("full order", "block order", "global batches and parts", "index")
+
+
 def cost_of(n: int) -> tuple[float, ...]:
-    """Return ns a sample in full and block order, and ms to begin an epoch and to resume in its middle."""
+    """Return ns a sample as in `COSTS`, and ms to begin an epoch and to resume in its middle."""
     middle = n // 2
     count = min(CHUNK, n - middle)
     first_sample = np.arange(0, n + 1, BLOCK_SAMPLES)
     full, block = FullOrder(n, 0, 0), BlockOrder(first_sample, 0, 0, 64)
     schedule = Schedule(Shuffle(n, first_sample, "block", 0, 64), FixedBatches(1000, "short"))
-    step = n // 2000
+    place = Place(n // 2000, n // 2000 * 1000)
+    index, samples = index_of(first_sample), block.take(middle, middle + count)
+
+    def plan_parts() -> None:
+        steps = schedule.batching.plan(block, 0, place.position, place.position + count)
+        for step in range(len(steps)):
+            divide(EqualParts(), steps.batch(block, step), 8)
+
     return (
         seconds(lambda: full.take(middle, middle + count)) / count * 1e9,
         seconds(lambda: block.take(middle, middle + count)) / count * 1e9,
+        seconds(plan_parts) / count * 1e9,
+        seconds(lambda: index.locate(samples)) / count * 1e9,
         seconds(lambda: BlockOrder(first_sample, 0, 0, 64)) * 1e3,
-        seconds(lambda: schedule.epoch(0).check(Place(step, step * 1000))) * 1e3,
+        seconds(lambda: schedule.epoch(0).check(place)) * 1e3,
     )
 
 
-def cost() -> None:
+def index_of(first_sample: np.ndarray) -> Index:
+    """Return the index of one shard whose blocks have a byte a sample."""
+    sizes = np.diff(first_sample)
+    blocks = Blocks(np.zeros(len(sizes), np.int32), first_sample[:-1], sizes, first_sample)
+    return Index("memory://bench/", "", Shards(pa.array(["shard"]), first_sample[-1:], pa.array(["1"])), blocks)
+
+
+def cost() -> list[tuple[float, ...]]:
     """Cost of an order is flat in the number of samples."""
+    costs = [cost_of(10**power) for power in POWERS]
     table(
         f"Cost, blocks of {BLOCK_SAMPLES} samples",
-        ("samples", "full, ns a sample", "block, ns a sample", "begin an epoch, ms", "resume in its middle, ms"),
-        *((f"10^{power}", *cost_of(10**power)) for power in range(5, 10)),
+        ("samples", *(f"{name}, ns a sample" for name in COSTS), "begin an epoch, ms", "resume in its middle, ms"),
+        *((f"10^{power}", *figures) for power, figures in zip(POWERS, costs, strict=True)),
     )
+    return costs
 
 
-def quality() -> None:
+def quality() -> list[tuple[float, ...]]:
     """How far block order is from a permutation of all samples."""
     n = 1_000_000
     first_sample = np.arange(0, n + 1, BLOCK_SAMPLES)
-    orders: list[tuple[str, Order]] = [
-        (f"window of {window}", BlockOrder(first_sample, 0, 0, window)) for window in (1, 4, 16, 64, 256, 1000)
-    ]
+    epochs = [(f"window of {window}", BlockOrder(first_sample, 0, 0, window).take(0, n)) for window in WINDOWS]
+    epochs.append(("full", FullOrder(n, 0, 0).take(0, n)))
+    epochs.append(("numpy's permutation", np.random.default_rng(0).permutation(n)))
     rows = []
-    for name, order in [*orders, ("full", FullOrder(n, 0, 0))]:
-        samples = order.take(0, n)
+    for _, samples in epochs:
         block = samples // BLOCK_SAMPLES
         positions = np.argsort(samples).reshape(-1, BLOCK_SAMPLES)
         batches = block[: n // 256 * 256].reshape(-1, 256)
         rows.append(
             (
-                name,
                 float((block[1:] == block[:-1]).mean() * n / BLOCK_SAMPLES),
                 float(positions.std(axis=1).mean() / (n / 12**0.5)),
                 float(np.mean([len(np.unique(batch)) for batch in batches[::40]])),
@@ -104,8 +127,37 @@ def quality() -> None:
     table(
         f"Shuffle quality, {n:,} samples in {n // BLOCK_SAMPLES:,} blocks, batches of 256",
         ("order", "neighbours of one block, x chance", "spread of a block over the epoch", "blocks in a batch"),
-        *rows,
+        *((name, *row) for (name, _), row in zip(epochs, rows, strict=True)),
     )
+    return rows
+
+
+def draw(costs: list[tuple[float, ...]], qualities: list[tuple[float, ...]], folder: Path) -> None:
+    """Write what `cost` and `quality` found as two figures."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams["svg.hashsalt"] = "order"  # else every run names its shapes anew
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for name, column in zip(COSTS, zip(*costs, strict=True), strict=False):
+        axes.plot([10**power for power in POWERS], column, marker="o", label=name)
+    axes.set(xscale="log", xlabel="samples in the dataset", ylabel="ns a sample", ylim=(0, None))
+    axes.legend()
+    figure.savefig(folder / "order-cost.svg", metadata={"Date": None})
+
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    titles = ("neighbours from one block, times chance", "spread of a block over the epoch", "blocks in a batch of 256")
+    for axes, title, column in zip(figure.subplots(1, 3), titles, zip(*qualities, strict=True), strict=True):
+        axes.plot(WINDOWS, column[: len(WINDOWS)], marker="o", label="block order")
+        axes.axhline(column[-2], color="C1", label="full order")
+        axes.axhline(column[-1], color="black", linestyle=":", label="numpy's permutation")
+        axes.set(xscale="log", xlabel="window, blocks", title=title)
+        axes.title.set_fontsize("medium")
+        if title.startswith("neighbours"):
+            axes.set_yscale("log")
+            axes.legend()
+    figure.savefig(folder / "order-quality.svg", metadata={"Date": None})
 
 
 def lengths_of(count: int) -> np.ndarray:
@@ -173,9 +225,11 @@ def main() -> None:
     """Run all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, default=1_000_000, help="samples to bucket and pack")
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="also draw cost and quality there, as SVG")
     arguments = parser.parse_args()
-    cost()
-    quality()
+    costs, qualities = cost(), quality()
+    if arguments.plots is not None:
+        draw(costs, qualities, arguments.plots)
     batches(arguments.lengths)
     parts()
 
