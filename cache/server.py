@@ -126,7 +126,9 @@ class CacheServer:
         return None
 
     def _gone(self, task: asyncio.Task[None]) -> None:
-        self._ended_requests += self._sessions.pop(task).requests
+        session = self._sessions.pop(task)
+        session.close()
+        self._ended_requests += session.requests
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("serving a client failed", exc_info=error)
         if self._grace_s is not None:

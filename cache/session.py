@@ -127,21 +127,19 @@ class Session:
                 if self.last:
                     break
         except DataError as error:
-            await self._hang_up(error)
+            await self.refuse(error)
         except (ConnectionError, TimeoutError):
             pass  # gone, or asleep for too long: both are the client's own affair
-        finally:
-            self._plan.close()
-            self._socket.close()
 
     async def refuse(self, error: DataError) -> None:
-        """Say why and hang up."""
-        await self._hang_up(error)
-        self._socket.close()
-
-    async def _hang_up(self, error: DataError) -> None:
+        """Say why."""
         with contextlib.suppress(OSError):
             await self._send(failure_of(error))
+
+    def close(self) -> None:
+        """Hang up. For when the task has ended: one that is cancelled before its first step runs no line of its own."""
+        self._plan.close()
+        self._socket.close()
 
     async def _requests(self) -> AsyncIterator[Request]:
         """Yield what the client asks, after the greeting."""
