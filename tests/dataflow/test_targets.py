@@ -3,6 +3,7 @@
 import gc
 import io
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from dataflow.convert import Progress, convert
 from dataflow.dataset import open_dataset
 from dataflow.formats import field_kind, image_field, tensor_field
 from dataflow.formats.arrow import ShardWriter
+from dataflow.formats.targets.webdataset import _header
 from dataflow.formats.writable import WRITABLE
 
 COUNT = 50
@@ -277,3 +279,13 @@ def test_a_name_that_archives_cannot_hold_is_refused(tmp_path: Path) -> None:
 def test_settings_that_a_format_lacks_are_refused(source: Path, tmp_path: Path, to: str, compression: str) -> None:
     with pytest.raises(BadInputError):
         convert(source, tmp_path / "out", to=to, compression=compression)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.txt", "0/1.png", "x" * 96 + ".txt", "x" * 97 + ".txt", "é.txt", "x" * 300 + ".txt"]
+)
+@pytest.mark.parametrize("size_bytes", [0, 1, 511, 1 << 20, (1 << 33) - 1, 1 << 33])
+def test_headers_are_those_of_tarfile(name: str, size_bytes: int) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = size_bytes
+    assert _header(name, size_bytes) == info.tobuf(tarfile.PAX_FORMAT)

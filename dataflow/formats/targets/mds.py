@@ -79,7 +79,7 @@ class MdsTarget:
                 f"an MDS shard holds less than 4 GiB, got {offsets[-1]} bytes: choose a smaller shard size"
             )
         header = len(samples).to_bytes(4, "little") + offsets.astype("<u4").tobytes() + config
-        raw_bytes, chunks = int(offsets[-1]), [header, *samples]
+        raw_bytes, chunks = int(offsets[-1]), [header, b"".join(samples)]
         if self.compression == "zstd":
             sink = pa.BufferOutputStream()
             with pa.output_stream(sink, compression="zstd") as file:
