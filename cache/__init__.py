@@ -1,7 +1,7 @@
 """Bytes near: blocks fetched once, kept in tiers within their limits, handed to any number of processes."""
 
 from cache.access import open_reader
-from cache.config import CacheConfig, TierConfig
+from cache.config import CacheConfig, DirectoryConfig, TierConfig
 from cache.keys import BlockRef, block_key
 from cache.reader import BlockData, BlockReader, ObjectData
 
@@ -10,6 +10,7 @@ __all__ = [
     "BlockReader",
     "BlockRef",
     "CacheConfig",
+    "DirectoryConfig",
     "ObjectData",
     "TierConfig",
     "block_key",

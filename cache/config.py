@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -13,7 +14,7 @@ import msgspec
 
 from connectors.errors import BadInputError
 
-__all__ = ["RESERVED_NAMES", "CacheConfig", "Medium", "PolicyName", "TierConfig"]
+__all__ = ["RESERVED_NAMES", "CacheConfig", "DirectoryConfig", "Medium", "PolicyName", "TierConfig"]
 
 Medium: TypeAlias = Literal["ram", "nvme", "hdd"]
 PolicyName: TypeAlias = Literal["kept", "lru", "s3fifo", "next_use", "drop_behind", "auto"]
@@ -23,6 +24,34 @@ RESERVED_NAMES = frozenset({"direct", "in_place", "origin", "ring"})
 
 _MIB = 1024 * 1024
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryConfig:
+    """One of several directories of a tier.
+
+    Attributes:
+        path: Where it is, made absolute here.
+        weight: Its part of the tier's blocks, beside the weights of the others.
+        capacity_bytes: Most bytes there; None gives it its part of the tier's, by weight.
+        capacity_blocks: Most blocks there; None gives it its part of the tier's, where the tier has a limit.
+    """
+
+    path: str
+    weight: float = 1.0
+    capacity_bytes: int | None = None
+    capacity_blocks: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise BadInputError("the path of a directory is empty")
+        if not (0 < self.weight < math.inf):
+            raise BadInputError(f"{self.path}: weight must be > 0, got {self.weight}")
+        for name in ("capacity_bytes", "capacity_blocks"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise BadInputError(f"{self.path}: {name} must be >= 0, got {value}")
+        object.__setattr__(self, "path", _absolute(self.path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +68,7 @@ class TierConfig:
         policy: `kept` (lowest hashes stay, nothing is ever written twice; right for epochs), `s3fifo` (favourites
             stay), `next_use` (what plans want soonest stays, else as `kept`), `drop_behind` (what was read leaves
             first), `lru`, or `auto` (`kept`, `s3fifo` or `drop_behind`, by what is observed).
+        directories: Several directories instead of `path`, which share the tier's blocks by weight.
     """
 
     name: str
@@ -47,6 +77,7 @@ class TierConfig:
     capacity_blocks: int | None = None
     medium: Medium = "ram"
     policy: PolicyName = "kept"
+    directories: tuple[DirectoryConfig, ...] = ()
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or self.name in RESERVED_NAMES:
@@ -63,14 +94,34 @@ class TierConfig:
             raise BadInputError(
                 f"tier {self.name}: policy must be one of {', '.join(get_args(PolicyName))}, got {self.policy!r}"
             )
-        if self.path is None and self.medium != "ram":
+        object.__setattr__(self, "directories", tuple(self.directories))
+        if self.path is not None and self.directories:
+            raise BadInputError(f"tier {self.name}: give path or directories, not both")
+        if self.path is None and not self.directories and self.medium != "ram":
             raise BadInputError(f"tier {self.name}: medium {self.medium} needs a path")
         if self.path is not None:
             if not self.path:
                 raise BadInputError(f"tier {self.name}: path is empty; leave it out for a tier in memory")
-            path = Path(self.path).expanduser()
-            # The server that opens it may run in another working directory.
-            object.__setattr__(self, "path", os.path.normpath(path if path.is_absolute() else Path.cwd() / path))
+            object.__setattr__(self, "path", _absolute(self.path))
+        for name in ("capacity_bytes", "capacity_blocks"):
+            limit, parts = getattr(self, name), [getattr(place, name) for place in self.places]
+            if limit is not None and self.directories and (total := sum(parts)) > limit:
+                raise BadInputError(f"tier {self.name}: its directories have {name} {total}, more than its {limit}")
+
+    @property
+    def places(self) -> tuple[DirectoryConfig, ...]:
+        """Its directories, each with limits of its own; none for a tier in anonymous memory."""
+        if self.path is not None:
+            return (DirectoryConfig(self.path, 1.0, self.capacity_bytes, self.capacity_blocks),)
+        weights = sum(place.weight for place in self.directories)
+        return tuple(
+            replace(
+                place,
+                capacity_bytes=_part(place.capacity_bytes, self.capacity_bytes, place.weight / weights),
+                capacity_blocks=_part(place.capacity_blocks, self.capacity_blocks, place.weight / weights),
+            )
+            for place in self.directories
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +149,7 @@ class CacheConfig:
         if self.max_inflight_requests < 1:
             raise BadInputError(f"max_inflight_requests must be >= 1, got {self.max_inflight_requests}")
         names = [tier.name for tier in self.tiers]
-        paths = [tier.path for tier in self.tiers if tier.path is not None]
+        paths = [place.path for tier in self.tiers for place in tier.places]
         for what, values in (("name", names), ("path", paths)):
             twice = sorted({value for value in values if values.count(value) > 1})
             if twice:
@@ -132,11 +183,24 @@ class CacheConfig:
         return msgspec.json.encode(self).decode()
 
 
+def _absolute(path: str) -> str:
+    expanded = Path(path).expanduser()
+    # The server that opens it may run in another working directory.
+    return os.path.normpath(expanded if expanded.is_absolute() else Path.cwd() / expanded)
+
+
+def _part(own: int | None, whole: int | None, share: float) -> int | None:
+    return own if own is not None or whole is None else int(whole * share)
+
+
 def _build(found: Any, origin: str) -> CacheConfig:
     # msgspec checks types; a misspelt name it would pass over.
-    tables: list[tuple[type[CacheConfig | TierConfig], Any]] = [(CacheConfig, found)]
+    tables: list[tuple[type[CacheConfig | TierConfig | DirectoryConfig], Any]] = [(CacheConfig, found)]
     if isinstance(found, dict) and isinstance(found.get("tiers"), list):
         tables += [(TierConfig, tier) for tier in found["tiers"]]
+        for tier in found["tiers"]:
+            if isinstance(tier, dict) and isinstance(tier.get("directories"), list):
+                tables += [(DirectoryConfig, directory) for directory in tier["directories"]]
     for cls, table in tables:
         known = [field.name for field in fields(cls)]
         unknown = [name for name in table if name not in known] if isinstance(table, dict) else []

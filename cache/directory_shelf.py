@@ -55,12 +55,14 @@ class DirectoryShelf:
         self._lock: Descriptor | None = None
 
     def lock(self) -> None:
-        """Become the directory's only server and sweep what a killed one was writing.
+        """Become the directory's only server and sweep what a killed one was writing; once is enough.
 
         Raises:
             BadInputError: Another process serves the directory; it is named.
             OSError: The directory cannot be made or written.
         """
+        if self._lock is not None:
+            return
         for folder in (self._blocks, self._temporary):
             Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = Descriptor(os.open(os.path.join(self.path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -83,6 +85,27 @@ class DirectoryShelf:
         if foreign:
             _log.warning("%s holds what is not of this cache or this version and is left alone: %s", self.path, foreign)
         self._lock = lock
+
+    @property
+    def locked(self) -> bool:
+        """Whether the directory is ours."""
+        return self._lock is not None
+
+    def probe(self) -> tuple[bool, bool, str | None]:
+        """Try the disk, on a file that is there anyway; return whether it reads, whether it writes, and why not."""
+        if self._lock is None:
+            return False, False, "the directory is not open"
+        readable = False
+        try:
+            # What the page cache holds would say nothing about the disk.
+            self._system.posix_fadvise(self._lock.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            self._system.preadv(self._lock.fd, [bytearray(_PAGE_BYTES)], 0)
+            readable = True
+            self._system.pwrite(self._lock.fd, f"{os.getpid()}\n".encode(), 0)
+            self._system.fsync(self._lock.fd)
+        except OSError as error:
+            return readable, False, str(error)
+        return True, True, None
 
     def folders(self) -> list[str]:
         """Return the folders that hold blocks, each for `scan`."""

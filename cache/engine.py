@@ -18,27 +18,26 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from cache.budget import Budget, Errand
-from cache.config import CacheConfig, Medium, PolicyName, TierConfig
-from cache.directory_shelf import DirectoryShelf
+from cache.config import CacheConfig, PolicyName, TierConfig
+from cache.disk import DiskLimits
 from cache.handle import Block, Handle
 from cache.keys import BlockRef, block_key
-from cache.ledger import UNLIMITED_BLOCKS
-from cache.memory_shelf import MemoryShelf, raise_open_file_limit
+from cache.memory_shelf import raise_open_file_limit
+from cache.opening import memory_level, open_levels
 from cache.origin import MAX_REQUEST_BYTES, Fetch, Origin
 from cache.plan import Futures
 from cache.policy import Auto, Detector, DropBehind, KeptSet, Lru, NextUse, Policy, S3Fifo
 from cache.prefetch import Prefetcher, Work
-from cache.shelf import Shelf
 from cache.singleflight import SingleFlight
 from cache.stack import Stack, Stored
 from cache.tier import Tier
 from cache.window import Window
-from connectors.errors import BadInputError, DataError, PermissionDeniedError, TransientError
+from connectors.errors import DataError, TransientError
 from connectors.objects import ObjectMeta
 from connectors.protocols import Store
 from connectors.registry import open_store as open_registered_store
@@ -48,7 +47,6 @@ __all__ = ["Engine", "Handle"]
 _log = logging.getLogger(__name__)
 
 _POLICIES: dict[str, Callable[[], Policy]] = {"kept": KeptSet, "lru": Lru, "s3fifo": S3Fifo, "drop_behind": DropBehind}
-_THREADS: dict[Medium, int] = {"ram": 2, "nvme": 8, "hdd": 2}
 _CHECKING_THREADS = 2
 _CLOSE_TIMEOUT_S = 10.0
 # The rest of the ring is for what nobody announced.
@@ -73,24 +71,30 @@ class Engine:
         config: Tiers and limits.
         open_store: Opens the store for a root URL such as `s3://bucket`.
         system: The module of system calls that directories are written with; tests give one that fails or dies.
+        disk_limits: When a disk is distrusted and trusted again.
     """
 
     def __init__(
-        self, config: CacheConfig, *, open_store: Callable[[str], Store] = open_registered_store, system: Any = os
+        self,
+        config: CacheConfig,
+        *,
+        open_store: Callable[[str], Store] = open_registered_store,
+        system: Any = os,
+        disk_limits: DiskLimits = DiskLimits(),  # noqa: B008  frozen
     ) -> None:
         self._config = config
         self._open_store = open_store
         self._system = system
+        self._disk_limits = disk_limits
         self._running = False
         self._blocks_requested = 0
         self._flights: SingleFlight[bytes, Block | DataError] = SingleFlight()
         self._fetches: set[asyncio.Task[None]] = set()
         self._ahead: dict[Work, asyncio.Task[None]] = {}
-        self._scans: list[asyncio.Task[None]] = []
         self._futures = Futures()
         self._detector = Detector()
         self._planned_policies: list[NextUse] = []
-        self._executors: list[ThreadPoolExecutor] = []
+        self._checkers = ThreadPoolExecutor(_CHECKING_THREADS, thread_name_prefix="cache-check")
 
     async def start(self) -> None:
         """Open the tiers. Directories are scanned behind; blocks in them are found meanwhile, but none is let in.
@@ -103,28 +107,20 @@ class Engine:
         shelves = 1 + sum(tier.path is None for tier in config.tiers)
         # A quarter stays for files of directories, for sockets, and for blocks that readers hold after eviction.
         memory_blocks = raise_open_file_limit() * 3 // 4 // shelves
-        tiers: list[Tier] = []
-        directories: list[tuple[Tier, DirectoryShelf]] = []
-        try:
-            for tier_config in config.tiers:
-                if tier_config.path is None:
-                    tiers.append(self._memory_tier(tier_config, tier_config.name, memory_blocks))
-                else:
-                    tier, shelf = await self._directory_tier(tier_config, tier_config.path)
-                    tiers.append(tier)
-                    if shelf is not None:
-                        directories.append((tier, shelf))
-        except BaseException:
-            for tier in tiers:
-                tier.shelf.close()
-            await self._shut_executors()
-            raise
-        ring = self._memory_tier(TierConfig("none", config.ring_bytes), "ring", memory_blocks)
-        self._stack = Stack(tiers, ring, max_promoting_bytes=config.max_inflight_bytes)
+        levels = await open_levels(
+            config,
+            policy=self._policy,
+            max_memory_blocks=memory_blocks,
+            system=self._system,
+            disk_limits=self._disk_limits,
+        )
+        ring_config = TierConfig("none", config.ring_bytes, policy="lru")
+        ring = memory_level("ring", ring_config, self._policy("ring"), max_blocks=memory_blocks)
+        self._stack = Stack(levels, ring, max_promoting_bytes=config.max_inflight_bytes)
         self._origin = Origin(
             self._open_store,
             budget=Budget(max_bytes=config.max_inflight_bytes, max_requests=config.max_inflight_requests),
-            executor=self._executor("check", _CHECKING_THREADS),
+            executor=self._checkers,
             max_request_bytes=min(MAX_REQUEST_BYTES, config.max_inflight_bytes),
         )
         window_bytes = int(_WINDOW_SHARE * config.ring_bytes)
@@ -134,13 +130,13 @@ class Engine:
             window=Window(min_bytes=_MIN_WINDOW_BYTES, max_bytes=window_bytes),
             clock=time.monotonic,
         )
-        self._scans = [self._stack.begin(tier.adopt(shelf)) for tier, shelf in directories]
         self._running = True
 
     async def scanned(self) -> None:
         """Wait until every directory is known, and so lets blocks in."""
-        if self._scans:
-            await asyncio.wait(self._scans)
+        for level in self._stack.levels:
+            for tier in level.members:
+                await tier.scanned()
 
     async def settle(self) -> None:
         """Wait until every fetched block lies where it is kept; meanwhile it is found in memory, as if in the ring."""
@@ -159,9 +155,9 @@ class Engine:
             for task in self._fetches:
                 task.cancel()
             await asyncio.wait(list(self._fetches))
-        finished = await self._stack.close(_CLOSE_TIMEOUT_S)
+        await self._stack.close(_CLOSE_TIMEOUT_S)
         await self._origin.close()
-        await self._shut_executors(wait=finished)
+        await asyncio.to_thread(self._checkers.shutdown)
 
     async def get_many(self, refs: Sequence[BlockRef]) -> list[Handle | DataError]:
         """Find or fetch blocks; one result each, in the order of `refs`.
@@ -217,7 +213,7 @@ class Engine:
     def stats(self) -> dict[str, Any]:
         """Return what happened since `start`, as JSON types."""
         return {
-            "tiers": [tier.stats() for tier in self._stack.tiers],
+            "tiers": [level.stats() for level in self._stack.levels],
             "ring": self._stack.ring.stats(),
             "origin": self._origin.stats(),
             "blocks_requested": self._blocks_requested,
@@ -337,15 +333,6 @@ class Engine:
             del self._ahead[work]
             self.prefetcher.landed(work, [isinstance(result, Block) for result in results])
 
-    def _memory_tier(self, config: TierConfig, name: str, max_blocks: int) -> Tier:
-        if (config.capacity_blocks or 0) > max_blocks:
-            raise BadInputError(
-                f"tier {name}: {config.capacity_blocks} blocks in memory need as many open files, at most {max_blocks} "
-                "are possible here; lower capacity_blocks or raise the hard limit (ulimit -Hn)"
-            )
-        blocks = max_blocks if config.capacity_blocks is None else config.capacity_blocks
-        return self._tier(config, name, MemoryShelf(), capacity_blocks=blocks, executor=None)
-
     def _policy(self, name: PolicyName | Literal["ring"]) -> Policy:
         policy: Policy
         match name:
@@ -359,51 +346,6 @@ class Engine:
             case _:
                 policy = _POLICIES[name]()
         return policy
-
-    async def _directory_tier(self, config: TierConfig, path: str) -> tuple[Tier, DirectoryShelf | None]:
-        """Open a directory; one that is full or broken gives a tier that lets nothing in, and None."""
-        shelf = DirectoryShelf(path, read_ahead=config.medium != "ram", system=self._system)
-        executor = self._executor(config.name, _THREADS[config.medium])
-        try:
-            await asyncio.get_running_loop().run_in_executor(executor, shelf.lock)
-        except PermissionError as error:
-            raise PermissionDeniedError(f"tier {config.name}: cannot write the directory {path}: {error}") from error
-        except (FileExistsError, NotADirectoryError) as error:
-            raise BadInputError(f"tier {config.name}: {path} is not a directory: {error}") from error
-        except OSError as error:
-            _log.warning("tier %s: %s cannot be used, so nothing is kept there: %s", config.name, path, error)
-            closed = replace(config, capacity_bytes=0)
-            tier = self._tier(closed, config.name, MemoryShelf(), capacity_blocks=0, executor=None)
-            tier.fault = str(error)
-            return tier, None
-        blocks = UNLIMITED_BLOCKS if config.capacity_blocks is None else config.capacity_blocks
-        tier = self._tier(config, config.name, shelf, capacity_blocks=blocks, executor=executor)
-        tier.begin_scan()
-        return tier, shelf
-
-    def _tier(
-        self, config: TierConfig, name: str, shelf: Shelf, *, capacity_blocks: int, executor: Executor | None
-    ) -> Tier:
-        return Tier(
-            name=name,
-            medium=config.medium,
-            policy_name="lru" if name == "ring" else config.policy,
-            policy=self._policy("ring" if name == "ring" else config.policy),
-            shelf=shelf,
-            capacity_bytes=config.capacity_bytes,
-            capacity_blocks=capacity_blocks,
-            max_queued_bytes=self._config.max_inflight_bytes,
-            executor=executor,
-        )
-
-    def _executor(self, name: str, threads: int) -> ThreadPoolExecutor:
-        executor = ThreadPoolExecutor(threads, thread_name_prefix=f"cache-{name}")
-        self._executors.append(executor)
-        return executor
-
-    async def _shut_executors(self, *, wait: bool = True) -> None:
-        for executor in self._executors:
-            await asyncio.to_thread(executor.shutdown, wait=wait, cancel_futures=not wait)
 
     def _check_running(self) -> None:
         if not self._running:

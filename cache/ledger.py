@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from cache.disk import Admission
 from cache.policy import Policy
 
 __all__ = ["UNLIMITED_BLOCKS", "Counters", "Entry", "Ledger", "Reservation"]
@@ -68,7 +69,8 @@ class Ledger:
     Attributes:
         used_bytes: What is on the medium, or may come to it under a reservation.
         used_blocks: As `used_bytes`.
-        admitting: Whether blocks are let in at all; not before what lies on the medium is known.
+        admission: What is let in: nothing before what lies on the medium is known, one block at a time while that is an
+            experiment.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class Ledger:
         self.capacity_blocks = capacity_blocks
         self.used_bytes = 0
         self.used_blocks = 0
-        self.admitting = True
+        self.admission: Admission = "open"
         self.counters = Counters()
         self._policy = policy
         self._cost_bytes = cost_bytes
@@ -209,9 +211,10 @@ class Ledger:
         self.used_blocks -= 1
 
     def _choose(self, key: bytes, size_bytes: int) -> list[bytes] | None:
-        if not self.admitting or key in self._lengths or key in self._busy:
+        if self.admission == "closed" or key in self._lengths or key in self._busy:
             return None
-        if self._queued_bytes and self._queued_bytes + size_bytes > self._max_queued_bytes:
+        max_queued_bytes = self._max_queued_bytes if self.admission == "open" else 0
+        if self._queued_bytes and self._queued_bytes + size_bytes > max_queued_bytes:
             return None
         return self._admit(key, size_bytes)
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from cache.handle import Block, Handle
 from cache.ledger import Reservation
+from cache.level import Level
 from cache.tier import Tier
 from connectors.errors import CorruptError
 
@@ -40,20 +41,23 @@ class Stack:
     """Belongs to the event loop's thread.
 
     Args:
-        tiers: From the first one asked to the last; owned.
-        ring: A tier in memory for what no tier keeps; owned.
+        levels: The tiers, from the first one asked to the last; owned.
+        ring: A tier in memory for what no other keeps; owned.
         max_promoting_bytes: Most bytes being read from directories for the tiers above; past it a hit promotes nothing.
     """
 
-    def __init__(self, tiers: Sequence[Tier], ring: Tier, *, max_promoting_bytes: int) -> None:
-        self.tiers = tuple(tiers)
+    def __init__(self, levels: Sequence[Level], ring: Level, *, max_promoting_bytes: int) -> None:
+        self.levels = tuple(levels)
         self.ring = ring
-        self._levels = (*self.tiers, ring)
+        self._levels = (*self.levels, ring)
+        self._level_of = {tier: number for number, level in enumerate(self._levels) for tier in level.members}
         self._max_promoting_bytes = max_promoting_bytes
         self._promoting: set[bytes] = set()
         self._promoting_bytes = 0
         self._moving: dict[bytes, Block] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        for tier in self._level_of:
+            tier.start = self.begin
 
     def find(self, key: bytes, length: int, missed: set[tuple[Tier, bytes]]) -> Handle | Stored | None:
         """Look a block up, first tier first.
@@ -66,27 +70,27 @@ class Stack:
         Returns:
             The block, where it is in memory; the directory to `open` it in; None where nobody has it.
         """
-        for level, tier in enumerate(self._levels):
-            if tier.ledger.holds(key):
-                if not tier.in_memory:
-                    return Stored(tier, key, length)
-                block = tier.shelf.read(key, length)
-                handle = tier.handle(key, block.memory, length)
-                if level:
-                    self._raise(block, level)
-                return handle
-            if tier.may_hold(key) and (tier, key) not in missed:
+        for number, level in enumerate(self._levels):
+            tier = level.find(key, missed)
+            if tier is None:
+                continue
+            if not tier.in_memory:
                 return Stored(tier, key, length)
+            block = tier.shelf.read(key, length)
+            handle = tier.handle(key, block.memory, length)
+            if number:
+                self._raise(block, number, tier)
+            return handle
         moving = self._moving.get(key)
-        return None if moving is None else self.ring.handle(key, moving.memory, length)
+        return None if moving is None else self.ring.members[0].handle(key, moving.memory, length)
 
     def holds(self, key: bytes) -> bool:
         """Say whether the block is here, or may be in a directory that is still being scanned. Counts nothing."""
-        return key in self._moving or any(tier.ledger.holds(key) or tier.may_hold(key) for tier in self._levels)
+        return key in self._moving or any(level.find(key, ()) is not None for level in self._levels)
 
     def passes_by(self, key: bytes) -> bool:
         """Say whether the ring holds the block and no tier does."""
-        return self.ring.ledger.holds(key) and not any(tier.ledger.holds(key) for tier in self.tiers)
+        return self.ring.holds(key) and not any(level.holds(key) for level in self.levels)
 
     async def open(self, tier: Tier, stored: Sequence[Stored]) -> list[Handle | None]:
         """Open blocks that `find` placed in `tier`; None: it is not there, look again below.
@@ -111,7 +115,7 @@ class Stack:
     async def drop(self, key: bytes) -> None:
         """Remove a block that a reader found to be wrong, wherever it is."""
         reason = CorruptError(f"a reader found block {key.hex()} to be wrong")
-        for tier in self._levels:
+        for tier in self._level_of:
             await tier.drop(key, reason)
 
     async def settle(self) -> None:
@@ -121,25 +125,25 @@ class Stack:
             await asyncio.wait(list(self._tasks))
 
     async def close(self, timeout_s: float) -> bool:
-        """Finish what is being placed and let go of the shelves; False where `timeout_s` did not suffice."""
+        """Finish what is being placed and let go of the shelves; False where `timeout_s` did not suffice.
+
+        The lock of a directory where a thread may still write stays ours until the process ends.
+        """
         try:
             await asyncio.wait_for(self.settle(), timeout_s)
         except TimeoutError:
             _log.warning("%d placements are dropped: a directory did not answer in %g s", len(self._tasks), timeout_s)
             for task in self._tasks:
                 task.cancel()
-            # A thread may still write there, so the locks stay ours until the process ends.
-            return False
-        for tier in self._levels:
-            tier.shelf.close()
-        return True
+            timeout_s = 0
+        return all(await asyncio.gather(*(tier.close(timeout_s) for tier in self._level_of)))
 
     def _offer(self, block: Block, first: int, end: int) -> bool:
         """Offer a block to the levels `[first, end)`; its victims go on below."""
         for level in range(first, end):
-            tier = self._levels[level]
-            if tier.ledger.holds(block.key):
+            if self._levels[level].holds(block.key):
                 return True
+            tier = self._levels[level].member_for(block.key)
             if tier.in_memory:
                 evicted = tier.put(block)
                 if evicted is None:
@@ -150,43 +154,43 @@ class Stack:
             reservation = tier.ledger.reserve(block.key, block.length)
             if reservation is not None:
                 self._moving[block.key] = block
-                self.begin(self._store(block, level, reservation))
+                self.begin(self._store(block, level, tier, reservation))
                 return True
         return False
 
-    async def _store(self, block: Block, level: int, reservation: Reservation) -> None:
+    async def _store(self, block: Block, level: int, tier: Tier, reservation: Reservation) -> None:
         below = self._levels[level + 1 :]
 
         def wanted(key: bytes, length: int) -> bool:
-            return any(tier.ledger.wants(key, length) for tier in below)
+            return any(lower.wants(key, length) for lower in below)
 
         def pass_on(victim: Block) -> None:
             self._offer(victim, level + 1, len(self._levels))
 
         stored = False
         try:
-            stored = await self._levels[level].store(block, reservation, wanted=wanted, pass_on=pass_on)
+            stored = await tier.store(block, reservation, wanted=wanted, pass_on=pass_on)
         finally:
             if self._moving.get(block.key) is block:
                 del self._moving[block.key]
             if not stored:
                 pass_on(block)
 
-    def _raise(self, block: Block, level: int) -> None:
+    def _raise(self, block: Block, level: int, tier: Tier) -> None:
         """Move a block found in memory to a tier above that wants it."""
-        if any(tier.ledger.wants(block.key, block.length) for tier in self._levels[:level]):
-            self._levels[level].take(block)
+        if any(upper.wants(block.key, block.length) for upper in self._levels[:level]):
+            tier.take(block)
             self._offer(block, 0, level)
 
     def _promote(self, stored: Stored) -> None:
         """Copy a block found in a directory to a tier above that wants it."""
         key, length = stored.key, stored.length
-        level = self.tiers.index(stored.tier)
+        level = self._level_of[stored.tier]
         if key in self._promoting or key in self._moving:
             return
         if self._promoting and self._promoting_bytes + length > self._max_promoting_bytes:
             return
-        if any(tier.ledger.wants(key, length) for tier in self.tiers[:level]):
+        if any(upper.wants(key, length) for upper in self.levels[:level]):
             self._promoting.add(key)
             self._promoting_bytes += length
             self.begin(self._copy_up(stored, level))
@@ -198,7 +202,7 @@ class Stack:
             self._promoting.remove(stored.key)
             self._promoting_bytes -= stored.length
         # Meanwhile it may have come up another way.
-        if block is not None and not any(tier.ledger.holds(stored.key) for tier in self.tiers[:level]):
+        if block is not None and not any(upper.holds(stored.key) for upper in self.levels[:level]):
             self._offer(block, 0, level)
 
     def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

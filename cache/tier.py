@@ -2,6 +2,9 @@
 
 The ledger decides, on the event loop and without an await in between; only the blocking calls on a directory run in
 threads. A kill at any point leaves on the medium at most what the ledger had charged.
+
+A disk that fails takes nothing from its readers: what it cannot give they find elsewhere, what it cannot take goes on
+to the next tier, and when it fails often it is left alone (`cache.disk`). What it held is held again once it is back.
 """
 
 from __future__ import annotations
@@ -9,17 +12,19 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+import time
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from cache.config import Medium
 from cache.directory_shelf import DirectoryShelf, LeftBehindError
+from cache.disk import DiskState
+from cache.disk_calls import DiskCalls
 from cache.handle import Block, Descriptor, Handle
 from cache.ledger import UNLIMITED_BLOCKS, Counters, Entry, Ledger, Reservation
 from cache.policy import Policy
 from cache.shelf import Shelf
-from connectors.errors import CorruptError
+from connectors.errors import BadInputError, CorruptError, DataError, PermissionDeniedError
 
 __all__ = ["Tier"]
 
@@ -42,12 +47,13 @@ class Tier:
         capacity_bytes: Most bytes on the medium.
         capacity_blocks: Most blocks.
         max_queued_bytes: Most bytes waiting to be written; past it a slow disk loses admissions, and no reader waits.
-        executor: Threads for the shelf's calls; None where they never block.
+        calls: Threads for the shelf's calls, owned; None where they never block.
 
     Attributes:
         ledger: What the tier holds.
         scanning: A directory is not yet known: blocks are looked for by name, and none is let in.
         fault: The last failure of the medium, None once a write succeeds.
+        start: Runs what nobody waits for.
     """
 
     def __init__(
@@ -61,7 +67,7 @@ class Tier:
         capacity_bytes: int,
         capacity_blocks: int,
         max_queued_bytes: int,
-        executor: Executor | None,
+        calls: DiskCalls | None,
     ) -> None:
         self.name = name
         self.medium = medium
@@ -74,18 +80,68 @@ class Tier:
             capacity_blocks=capacity_blocks,
             max_queued_bytes=max_queued_bytes,
         )
-        self.in_memory = executor is None
+        self.in_memory = calls is None
         self.scanning = False
         self.fault: str | None = None
-        self._executor = executor
+        self.start: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]] = asyncio.create_task
+        self._calls = calls
+        self._adopting: asyncio.Task[None] | None = None
+        # Whether all that lies on the medium is known, so that something may come to it.
+        self._known = True
         # Blocks of a RAM directory that this process wrote itself need no second look.
         self._written_here: set[bytes] = set()
         # Dropped before the scan came to them; they are removed when it does.
         self._unwanted: set[bytes] = set()
+        if calls is not None:
+            calls.attach(probe=self._probe, on_change=self._follow)
+
+    async def open(self) -> None:
+        """Take a directory; it is scanned behind. Where the disk gives it later, or never, the tier does without.
+
+        Raises:
+            BadInputError: The path is no directory, or another process serves it.
+            PermissionDeniedError: It cannot be written.
+        """
+        shelf, calls = self.shelf, self._calls
+        if calls is None or not isinstance(shelf, DirectoryShelf):
+            return
+        self._known, self.ledger.admission = False, "closed"
+        try:
+            await calls.call_for_reader(shelf.lock)
+        except PermissionError as error:
+            raise PermissionDeniedError(f"tier {self.name}: cannot write {shelf.path}: {error}") from error
+        except (FileExistsError, NotADirectoryError) as error:
+            raise BadInputError(f"tier {self.name}: {shelf.path} is not a directory: {error}") from error
+        except OSError as error:
+            self.fault = str(error)
+            calls.distrust(f"{shelf.path} cannot be opened: {error}")
+        else:
+            self._scan()
+
+    async def scanned(self) -> None:
+        """Wait until a scan that has begun has ended."""
+        if self._adopting is not None:
+            await asyncio.wait({self._adopting})
+
+    async def close(self, timeout_s: float) -> bool:
+        """Let go of the shelf; False where a thread may still write there, so that its lock stays ours."""
+        if self._calls is not None and not await self._calls.close(timeout_s):
+            return False
+        self.shelf.close()
+        return True
+
+    @property
+    def well(self) -> bool:
+        """Whether nothing ails the disk, other than being full or slow."""
+        return self._calls is None or self._calls.health.state is DiskState.NORMAL
+
+    def holds(self, key: bytes) -> bool:
+        """Say whether the block is here and can be read."""
+        return self.ledger.holds(key) and (self._calls is None or self._calls.health.readable)
 
     def may_hold(self, key: bytes) -> bool:
         """Say whether a scan under way may still come to the block."""
-        return self.scanning and key not in self._unwanted
+        return self.scanning and key not in self._unwanted and (self._calls is None or self._calls.health.readable)
 
     def handle(self, key: bytes, descriptor: Descriptor, length: int) -> Handle:
         """Count a hit and wrap the open file of a block that was found here."""
@@ -99,10 +155,19 @@ class Tier:
         Raises:
             OSError: This process has no descriptor left.
         """
-        found = await self._call(_open_each, self.shelf, wanted)
+        calls = self._calls
+        if calls is None:
+            found = _open_each(self.shelf, wanted, lambda: None)
+        else:
+            try:
+                found = await calls.call_for_reader(_open_each, self.shelf, wanted, calls.progress)
+            except TimeoutError:
+                return [None] * len(wanted)
         results: list[Descriptor | None] = []
         for (key, _), file in zip(wanted, found, strict=True):
             if isinstance(file, Descriptor):
+                if calls is not None:
+                    calls.succeeded(writing=False)
                 results.append(file)
                 continue
             if isinstance(file, OSError) and file.errno in _NO_DESCRIPTORS:
@@ -113,8 +178,12 @@ class Tier:
 
     async def read(self, key: bytes, length: int) -> Block | None:
         """Return a block as memory; None where it cannot be had, and a broken one is dropped."""
+        if self._calls is None:
+            return self.shelf.read(key, length)
         try:
-            return await self._call(self.shelf.read, key, length)
+            return await self._calls.call_for_reader(self.shelf.read, key, length)
+        except TimeoutError:
+            return None
         except (OSError, CorruptError) as error:
             if not (isinstance(error, OSError) and error.errno in _NO_DESCRIPTORS):
                 await self.drop(key, error)
@@ -171,20 +240,22 @@ class Tier:
                 await self._remove(key, length)
                 removed.append((key, length))
         except OSError as error:
-            self._note_fault(error)
+            self._note_fault(error, writing=True)
             self.ledger.give_up(reservation, removed)
             return False
         self.ledger.settle(reservation)
         try:
             await self._call(self.shelf.write, block)
         except OSError as error:
-            self._note_fault(error)
+            self._note_fault(error, writing=True)
             self.ledger.abandon(reservation, left_behind=isinstance(error, LeftBehindError))
             return False
         self.ledger.commit(reservation)
         if self.medium == "ram":
             self._written_here.add(block.key)
         self.fault = None
+        if self._calls is not None:
+            self._calls.succeeded(writing=True)
         return True
 
     async def drop(self, key: bytes, reason: Exception) -> None:
@@ -196,21 +267,34 @@ class Tier:
         if isinstance(reason, CorruptError):
             self.ledger.counters.corrupt += 1
             _log.warning("tier %s drops a bad block: %s", self.name, str(reason))
-        elif not isinstance(reason, FileNotFoundError):
-            self._note_fault(reason)
+        elif isinstance(reason, OSError) and not isinstance(reason, FileNotFoundError):
+            self._note_fault(reason, writing=False)
         length = self.ledger.detach(key)
         if length is None:
             return
+        removal = self.start(self._finish_removal(key, length))
+        if self._calls is not None:
+            # A reader may be waiting here.
+            await self._calls.patient(removal)
+        else:
+            await removal
+
+    async def _finish_removal(self, key: bytes, length: int) -> None:
         removed = False
         try:
             await self._remove(key, length)
             removed = True
         except OSError as error:
-            self._note_fault(error)
+            self._note_fault(error, writing=True)
         finally:
             self.ledger.end_removal(key, length, removed=removed)
 
-    async def adopt(self, shelf: DirectoryShelf) -> None:
+    def _scan(self) -> None:
+        assert isinstance(self.shelf, DirectoryShelf)
+        self.scanning = True
+        self._adopting = self.start(self._adopt(self.shelf))
+
+    async def _adopt(self, shelf: DirectoryShelf) -> None:
         """Scan the directory and take over the blocks in it, the best by the policy where they exceed the limits."""
         foreign = 0
         try:
@@ -221,22 +305,21 @@ class Tier:
                     try:
                         await self._remove(key, length)
                     except OSError as error:
-                        self._note_fault(error)
+                        self._note_fault(error, writing=True)
                         self.ledger.charge(length)
-            self.ledger.admitting = True
         except OSError as error:
-            # What lies there is not known, so nothing may come to it.
-            self._note_fault(error)
+            # What lies there is not known, so nothing may come to it; it is scanned again when the disk is well.
+            self._note_fault(error, writing=False)
+            if self._calls is not None:
+                self._calls.distrust(f"{shelf.path} cannot be listed: {error}")
+        else:
+            self._known = True
         self.scanning = False
         self._unwanted.clear()
+        self._follow()
         if foreign:
             _log.warning("tier %s: %d files in %s are not blocks and are left alone", self.name, foreign, shelf.path)
         _log.info("tier %s: %d blocks found in %s", self.name, len(self.ledger), shelf.path)
-
-    def begin_scan(self) -> None:
-        """Let nothing in until `adopt` has ended."""
-        self.scanning = True
-        self.ledger.admitting = False
 
     def stats(self) -> dict[str, Any]:
         """Return settings, fill, counters and the last fault as plain values."""
@@ -252,19 +335,39 @@ class Tier:
             **{name: getattr(ledger.counters, name) for name in Counters.__slots__},
             "scanning": self.scanning,
             "fault": self.fault,
+            **({} if self._calls is None else self._calls.stats()),
+            **({"path": self.shelf.path} if isinstance(self.shelf, DirectoryShelf) else {}),
         }
+
+    def _probe(self) -> tuple[bool, bool, str | None]:
+        assert isinstance(self.shelf, DirectoryShelf)
+        if not self.shelf.locked:
+            try:
+                self.shelf.lock()
+            except (OSError, DataError) as error:
+                return False, False, str(error)
+        return self.shelf.probe()
+
+    def _follow(self) -> None:
+        """Do what the state of the disk says."""
+        assert self._calls is not None
+        assert isinstance(self.shelf, DirectoryShelf)
+        if self._known:
+            self.ledger.admission = self._calls.health.admission(time.monotonic())
+        elif not self.scanning and self.shelf.locked and self.well:
+            self._scan()
 
     async def _remove(self, key: bytes, length: int) -> None:
         self._written_here.discard(key)
         await self._call(self.shelf.remove, key, length)
 
     async def _call(self, function: Callable[..., _T], *args: Any) -> _T:
-        if self._executor is None:
-            return function(*args)
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
+        return function(*args) if self._calls is None else await self._calls.call(function, *args)
 
-    def _note_fault(self, error: Exception) -> None:
+    def _note_fault(self, error: OSError, *, writing: bool) -> None:
         self.ledger.counters.errors += 1
+        if self._calls is not None:
+            self._calls.failed(error, writing=writing)
         # As text: a kept error would keep its frames, and with them the block's memory.
         text = str(error)
         if self.fault is None:
@@ -272,11 +375,14 @@ class Tier:
         self.fault = text
 
 
-def _open_each(shelf: Shelf, wanted: Sequence[Entry]) -> list[Descriptor | OSError | CorruptError]:
+def _open_each(
+    shelf: Shelf, wanted: Sequence[Entry], progress: Callable[[], None]
+) -> list[Descriptor | OSError | CorruptError]:
     found: list[Descriptor | OSError | CorruptError] = []
     for key, length in wanted:
         try:
             found.append(shelf.open(key, length))
         except (OSError, CorruptError) as error:
             found.append(error)
+        progress()
     return found

@@ -8,6 +8,7 @@ from cache.testing.reading import read_blocks, read_handle
 from cache.testing.replay import Replay
 from cache.testing.servers import RunningServer, running_server
 from cache.testing.strategies import block_contents, sizes_by_key
+from cache.testing.until import until
 
 __all__ = [
     "FaultySystem",
@@ -26,4 +27,5 @@ __all__ = [
     "running_server",
     "send_blocks",
     "sizes_by_key",
+    "until",
 ]

@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,9 +22,10 @@ from crc32c import crc32c
 from cache.block import block_path
 from cache.config import CacheConfig, TierConfig
 from cache.directory_shelf import DirectoryShelf
+from cache.disk import DiskLimits
 from cache.engine import Engine, Handle
 from cache.keys import BlockRef, block_key
-from cache.testing import FaultySystem, check_directory, check_limits, read_blocks, read_handle
+from cache.testing import FaultySystem, check_directory, check_limits, read_blocks, read_handle, until
 from connectors.errors import BadInputError, DataError, NotFoundError, PermissionDeniedError, TransientError
 from connectors.objects import Span
 from connectors.protocols import Store
@@ -32,6 +35,11 @@ from connectors.wrappers import CountingStore
 BLOCK = 4000
 SIZE = 4096  # of such a block on either medium
 MIB = 1 << 20
+DISK_LIMITS = DiskLimits()
+# Probed at once and all the time.
+BRISK = DiskLimits(first_retry_s=1e-3, last_retry_s=1e-3)
+# Never probed, so what a state means can be looked at.
+GRIM = DiskLimits(first_retry_s=1e6, last_retry_s=1e6)
 
 _names = itertools.count()
 
@@ -82,8 +90,10 @@ async def origin() -> Origin:
 
 
 @asynccontextmanager
-async def running(config: CacheConfig, origin: Origin, system: object = os) -> AsyncIterator[Engine]:
-    engine = Engine(config, open_store=origin.open, system=system)
+async def running(
+    config: CacheConfig, origin: Origin, system: object = os, disk_limits: DiskLimits = DISK_LIMITS
+) -> AsyncIterator[Engine]:
+    engine = Engine(config, open_store=origin.open, system=system, disk_limits=disk_limits)
     await engine.start()
     try:
         await engine.scanned()
@@ -321,19 +331,28 @@ async def test_a_path_that_cannot_be_a_directory_is_refused(tmp_path: Path, orig
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
-async def test_a_directory_that_cannot_be_opened_is_done_without(
+async def test_a_directory_that_cannot_be_opened_is_done_without_until_it_can(
     tmp_path: Path, origin: Origin, number: int, monkeypatch
 ) -> None:
+    really_lock = DirectoryShelf.lock
+
     def lock(shelf: DirectoryShelf) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(DirectoryShelf, "lock", lock)
     refs = await origin.put("x", 3)
-    async with running(CacheConfig((disk(tmp_path, 9),), ring_bytes=0), origin) as engine:
+    config = CacheConfig((disk(tmp_path, 9),), ring_bytes=0)
+    async with running(config, origin, disk_limits=BRISK) as engine:
         assert await sources(engine, refs) == ["origin"] * 3
         (tier,) = engine.stats()["tiers"]
-        assert (tier["capacity_bytes"], tier["blocks"]) == (0, 0)
+        assert (tier["used_bytes"], tier["blocks"], tier["state"]) == (0, 0, "down")
+        assert os.strerror(number) in tier["state_reason"]
         assert os.strerror(number) in tier["fault"]
+        monkeypatch.setattr(DirectoryShelf, "lock", really_lock)
+        await until(lambda: state(engine) == "normal" and not engine.stats()["tiers"][0]["scanning"])
+        assert await sources(engine, refs) == ["origin"] * 3
+        await engine.settle()
+        assert await sources(engine, refs) == ["disk"] * 3
 
 
 async def test_more_blocks_in_memory_than_files_may_be_open_are_refused(origin: Origin) -> None:
@@ -342,39 +361,162 @@ async def test_more_blocks_in_memory_than_files_may_be_open_are_refused(origin: 
         await Engine(config, open_store=origin.open).start()
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
-async def test_a_disk_that_refuses_writes_fails_no_read(tmp_path: Path, origin: Origin, number: int) -> None:
-    def before(name: str) -> None:
-        if name in ("posix_fallocate", "write"):
-            raise OSError(number, os.strerror(number))
+class Disk:
+    """System calls of a disk, some of which fail, hang or are counted."""
 
-    refs = await origin.put("x", 5)
-    config = CacheConfig((disk(tmp_path, 9),), ring_bytes=2 * SIZE)
-    async with running(config, origin, FaultySystem(before)) as engine:
-        for _ in range(3):
-            await sources(engine, refs)
+    def __init__(self) -> None:
+        self.failing: dict[str, int] = {}
+        self.calls: Counter[str] = Counter()
+        self.answers = threading.Event()
+        self.answers.set()
+        self.system = FaultySystem(self._before)
+
+    def _before(self, name: str) -> None:
+        self.calls[name] += 1
+        self.answers.wait(10)
+        if name in self.failing:
+            raise OSError(self.failing[name], os.strerror(self.failing[name]))
+
+
+def state(engine: Engine) -> str:
+    return str(engine.stats()["tiers"][0]["state"])
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+async def test_a_full_disk_is_not_tried_for_every_block_and_written_again_when_there_is_space(
+    tmp_path: Path, origin: Origin, number: int
+) -> None:
+    broken = Disk()
+    refs = await origin.put("x", 20)
+    config = CacheConfig((disk(tmp_path, 30),), ring_bytes=0)
+    async with running(config, origin, broken.system, GRIM) as engine:
+        await sources(engine, refs[:2])
+        await engine.settle()
+        broken.failing = {"posix_fallocate": number}
+        for ref in refs:
+            await sources(engine, [ref])
             await engine.settle()
         (tier,) = engine.stats()["tiers"]
-        assert tier["errors"] >= 5
-        assert (tier["used_bytes"], tier["blocks"]) == (0, 0)
-        assert tier["fault"] is not None
-    check_directory(tmp_path, capacity_bytes=0)
+        assert broken.calls["posix_fallocate"] == 3
+        assert (tier["blocks"], tier["hits"], tier["state"]) == (2, 2, "normal")
+        assert os.strerror(number) in tier["full"]["reason"]
+        assert tier["full"]["since_unix_s"] > 0
+    broken.failing = {}
+    async with running(config, origin, broken.system, BRISK) as engine:
+        broken.failing = {"write": number}
+        await sources(engine, refs[2:4])
+        await engine.settle()
+        assert engine.stats()["tiers"][0]["full"] is not None
+        broken.failing = {}
+
+        async def is_kept() -> bool:
+            await sources(engine, refs[2:3])
+            await engine.settle()
+            return engine.stats()["tiers"][0]["full"] is None
+
+        while not await is_kept():
+            pass
+        assert await sources(engine, refs[:3]) == ["disk"] * 3
+    check_directory(tmp_path, capacity_bytes=30 * SIZE)
 
 
-async def test_a_disk_that_fails_reads_fails_no_read_of_ours(tmp_path: Path, origin: Origin) -> None:
-    broken = False
-
-    def before(name: str) -> None:
-        if broken:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    refs = await origin.put("x", 5)
-    async with running(CacheConfig((disk(tmp_path, 9),), ring_bytes=0), origin, FaultySystem(before)) as engine:
+async def test_a_disk_that_fails_writes_is_read_but_not_written_until_its_probes_pass(
+    tmp_path: Path, origin: Origin, caplog
+) -> None:
+    broken = Disk()
+    refs = await origin.put("x", 30)
+    async with running(CacheConfig((disk(tmp_path, 40),), ring_bytes=0), origin, broken.system, BRISK) as engine:
+        await sources(engine, refs[:2])
+        await engine.settle()
+        broken.failing = dict.fromkeys(["write", "pwrite"], errno.EIO)
+        for ref in refs[2:]:
+            assert await sources(engine, [ref]) == ["origin"]
+            await engine.settle()
+        assert broken.calls["write"] < 10
+        assert state(engine) == "unstable"
+        assert "Input/output error" in engine.stats()["tiers"][0]["state_reason"]
+        assert await sources(engine, refs[:2]) == ["disk"] * 2
+        broken.failing = {}
+        await until(lambda: state(engine) == "normal")
         await sources(engine, refs)
         await engine.settle()
-        broken = True
-        assert await sources(engine, refs) == ["origin"] * 5
+        assert await sources(engine, refs) == ["disk"] * 30
+    states = [record.getMessage().split(": ")[1] for record in caplog.records if "the disk is" in record.getMessage()]
+    assert states[0] == "the disk is unstable"
+
+
+async def test_a_disk_that_fails_reads_is_left_alone_and_what_it_held_is_held_again(
+    tmp_path: Path, origin: Origin
+) -> None:
+    broken = Disk()
+    refs = await origin.put("x", 40)
+    config = CacheConfig((disk(tmp_path, 50),), ring_bytes=0)
+    async with running(config, origin, broken.system, BRISK) as engine:
+        await sources(engine, refs)
+        await engine.settle()
+        broken.failing = dict.fromkeys(["open", "preadv"], errno.EIO)
+        for ref in refs:
+            assert await sources(engine, [ref]) == ["origin"]
+        assert state(engine) == "down"
         check_limits(engine.stats())
+        # Some were lost to the errors that gave the disk away; the others were not even tried.
+        lost = 40 - engine.stats()["tiers"][0]["blocks"]
+        assert lost < 20
+        broken.failing = {}
+        await until(lambda: state(engine) == "normal")
+        assert (await sources(engine, refs)).count("disk") == 40 - lost
+
+
+async def test_a_disk_that_hangs_holds_up_neither_its_readers_nor_the_others(tmp_path: Path, origin: Origin) -> None:
+    broken = Disk()
+    refs = await origin.put("x", 6)
+    ram = TierConfig("ram", 2 * SIZE)
+    config = CacheConfig((disk(tmp_path, 3), ram), ring_bytes=0)
+    limits = DiskLimits(stuck_s=0.05, first_retry_s=1e-3, last_retry_s=1e-3)
+    async with running(config, origin, broken.system, limits) as engine:
+        for _ in range(4):
+            found = await sources(engine, refs)
+            await engine.settle()
+        assert sorted(found) == ["disk"] * 3 + ["origin"] + ["ram"] * 2
+        on = {place: [ref for ref, source in zip(refs, found, strict=True) if source == place] for place in set(found)}
+        broken.answers.clear()
+        stuck = asyncio.create_task(sources(engine, on["disk"]))
+        await asyncio.sleep(0)
+        assert await sources(engine, on["ram"]) == ["ram"] * 2
+        assert await stuck == ["origin"] * 3
+        assert state(engine) == "down"
+        assert "no call has returned" in engine.stats()["tiers"][0]["state_reason"]
+        begun = broken.calls["open"]
+        assert "disk" not in await sources(engine, refs)
+        await engine.report_bad(block_key(on["disk"][0]))
+        assert broken.calls["open"] == begun
+        check_limits(engine.stats())
+        broken.answers.set()
+        await until(lambda: state(engine) == "normal")
+        await engine.settle()
+        assert await sources(engine, on["disk"][1:]) == ["disk"] * 2
+
+
+async def test_a_directory_that_hangs_when_it_is_opened_does_not_hold_up_the_start(
+    tmp_path: Path, origin: Origin, monkeypatch
+) -> None:
+    answers, really_lock = threading.Event(), DirectoryShelf.lock
+
+    def lock(shelf: DirectoryShelf) -> None:
+        answers.wait(60)
+        really_lock(shelf)
+
+    monkeypatch.setattr(DirectoryShelf, "lock", lock)
+    refs = await origin.put("x", 2)
+    limits = DiskLimits(stuck_s=0.02, first_retry_s=1e-3, last_retry_s=1e-3)
+    async with running(CacheConfig((disk(tmp_path, 3),), ring_bytes=0), origin, disk_limits=limits) as engine:
+        assert await sources(engine, refs) == ["origin"] * 2
+        assert state(engine) == "down"
+        answers.set()
+        await until(lambda: state(engine) == "normal" and not engine.stats()["tiers"][0]["scanning"])
+        await sources(engine, refs)
+        await engine.settle()
+        assert await sources(engine, refs) == ["disk"] * 2
 
 
 async def test_no_descriptor_left_is_a_clear_error(tmp_path: Path, origin: Origin) -> None:

@@ -27,6 +27,7 @@ from hypothesis.stateful import (
 )
 
 from cache.config import CacheConfig, TierConfig
+from cache.disk import DiskLimits
 from cache.engine import Engine
 from cache.keys import BlockRef, block_key
 from cache.testing import FaultySystem, check_directory, check_limits, read_blocks
@@ -39,7 +40,7 @@ OBJECTS = ["a", "b", "c"]
 BLOCKS_PER_OBJECT = 6
 RAM_BLOCKS, DISK_BLOCKS, RING_BLOCKS = 3, 5, 2
 FAULTS = [None, errno.ENOSPC, errno.EDQUOT, errno.EIO]
-FAILING_CALLS = ["open", "posix_fallocate", "write", "rename", "unlink", "preadv", "fstat"]
+FAILING_CALLS = ["open", "posix_fallocate", "write", "rename", "unlink", "preadv", "fstat", "fsync"]
 
 _names = itertools.count()
 
@@ -162,7 +163,9 @@ class CacheMachine(RuleBasedStateMachine):
             TierConfig("disk", DISK_BLOCKS * PAGE, str(self.path), DISK_BLOCKS, "nvme", disk),
         )
         config = CacheConfig(tiers, RING_BLOCKS * PAGE, max_inflight_bytes=5 * BLOCK, max_inflight_requests=3)
-        self.engine = Engine(config, open_store=lambda root: self.store, system=FaultySystem(self.before))
+        limits = DiskLimits(first_retry_s=1e-4, last_retry_s=1e-3)
+        system = FaultySystem(self.before)
+        self.engine = Engine(config, open_store=lambda root: self.store, system=system, disk_limits=limits)
         self.runner.run(self.engine.start())
 
     def stop(self, *, orderly: bool) -> None:

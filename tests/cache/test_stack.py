@@ -11,8 +11,11 @@ import pytest
 
 from cache.block import block_path
 from cache.directory_shelf import DirectoryShelf
+from cache.disk import DiskLimits
+from cache.disk_calls import DiskCalls
 from cache.handle import Handle
 from cache.ledger import UNLIMITED_BLOCKS
+from cache.level import Level
 from cache.memory_shelf import MemoryShelf
 from cache.policy import KeptSet, Lru, Policy
 from cache.stack import Stack, Stored
@@ -21,6 +24,7 @@ from cache.tier import Tier
 
 LENGTH = 4000
 SIZE = 4096  # with its trailer too
+PATIENT = DiskLimits(unstable_failures=1000, window=1000)
 
 Build = Callable[..., Tier]
 
@@ -47,7 +51,7 @@ async def build(tmp_path: Path) -> AsyncIterator[Build]:
                 capacity_bytes=blocks * SIZE,
                 capacity_blocks=blocks if disk else UNLIMITED_BLOCKS,
                 max_queued_bytes=1 << 30,
-                executor=threads if disk else None,
+                calls=DiskCalls(name, threads=4, limits=PATIENT) if disk else None,
             )
 
         yield make
@@ -58,7 +62,8 @@ async def stacked(build: Build) -> AsyncIterator[Callable[..., Stack]]:
     stacks = []
 
     def make(tiers: Sequence[Tier], ring_blocks: int = 0) -> Stack:
-        stacks.append(Stack(tiers, build("ring", ring_blocks, Lru()), max_promoting_bytes=1 << 20))
+        levels = [Level([(tier, tier.name, 1.0)]) for tier in (*tiers, build("ring", ring_blocks, Lru()))]
+        stacks.append(Stack(levels[:-1], levels[-1], max_promoting_bytes=1 << 20))
         return stacks[-1]
 
     yield make
@@ -92,7 +97,7 @@ async def test_kept_sets_share_out_the_lowest_keys_and_the_ring_takes_the_rest(b
     for number in (9, 4, 7, 1, 8, 2, 6, 3, 5, 11, 12, 10):
         place(stack, number)
         await stack.settle()
-    assert (held(ram), held(disk), held(stack.ring)) == ([1, 2], [3, 4, 5], [10, 12])
+    assert (held(ram), held(disk), held(stack.ring.members[0])) == ([1, 2], [3, 4, 5], [10, 12])
     sources = [await get(stack, number) for number in (1, 3, 10)]
     assert sources == ["ram", "disk", "ring"]
 
@@ -148,9 +153,9 @@ async def test_a_block_found_in_the_ring_moves_up(build: Build, stacked) -> None
     ram = build("ram", 1, Lru())
     stack = stacked([ram], ring_blocks=2)
     place(stack, 1, 2)
-    assert (held(ram), held(stack.ring)) == ([2], [1])
+    assert (held(ram), held(stack.ring.members[0])) == ([2], [1])
     assert await get(stack, 1) == "ring"
-    assert (held(ram), held(stack.ring)) == ([1], [2])
+    assert (held(ram), held(stack.ring.members[0])) == ([1], [2])
 
 
 async def test_a_block_on_its_way_to_a_directory_is_found(build: Build, stacked) -> None:
@@ -174,7 +179,7 @@ async def test_what_a_broken_disk_does_not_take_goes_on(build: Build, stacked) -
     for number in (1, 2):
         place(stack, number)
         await stack.settle()
-    assert (held(broken), held(disk), held(stack.ring)) == ([], [1], [2])
+    assert (held(broken), held(disk), held(stack.ring.members[0])) == ([], [1], [2])
 
 
 async def test_a_directorys_victim_goes_down_and_in_the_end_to_the_ring(build: Build, stacked) -> None:
@@ -183,7 +188,7 @@ async def test_a_directorys_victim_goes_down_and_in_the_end_to_the_ring(build: B
     for number in (9, 5, 1):
         place(stack, number)
         await stack.settle()
-    assert (held(fast), held(slow), held(stack.ring)) == ([1], [5], [9])
+    assert (held(fast), held(slow), held(stack.ring.members[0])) == ([1], [5], [9])
 
 
 async def test_a_reported_block_is_gone_from_every_tier(build: Build, stacked, tmp_path: Path) -> None:
@@ -226,7 +231,7 @@ async def test_a_ring_without_memory_keeps_nothing(build: Build, stacked) -> Non
     place(stack, 1)
     await stack.settle()
     assert await get(stack, 1) is None
-    check_limits({"tiers": [tier.stats() for tier in stack.tiers], "ring": stack.ring.stats()})
+    check_limits({"tiers": [level.stats() for level in stack.levels], "ring": stack.ring.stats()})
 
 
 async def test_close_does_not_wait_for_a_directory_that_does_not_answer(build: Build, caplog) -> None:
@@ -237,7 +242,8 @@ async def test_close_does_not_wait_for_a_directory_that_does_not_answer(build: B
             answers.wait(60)
 
     disk = build("disk", 3, KeptSet(), disk=True, system=FaultySystem(before))
-    stack = Stack([disk], build("ring", 1, Lru()), max_promoting_bytes=1)
+    levels = [Level([(tier, tier.name, 1.0)]) for tier in (disk, build("ring", 1, Lru()))]
+    stack = Stack(levels[:1], levels[1], max_promoting_bytes=1)
     place(stack, 1)
     assert not await stack.close(0.01)
     answers.set()

@@ -12,16 +12,20 @@ import pytest
 
 from cache.block import block_path
 from cache.directory_shelf import DirectoryShelf
+from cache.disk import DiskLimits
+from cache.disk_calls import DiskCalls
 from cache.handle import Block, Descriptor
 from cache.ledger import UNLIMITED_BLOCKS, Reservation
 from cache.memory_shelf import MemoryShelf
 from cache.policy import KeptSet, Lru, Policy
-from cache.testing import FaultySystem, check_directory, make_block, make_key, read_handle
+from cache.testing import FaultySystem, check_directory, make_block, make_key, read_handle, until
 from cache.tier import Tier
 from connectors.errors import CorruptError
 
 LENGTH = 5000  # 8192 on the medium
 SIZE = 8192
+# A disk that is never given up: what each call does can be looked at.
+PATIENT = DiskLimits(unstable_failures=1000, window=1000, first_retry_s=1e-4, last_retry_s=1e-4)
 
 
 def a_block(number: int, length: int = LENGTH) -> Block:
@@ -72,9 +76,11 @@ def directory_tier(
     system: object = os,
     medium: str = "nvme",
     max_queued_bytes: int = 1 << 30,
+    limits: DiskLimits = PATIENT,
 ) -> Tier:
     shelf = WeighedShelf(str(path), system)
     threads.submit(shelf.lock).result()
+    calls = DiskCalls("disk", threads=16, limits=limits)
     return Tier(
         name="disk",
         medium=medium,
@@ -84,7 +90,7 @@ def directory_tier(
         capacity_bytes=capacity_bytes,
         capacity_blocks=capacity_blocks,
         max_queued_bytes=max_queued_bytes,
-        executor=threads,
+        calls=calls,
     )
 
 
@@ -98,7 +104,7 @@ def memory_tier(capacity_bytes: int, policy: Policy | None = None, capacity_bloc
         capacity_bytes=capacity_bytes,
         capacity_blocks=capacity_blocks,
         max_queued_bytes=1 << 30,
-        executor=None,
+        calls=None,
     )
 
 
@@ -190,13 +196,13 @@ async def test_a_disk_that_cannot_be_written_lets_nothing_in_and_owes_nothing(
 
     def before(name: str) -> None:
         if broken and name == call:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     tier = directory_tier(tmp_path, threads, system=FaultySystem(before))
     for number in range(3):
         assert await store(tier, a_block(number)) is None
     assert (tier.ledger.used_bytes, tier.ledger.used_blocks, tier.ledger.counters.errors) == (0, 0, 3)
-    assert "No space left" in (tier.fault or "")
+    assert "Input/output" in (tier.fault or "")
     assert len(caplog.records) == 1
     broken = False
     assert await store(tier, a_block(1)) == []
@@ -316,8 +322,8 @@ async def test_only_what_this_process_wrote_to_a_ram_directory_is_trusted(
         assert tier.handle(make_key(1), a_block(1).memory, LENGTH).verify is not trusted
         tier.shelf.close()
         again = directory_tier(tmp_path / medium, threads, medium=medium)
-        again.begin_scan()
-        await again.adopt(again.shelf)
+        await again.open()
+        await again.scanned()
         assert again.ledger.holds(make_key(1))
         assert again.handle(make_key(1), a_block(1).memory, LENGTH).verify
 
@@ -331,9 +337,9 @@ async def test_a_smaller_limit_keeps_the_best_of_what_is_there(
         await store(tier, a_block(number))
     tier.shelf.close()
     again = directory_tier(tmp_path, threads, **capacity)
-    again.begin_scan()
+    await again.open()
     assert again.ledger.reserve(make_key(0), LENGTH) is None, "nothing is let in before the directory is known"
-    await again.adopt(again.shelf)
+    await again.scanned()
     assert held(again, range(10)) == [1, 2, 3, 4]
     assert sorted(check_directory(tmp_path, capacity_bytes=4 * SIZE)) == [make_key(number) for number in (1, 2, 3, 4)]
     assert (again.ledger.used_bytes, again.ledger.used_blocks) == (4 * SIZE, 4)
@@ -347,22 +353,31 @@ async def test_a_bad_block_reported_before_the_scan_came_to_it_is_not_adopted(
     await store(tier, a_block(1))
     tier.shelf.close()
     again = directory_tier(tmp_path, threads)
-    again.begin_scan()
+    await again.open()
     assert again.may_hold(make_key(1))
     await again.drop(make_key(1), CorruptError("bad"))
     assert not again.may_hold(make_key(1))
-    await again.adopt(again.shelf)
+    await again.scanned()
     assert not again.ledger.holds(make_key(1))
     assert check_directory(tmp_path, capacity_bytes=0) == {}
 
 
-async def test_a_directory_that_cannot_be_scanned_takes_nothing(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
+async def test_a_directory_that_cannot_be_scanned_takes_nothing_until_it_can(
+    tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
     tier = directory_tier(tmp_path, threads)
-    tier.begin_scan()
-    (tmp_path / "blocks-1").rmdir()
-    await tier.adopt(tier.shelf)
-    assert not tier.ledger.wants(make_key(1), LENGTH)
-    assert tier.fault is not None
+    await store(tier, a_block(1))
+    tier.shelf.close()
+    again = directory_tier(tmp_path, threads)
+    (tmp_path / "blocks-1").rename(tmp_path / "away")
+    await again.open()
+    await again.scanned()
+    assert not again.ledger.wants(make_key(2), LENGTH)
+    assert again.stats()["state"] == "down"
+    assert "cannot be listed" in again.stats()["state_reason"]
+    (tmp_path / "away").rename(tmp_path / "blocks-1")
+    await until(lambda: again.ledger.wants(make_key(2), LENGTH))
+    assert held(again, range(10)) == [1]
 
 
 def test_memory_gives_back_its_victims() -> None:

@@ -1,0 +1,112 @@
+"""From the configuration of tiers to tiers that are open."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from cache.config import CacheConfig, DirectoryConfig, Medium, PolicyName, TierConfig
+from cache.directory_shelf import DirectoryShelf
+from cache.disk import DiskLimits
+from cache.disk_calls import DiskCalls
+from cache.ledger import UNLIMITED_BLOCKS
+from cache.level import Level
+from cache.memory_shelf import MemoryShelf
+from cache.policy import Policy
+from cache.tier import Tier
+from connectors.errors import BadInputError
+
+__all__ = ["memory_level", "open_levels"]
+
+_CLOSE_TIMEOUT_S = 10.0
+_THREADS: dict[Medium, int] = {"ram": 2, "nvme": 8, "hdd": 2}
+
+
+async def open_levels(
+    config: CacheConfig,
+    *,
+    policy: Callable[[PolicyName], Policy],
+    max_memory_blocks: int,
+    system: Any,
+    disk_limits: DiskLimits,
+) -> list[Level]:
+    """Open every tier, first to last. Directories are scanned behind.
+
+    Args:
+        config: Says which.
+        policy: Makes the policy of one place.
+        max_memory_blocks: What the limit on open files leaves for each tier in memory.
+        system: The module of system calls that directories are written with.
+        disk_limits: When a disk is distrusted.
+
+    Raises:
+        BadInputError: Another server has a directory, or more blocks are asked for than files may be open.
+        PermissionDeniedError: A directory cannot be written.
+    """
+    levels: list[Level] = []
+    try:
+        for tier in config.tiers:
+            if not tier.places:
+                levels.append(memory_level(tier.name, tier, policy(tier.policy), max_blocks=max_memory_blocks))
+                continue
+            members = [
+                (_directory(tier, place, policy(tier.policy), config, system, disk_limits), place.path, place.weight)
+                for place in tier.places
+            ]
+            levels.append(Level(members))
+            for member, _, _ in members:
+                await member.open()
+    except BaseException:
+        for level in levels:
+            for member in level.members:
+                await member.close(_CLOSE_TIMEOUT_S)
+        raise
+    return levels
+
+
+def memory_level(name: str, config: TierConfig, policy: Policy, *, max_blocks: int) -> Level:
+    """Return a tier in anonymous memory.
+
+    Raises:
+        BadInputError: More blocks are asked for than files may be open.
+    """
+    if (config.capacity_blocks or 0) > max_blocks:
+        raise BadInputError(
+            f"tier {name}: {config.capacity_blocks} blocks in memory need as many open files, at most {max_blocks} are "
+            "possible here; lower capacity_blocks or raise the hard limit (ulimit -Hn)"
+        )
+    tier = Tier(
+        name=name,
+        medium="ram",
+        policy_name=config.policy,
+        policy=policy,
+        shelf=MemoryShelf(),
+        capacity_bytes=config.capacity_bytes,
+        capacity_blocks=max_blocks if config.capacity_blocks is None else config.capacity_blocks,
+        max_queued_bytes=sys.maxsize,  # nothing is ever queued
+        calls=None,
+    )
+    return Level([(tier, name, 1.0)])
+
+
+def _directory(
+    config: TierConfig,
+    place: DirectoryConfig,
+    policy: Policy,
+    whole: CacheConfig,
+    system: Any,
+    disk_limits: DiskLimits,
+) -> Tier:
+    assert place.capacity_bytes is not None
+    return Tier(
+        name=config.name,
+        medium=config.medium,
+        policy_name=config.policy,
+        policy=policy,
+        shelf=DirectoryShelf(place.path, read_ahead=config.medium != "ram", system=system),
+        capacity_bytes=place.capacity_bytes,
+        capacity_blocks=UNLIMITED_BLOCKS if place.capacity_blocks is None else place.capacity_blocks,
+        max_queued_bytes=whole.max_inflight_bytes,
+        calls=DiskCalls(config.name, threads=_THREADS[config.medium], limits=disk_limits),
+    )
