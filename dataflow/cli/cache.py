@@ -11,23 +11,31 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from cache.address import answers, daemon_addresses, default_address, listen
+from cache.address import default_address, listen
 from cache.client import CacheClient, ClientOptions
 from cache.config import CacheConfig, TierConfig
 from cache.notify import notify
 from cache.server import run_server
+from dataflow.cli.cache_client import SOCKET, connected
+from dataflow.cli.cache_drain import drain
+from dataflow.cli.cache_top import top
+from dataflow.cli.cache_verify import verify
+from dataflow.cli.cache_warm import warm
 from dataflow.cli.sizes import SIZE, format_size
 
 __all__ = ["cache"]
 
 DEFAULT_RAM = "4GiB"
-STATUS_TIMEOUT_S = 10.0
 HEALTH_TIMEOUT_S = 5.0
 
 
 @click.group()
 def cache() -> None:
     """Run this node's cache, or ask how it fares."""
+
+
+for command in (drain, top, verify, warm):
+    cache.add_command(command)
 
 
 @cache.command()
@@ -102,17 +110,13 @@ def _announce(address: str, config: CacheConfig, metrics_port: int | None) -> No
 
 
 @cache.command()
-@click.option("--socket", "address", help="Where the cache listens. [default: DATAFLOW_CACHE, else where it is found]")
+@SOCKET
 @click.option("--json", "as_json", is_flag=True, help="Everything as one JSON object.")
 def status(*, address: str | None, as_json: bool) -> None:
     """Show what the running cache holds and how often it was of use."""
-    candidates = daemon_addresses()
-    address = address or next(filter(answers, candidates), candidates[0])
-    client = CacheClient(address, options=ClientOptions(silence_timeout_s=STATUS_TIMEOUT_S))
-    try:
+    with connected(address) as client:
         stats = client.stats()
-    finally:
-        client.close()
+        address = client.address
     if as_json:
         click.echo(json.dumps(stats, indent=2))
     else:

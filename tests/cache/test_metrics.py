@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from cache import metrics
 from cache.client import CacheClient
 from cache.config import CacheConfig, TierConfig
 from cache.connection import ServerGoneError
@@ -56,23 +57,7 @@ def test_the_numbers_of_a_real_server_are_served(tmp_path):
 
 
 def test_a_fault_shows():
-    tier = dict.fromkeys(
-        [
-            "capacity_bytes",
-            "used_bytes",
-            "blocks",
-            "hits",
-            "hit_bytes",
-            "insertions",
-            "written_bytes",
-            "evictions",
-            "evicted_bytes",
-            "refused",
-            "corrupt",
-            "errors",
-        ],
-        0,
-    )
+    tier = dict.fromkeys([*metrics._TIER_GAUGES, *metrics._TIER_COUNTERS], 0)
     stats = {
         "tiers": [{**tier, "name": "disk", "fault": "No space left on device"}],
         "ring": {**tier, "name": "ring", "fault": None},

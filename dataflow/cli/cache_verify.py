@@ -1,0 +1,38 @@
+"""`dataflow cache verify`: every block on disk against its checksums."""
+
+from __future__ import annotations
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from cache.verification import verify_directory
+from dataflow.cli.sizes import format_size
+
+__all__ = ["verify"]
+
+
+@click.command()
+@click.argument("directories", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False))
+@click.option("--remove", is_flag=True, help="Remove the bad blocks; they are fetched again when they are wanted.")
+def verify(*, directories: tuple[str, ...], remove: bool) -> None:
+    """Read every block in DIRECTORIES (a tier's path each) and compare it with its checksums.
+
+    May run beside the daemon. Ends with 1 when a block is bad.
+    """
+    console = Console(stderr=True)
+    bad = 0
+    for directory in directories:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("folders"))
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task(directory)
+            for found in verify_directory(directory, remove=remove):
+                progress.update(task, completed=found.folders, total=found.num_folders)
+        for path in found.bad:
+            click.echo(f"{'removed' if remove else 'bad'}: {path}")
+        others = f", {found.foreign} other files" if found.foreign else ""
+        click.echo(
+            f"{directory}: {found.blocks} blocks, {format_size(found.size_bytes)} right, {len(found.bad)} bad{others}"
+        )
+        bad += len(found.bad)
+    raise SystemExit(1 if bad else 0)

@@ -1,0 +1,55 @@
+"""`dataflow cache warm`: a data set into the cache before it is needed."""
+
+from __future__ import annotations
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from connectors.objects import normalise_url
+from dataflow.cli.cache_client import SOCKET, connected
+from dataflow.cli.sizes import format_size
+from dataflow.dataset.warming import check_fits
+from dataflow.dataset.warming import warm as warm_index
+from dataflow.formats import open_source
+
+__all__ = ["warm"]
+
+
+@click.command()
+@click.argument("url")
+@SOCKET
+@click.option("--check/--no-check", default=True, help="Read everything once more: verify, and count what was kept.")
+def warm(*, url: str, address: str | None, check: bool) -> None:
+    """Load the data set at URL into the running cache.
+
+    Refuses at once what its tiers cannot hold. Can be interrupted at any time: what is there already is not fetched
+    again. Ends with 1 when not all of it was kept.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with connected(address) as client:
+        index = open_source(normalise_url(url), client).index
+        check_fits(index, client.stats())
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            tasks = {}
+            for done in warm_index(index, client, check=check):
+                if done.phase not in tasks:
+                    tasks[done.phase] = progress.add_task(done.phase, total=done.num_bytes)
+                progress.update(tasks[done.phase], completed=done.size_bytes)
+                if done.phase == "load":
+                    loaded = done
+    click.echo(
+        f"{loaded.num_blocks} blocks, {format_size(loaded.num_bytes)}: {format_size(loaded.fetched_bytes)} came from "
+        f"the origin, {format_size(loaded.kept_bytes)} were here"
+    )
+    if check:
+        share = done.kept_bytes / done.num_bytes if done.num_bytes else 1.0
+        click.echo(f"checked: the tiers hold {format_size(done.kept_bytes)} of it, {share:.1%}")
+        if done.kept_bytes < done.num_bytes:
+            raise click.ClickException("the rest was not let in: the tiers hold other data, which has the better right")
