@@ -1,7 +1,7 @@
 """What tests of caches share: servers, faulty disks, invariants, a reader that checks, and strategies."""
 
 from cache.testing.blocks import make_block, make_key
-from cache.testing.children import hold_plan, send_blocks
+from cache.testing.children import digest_files, hold_plan, read_until_told, send_blocks
 from cache.testing.faulty_system import FaultySystem
 from cache.testing.invariants import check_directory, check_limits
 from cache.testing.reading import read_blocks, read_handle
