@@ -16,7 +16,7 @@ from cache.block_table import BlockTable, TablePage
 from cache.keys import BlockRef
 from cache.reader import BlockReader, TakesPlans
 
-__all__ = ["digest_files", "read_until_told", "send_blocks"]
+__all__ = ["digest_files", "hold_plan", "read_until_told", "send_blocks"]
 
 
 def hold_plan(reader: TakesPlans, pages: Sequence[TablePage]) -> None:
