@@ -132,13 +132,16 @@ class CacheConfig:
         tiers: From the first one asked to the last.
         ring_bytes: Memory for blocks that no tier keeps, so that readers a moment apart share one fetch.
         max_inflight_bytes: Most bytes being fetched at once, and most waiting to be written to one directory.
-        max_inflight_requests: Most requests to origins at once.
+        max_inflight_requests: Most requests to origins at once; halved for a while when one says that it is too much.
+        hedge: Send a read of a remote store once more where it takes longer than 99 % of its like, and take the first
+            answer.
     """
 
     tiers: tuple[TierConfig, ...] = ()
     ring_bytes: int = 128 * _MIB
     max_inflight_bytes: int = 256 * _MIB
     max_inflight_requests: int = 32
+    hedge: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tiers", tuple(self.tiers))

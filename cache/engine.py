@@ -122,6 +122,7 @@ class Engine:
             budget=Budget(max_bytes=config.max_inflight_bytes, max_requests=config.max_inflight_requests),
             executor=self._checkers,
             max_request_bytes=min(MAX_REQUEST_BYTES, config.max_inflight_bytes),
+            hedge=config.hedge,
         )
         window_bytes = int(_WINDOW_SHARE * config.ring_bytes)
         self.prefetcher = Prefetcher(

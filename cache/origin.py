@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from crc32c import crc32c
 
+from cache.aimd import Aimd
 from cache.budget import Budget, Errand
 from cache.handle import Block, seal_block
 from cache.keys import BlockRef
@@ -19,9 +20,11 @@ from connectors.errors import (
     ChangedError,
     DataError,
     ErrorKind,
+    ThrottledError,
     TransientError,
     error_from_kind,
 )
+from connectors.hedge import HedgedStore
 from connectors.objects import ObjectMeta, Span, split_uri
 from connectors.protocols import Buffer, Store
 
@@ -38,6 +41,8 @@ MAX_OBJECT_BYTES = 256 * 1024 * 1024
 MAX_LISTED_OBJECTS = 10_000_000
 
 _OBJECT_ATTEMPTS = 3
+# Reads of these are threads or copies, which a second one would not make faster.
+_NEAR = ("file:", "memory:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,20 +96,30 @@ class Origin:
         budget: Limit on what is under way.
         executor: Threads in which bodies are checked and copied.
         max_request_bytes: Most bytes of several blocks in one request.
+        hedge: Whether reads of remote stores are sent a second time where they are slow (`connectors.hedge`).
     """
 
     def __init__(
-        self, open_store: Callable[[str], Store], *, budget: Budget, executor: Executor, max_request_bytes: int
+        self,
+        open_store: Callable[[str], Store],
+        *,
+        budget: Budget,
+        executor: Executor,
+        max_request_bytes: int,
+        hedge: bool,
     ) -> None:
         self.requests = 0
         self.bytes = 0
         self.errors = 0
+        self.throttled = 0
         self._open_store = open_store
         self._stores: dict[str, Store] = {}
         self._opening = asyncio.Lock()
         self._budget = budget
         self._executor = executor
         self._max_request_bytes = max_request_bytes
+        self._hedge = hedge
+        self._aimd = Aimd(budget.max_requests)
 
     def plan(self, wanted: Sequence[tuple[bytes, BlockRef]]) -> list[Fetch]:
         """See `plan_fetches`."""
@@ -179,8 +194,17 @@ class Origin:
             await store.close()
 
     def stats(self) -> dict[str, int]:
-        """Return requests, bytes that arrived, and failed requests."""
-        return {"requests": self.requests, "bytes": self.bytes, "errors": self.errors}
+        """Return requests, bytes that arrived, failed requests, the limit on requests at once, and hedges."""
+        hedged = [store for store in self._stores.values() if isinstance(store, HedgedStore)]
+        return {
+            "requests": self.requests,
+            "bytes": self.bytes,
+            "errors": self.errors,
+            "throttled": self.throttled,
+            "max_requests": self._budget.max_requests,
+            "hedges_sent": sum(store.sent for store in hedged),
+            "hedges_won": sum(store.won for store in hedged),
+        }
 
     async def _store(self, uri: str) -> tuple[Store, str]:
         root, key = split_uri(uri)
@@ -189,7 +213,9 @@ class Origin:
             async with self._opening:
                 if root not in self._stores:
                     loop = asyncio.get_running_loop()
-                    self._stores[root] = await loop.run_in_executor(self._executor, self._open_store, root)
+                    store = await loop.run_in_executor(self._executor, self._open_store, root)
+                    near = root.startswith(_NEAR)
+                    self._stores[root] = HedgedStore(store) if self._hedge and not near else store
         return self._stores[root], key
 
     async def _read(self, fetch: Fetch) -> Sequence[Buffer]:
@@ -213,13 +239,20 @@ class Origin:
         self.requests += 1
         try:
             yield
-        except DataError:
+        except DataError as error:
             self.errors += 1
+            if isinstance(error, ThrottledError):
+                self.throttled += 1
+                self._aimd.refused(asyncio.get_running_loop().time())
+                self._budget.max_requests = self._aimd.max_requests
             raise
         except Exception as error:
             self.errors += 1
             _log.exception("the store of %s failed in an unknown way", uri)
             raise DataError(f"the store of {uri} failed: {error!r}", uri=uri) from error
+        else:
+            self._aimd.answered()
+            self._budget.max_requests = self._aimd.max_requests
 
 
 def _check_and_seal(fetch: Fetch, bodies: Sequence[Buffer]) -> list[Block | DataError]:

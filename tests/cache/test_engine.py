@@ -266,7 +266,7 @@ async def test_a_restart_finds_every_block_without_one_request(tmp_path: Path, o
     assert len(check_directory(tmp_path, capacity_bytes=9 * SIZE)) == 6
     async with running(config, origin) as engine:
         assert await sources(engine, refs) == ["disk"] * 6
-        assert engine.stats()["origin"] == {"requests": 0, "bytes": 0, "errors": 0}
+        assert engine.stats()["origin"].items() >= {"requests": 0, "bytes": 0, "errors": 0}.items()
 
 
 async def test_blocks_are_served_before_the_directory_is_scanned(tmp_path: Path, origin: Origin) -> None:
