@@ -11,7 +11,6 @@ one block. Links and folders are passed over; sparse members are refused.
 from __future__ import annotations
 
 import re
-import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -22,6 +21,8 @@ from connectors.errors import BadInputError, CorruptError
 from dataflow.formats.fields import image_field
 from dataflow.formats.ranges import RangeFile
 from dataflow.formats.scan import BLOCK_BYTES, BlockTable, Scan, remembered
+from dataflow.formats.tar import BLOCK_BYTES as BLOCK
+from dataflow.formats.tar import Member, TarError, members
 from dataflow.formats.unpacking import compression_of, unpack
 
 if TYPE_CHECKING:
@@ -118,11 +119,8 @@ def _scan(place: Place, files: Sequence[ObjectMeta]) -> Scan:
             archive = cast("IO[bytes]", RangeFile(place, meta))
         samples, end = _samples(archive, uri, 0)
         archive.seek(end)
-        if archive.read(tarfile.BLOCKSIZE).strip(b"\0") or not archive.tell() - end:
-            # tarfile stops without a word at a damaged header, and at an end that came too early.
-            raise CorruptError(
-                f"{uri} is damaged after offset {end}: neither a header nor the end of an archive", uri=uri
-            )
+        if archive.read(BLOCK) != bytes(BLOCK):
+            raise CorruptError(f"{uri} has no end mark at offset {end}: it is cut off; write it again", uri=uri)
         for sample in samples:
             for name, (offset, size) in sample.files.items():
                 if name.rpartition(".")[2] in INTEGER_NAMES and not names.get(name):
@@ -151,27 +149,22 @@ def _blocks(offsets: Sequence[int], end: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _samples(archive: IO[bytes], uri: str, at: int) -> tuple[list[_Sample], int]:
-    """Return the samples of an archive, or of a range of one, and where the last one ends."""
+    """Return the samples of an archive, or of a range of one that begins at `at`, and where the last one ends."""
     samples: list[_Sample] = []
     end = 0
     try:
-        with tarfile.open(fileobj=archive, mode="r:") as tar:
-            for member in tar:
-                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                match = _NAME.fullmatch(member.name)
-                if match and member.isreg():
-                    _add(samples, member, match, uri)
-    except (tarfile.TarError, OSError, ValueError) as error:
-        if isinstance(error, (BadInputError, CorruptError)):
-            raise
-        raise CorruptError(f"{uri} is damaged after offset {at + end}: {error}", uri=uri) from error
+        for member in members(archive):
+            end = member.content + -(-member.size_bytes // BLOCK) * BLOCK
+            match = _NAME.fullmatch(member.name)
+            if match and member.regular:
+                _add(samples, member, match, uri)
+    except TarError as error:
+        raise CorruptError(f"{uri}, from offset {at} on: {error}", uri=uri) from error
     return samples, end
 
 
-def _add(samples: list[_Sample], member: tarfile.TarInfo, match: re.Match[str], uri: str) -> None:
+def _add(samples: list[_Sample], member: Member, match: re.Match[str], uri: str) -> None:
     key, name = match.group(1), match.group(2).lower()
-    if member.issparse():
-        raise BadInputError(f"{member.name} in {uri} is a sparse file; write the archive without --sparse", uri=uri)
     if not samples or samples[-1].key != key:
         samples.append(_Sample(key, member.offset))
     files = samples[-1].files
@@ -179,7 +172,7 @@ def _add(samples: list[_Sample], member: tarfile.TarInfo, match: re.Match[str], 
         raise BadInputError(
             f"{uri} has two files {key}.{name} in one sample; give every sample its own base name", uri=uri
         )
-    files[name] = (member.offset_data, member.size)
+    files[name] = (member.content, member.size_bytes)
 
 
 def _field(name: str, other: bool) -> pa.Field:
