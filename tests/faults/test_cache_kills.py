@@ -75,7 +75,8 @@ class Readers:
     def stop(self) -> list[int]:
         """Rounds that each made; fails with what went wrong in one."""
         for channel in self._channels:
-            channel.send("stop")
+            with contextlib.suppress(BrokenPipeError):  # it has said already what went wrong
+                channel.send("stop")
         rounds = [channel.recv() for channel in self._channels]
         for process in self.processes:
             process.join()
