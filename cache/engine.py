@@ -13,13 +13,14 @@ calls and the checking of what was fetched run in threads.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from cache.budget import Budget, Errand
@@ -28,7 +29,7 @@ from cache.disk import DiskLimits
 from cache.handle import Block, Handle
 from cache.keys import BlockRef, block_key
 from cache.memory_shelf import raise_open_file_limit
-from cache.opening import memory_level, open_levels
+from cache.opening import limits_of, memory_level, open_levels
 from cache.origin import MAX_REQUEST_BYTES, Fetch, Origin
 from cache.plan import Futures
 from cache.policy import Auto, Detector, DropBehind, KeptSet, Lru, NextUse, Policy, S3Fifo
@@ -37,7 +38,7 @@ from cache.singleflight import SingleFlight
 from cache.stack import Stack, Stored
 from cache.tier import Tier
 from cache.window import Window
-from connectors.errors import DataError, TransientError
+from connectors.errors import BadInputError, DataError, TransientError
 from connectors.objects import ObjectMeta
 from connectors.protocols import Store
 from connectors.registry import open_store as open_registered_store
@@ -49,6 +50,8 @@ _log = logging.getLogger(__name__)
 _POLICIES: dict[str, Callable[[], Policy]] = {"kept": KeptSet, "lru": Lru, "s3fifo": S3Fifo, "drop_behind": DropBehind}
 _CHECKING_THREADS = 2
 _CLOSE_TIMEOUT_S = 10.0
+_RESIZE_ROUNDS = 4
+_RESIZE_PAUSE_S = 10.0
 # The rest of the ring is for what nobody announced.
 _WINDOW_SHARE = 0.75
 _MIN_WINDOW_BYTES = 16 << 20
@@ -94,6 +97,7 @@ class Engine:
         self._futures = Futures()
         self._detector = Detector()
         self._planned_policies: list[NextUse] = []
+        self._resizing = asyncio.Lock()
         self._checkers = ThreadPoolExecutor(_CHECKING_THREADS, thread_name_prefix="cache-check")
 
     async def start(self) -> None:
@@ -106,7 +110,7 @@ class Engine:
         config = self._config
         shelves = 1 + sum(tier.path is None for tier in config.tiers)
         # A quarter stays for files of directories, for sockets, and for blocks that readers hold after eviction.
-        memory_blocks = raise_open_file_limit() * 3 // 4 // shelves
+        self._memory_blocks = memory_blocks = raise_open_file_limit() * 3 // 4 // shelves
         levels = await open_levels(
             config,
             policy=self._policy,
@@ -195,6 +199,39 @@ class Engine:
         """Remove a block whose bytes a reader found to be wrong; the next reader gets it from the origin."""
         if self._running:
             await self._stack.drop(key)
+
+    async def resize(self, name: str, *, capacity_bytes: int, capacity_blocks: int | None = None) -> None:
+        """Change the limits of a tier while it is in use. A smaller one evicts, as its policy likes, and offers below.
+
+        The limit in force sinks with what is evicted and is never exceeded; several directories get their parts. The next
+        start takes the limits of the configuration again.
+
+        Args:
+            name: The tier's.
+            capacity_bytes: As in `TierConfig`.
+            capacity_blocks: As in `TierConfig`.
+
+        Raises:
+            BadInputError: There is no such tier, or the limits cannot be.
+            TransientError: A disk does not let go of enough; the limit in force is as low as it could be made.
+        """
+        self._check_running()
+        config = next((tier for tier in self._config.tiers if tier.name == name), None)
+        if config is None:
+            known = ", ".join(tier.name for tier in self._config.tiers) or "none"
+            raise BadInputError(f"there is no tier {name!r}; there are: {known}")
+        config = replace(config, capacity_bytes=capacity_bytes, capacity_blocks=capacity_blocks)
+        async with self._resizing:
+            for _ in range(_RESIZE_ROUNDS):
+                if await self._stack.resize(name, limits_of(config, max_memory_blocks=self._memory_blocks)):
+                    break
+                # What was on its way in could not be evicted yet.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.settle(), _RESIZE_PAUSE_S)
+            else:
+                raise TransientError(f"tier {name}: the disk does not let go of enough; see its state and try again")
+            tiers = tuple(config if tier.name == name else tier for tier in self._config.tiers)
+            self._config = replace(self._config, tiers=tiers)
 
     async def get_object(self, uri: str) -> tuple[bytes, str]:
         """Return content and version of the newest version of a small object, past all tiers; see `Origin`."""

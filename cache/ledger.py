@@ -17,6 +17,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeAlias
 
 from cache.disk import Admission
@@ -25,6 +26,8 @@ from cache.policy import Policy
 __all__ = ["UNLIMITED_BLOCKS", "Counters", "Entry", "Ledger", "Reservation"]
 
 UNLIMITED_BLOCKS = sys.maxsize
+
+_SURPLUS_BLOCKS = 256
 
 Entry: TypeAlias = tuple[bytes, int]
 """Key and length of a block."""
@@ -62,7 +65,7 @@ class Ledger:
     Args:
         policy: Chooses what stays; owned.
         cost_bytes: What a block of so many bytes takes on the medium.
-        capacity_bytes: Most bytes on the medium.
+        capacity_bytes: Most bytes on the medium; see `resize`.
         capacity_blocks: Most blocks.
         max_queued_bytes: Most bytes reserved and not yet written.
 
@@ -84,6 +87,7 @@ class Ledger:
     ) -> None:
         self.capacity_bytes = capacity_bytes
         self.capacity_blocks = capacity_blocks
+        self._target_bytes, self._target_blocks = capacity_bytes, capacity_blocks
         self.used_bytes = 0
         self.used_blocks = 0
         self.admission: Admission = "open"
@@ -136,8 +140,8 @@ class Ledger:
 
     def settle(self, reservation: Reservation) -> None:
         """Give back what the victims, all of them off the medium, took beyond the newcomer."""
-        self.used_bytes -= max(0, reservation.victim_bytes - reservation.size_bytes)
-        self.used_blocks -= max(0, len(reservation.victims) - 1)
+        surplus_bytes = max(0, reservation.victim_bytes - reservation.size_bytes)
+        self._lower(surplus_bytes, max(0, len(reservation.victims) - 1))
         self._count_evicted(reservation.victims)
         self._busy.difference_update(key for key, _ in reservation.victims)
 
@@ -160,8 +164,8 @@ class Ledger:
         for key, _ in reservation.victims:
             self.hide(key)
             self._busy.discard(key)
-        self.used_bytes -= max(0, reservation.size_bytes - reservation.victim_bytes) + self._total_bytes(removed)
-        self.used_blocks -= (not reservation.victims) + len(removed)
+        unused_bytes = max(0, reservation.size_bytes - reservation.victim_bytes)
+        self._lower(unused_bytes + self._total_bytes(removed), (not reservation.victims) + len(removed))
         self._count_evicted(removed)
 
     def detach(self, key: bytes) -> int | None:
@@ -181,6 +185,44 @@ class Ledger:
         self._busy.discard(key)
         if removed:
             self._release(length)
+
+    def resize(self, capacity_bytes: int, capacity_blocks: int) -> None:
+        """Set new limits. Below what is held they come into force step by step, as `surplus` is evicted."""
+        self._target_bytes, self._target_blocks = capacity_bytes, capacity_blocks
+        self.capacity_bytes = max(capacity_bytes, self.used_bytes)
+        self.capacity_blocks = max(capacity_blocks, self.used_blocks)
+
+    @property
+    def resized(self) -> bool:
+        """Whether the limits in force are those that were asked for."""
+        return (self.capacity_bytes, self.capacity_blocks) == (self._target_bytes, self._target_blocks)
+
+    def surplus(self) -> list[Entry]:
+        """Return some of what is to leave under the new limits, first things first; empty where nothing can."""
+        excess_bytes, excess_blocks = self.used_bytes - self._target_bytes, self.used_blocks - self._target_blocks
+        found: list[Entry] = []
+        for key in islice(self._policy.leaving(), _SURPLUS_BLOCKS):
+            if excess_bytes <= 0 and excess_blocks <= 0:
+                break
+            found.append((key, self._lengths[key]))
+            excess_bytes -= self._cost_bytes(self._lengths[key])
+            excess_blocks -= 1
+        return found
+
+    def begin_eviction(self, key: bytes) -> bool:
+        """Single out a block to leave without a newcomer; False where it is leaving already. `end_eviction` follows."""
+        if key not in self._lengths or key in self._busy:
+            return False
+        self._policy.remove(key)
+        self._busy.add(key)
+        return True
+
+    def end_eviction(self, key: bytes, length: int, *, removed: bool) -> None:
+        """Hold the block no more, and give back its space if it is off the medium."""
+        self.hide(key)
+        self.end_removal(key, length, removed=removed)
+        if removed:
+            self._count_evicted([(key, length)])
 
     def take_over(self, blocks: Iterable[Entry], *, unwanted: set[bytes]) -> list[Entry]:
         """Hold those of the blocks on the medium that fit, as the policy likes; return those to remove."""
@@ -202,13 +244,21 @@ class Ledger:
         return surplus
 
     def charge(self, length: int) -> None:
-        """Count a block that lies on the medium and cannot be removed."""
+        """Count a block that lies on the medium; the limits give way where it was there first and cannot be removed."""
         self.used_bytes += self._cost_bytes(length)
         self.used_blocks += 1
+        self.capacity_bytes = max(self.capacity_bytes, self.used_bytes)
+        self.capacity_blocks = max(self.capacity_blocks, self.used_blocks)
 
     def _release(self, length: int) -> None:
-        self.used_bytes -= self._cost_bytes(length)
-        self.used_blocks -= 1
+        self._lower(self._cost_bytes(length), 1)
+
+    def _lower(self, size_bytes: int, blocks: int) -> None:
+        self.used_bytes -= size_bytes
+        self.used_blocks -= blocks
+        # Limits that had to give way come down with what they gave way to.
+        self.capacity_bytes = max(self._target_bytes, min(self.capacity_bytes, self.used_bytes))
+        self.capacity_blocks = max(self._target_blocks, min(self.capacity_blocks, self.used_blocks))
 
     def _choose(self, key: bytes, size_bytes: int) -> list[bytes] | None:
         if self.admission == "closed" or key in self._lengths or key in self._busy:

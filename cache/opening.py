@@ -17,7 +17,7 @@ from cache.policy import Policy
 from cache.tier import Tier
 from connectors.errors import BadInputError
 
-__all__ = ["memory_level", "open_levels"]
+__all__ = ["limits_of", "memory_level", "open_levels"]
 
 _CLOSE_TIMEOUT_S = 10.0
 _THREADS: dict[Medium, int] = {"ram": 2, "nvme": 8, "hdd": 2}
@@ -65,25 +65,41 @@ async def open_levels(
     return levels
 
 
+def limits_of(config: TierConfig, *, max_memory_blocks: int) -> list[tuple[int, int]]:
+    """Return the limits of each place of a tier, in bytes and blocks.
+
+    Raises:
+        BadInputError: More blocks in memory are asked for than files may be open.
+    """
+    if config.places:
+        return [
+            (place.capacity_bytes or 0, UNLIMITED_BLOCKS if place.capacity_blocks is None else place.capacity_blocks)
+            for place in config.places
+        ]
+    blocks = max_memory_blocks if config.capacity_blocks is None else config.capacity_blocks
+    if blocks > max_memory_blocks:
+        raise BadInputError(
+            f"{blocks} blocks in memory need as many open files, at most {max_memory_blocks} are possible here; "
+            "lower capacity_blocks or raise the hard limit (ulimit -Hn)"
+        )
+    return [(config.capacity_bytes, blocks)]
+
+
 def memory_level(name: str, config: TierConfig, policy: Policy, *, max_blocks: int) -> Level:
     """Return a tier in anonymous memory.
 
     Raises:
         BadInputError: More blocks are asked for than files may be open.
     """
-    if (config.capacity_blocks or 0) > max_blocks:
-        raise BadInputError(
-            f"tier {name}: {config.capacity_blocks} blocks in memory need as many open files, at most {max_blocks} are "
-            "possible here; lower capacity_blocks or raise the hard limit (ulimit -Hn)"
-        )
+    ((capacity_bytes, capacity_blocks),) = limits_of(config, max_memory_blocks=max_blocks)
     tier = Tier(
         name=name,
         medium="ram",
         policy_name=config.policy,
         policy=policy,
         shelf=MemoryShelf(),
-        capacity_bytes=config.capacity_bytes,
-        capacity_blocks=max_blocks if config.capacity_blocks is None else config.capacity_blocks,
+        capacity_bytes=capacity_bytes,
+        capacity_blocks=capacity_blocks,
         max_queued_bytes=sys.maxsize,  # nothing is ever queued
         calls=None,
     )

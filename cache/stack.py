@@ -118,6 +118,23 @@ class Stack:
         for tier in self._level_of:
             await tier.drop(key, reason)
 
+    async def resize(self, name: str, limits: Sequence[tuple[int, int]]) -> bool:
+        """Give each place of a tier new limits, in bytes and blocks; what leaves is offered below."""
+        number = next(number for number, level in enumerate(self.levels) if level.name == name)
+        below = self._levels[number + 1 :]
+
+        def wanted(key: bytes, length: int) -> bool:
+            return any(lower.wants(key, length) for lower in below)
+
+        def pass_on(victim: Block) -> None:
+            self._offer(victim, number + 1, len(self._levels))
+
+        done = True
+        for tier, (capacity_bytes, capacity_blocks) in zip(self.levels[number].members, limits, strict=True):
+            await tier.scanned()
+            done &= await tier.resize(capacity_bytes, capacity_blocks, wanted=wanted, pass_on=pass_on)
+        return done
+
     async def settle(self) -> None:
         """Wait until nothing is on its way between tiers."""
         # A placement may begin another one, for its victims.

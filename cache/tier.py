@@ -258,6 +258,51 @@ class Tier:
             self._calls.succeeded(writing=True)
         return True
 
+    async def resize(
+        self,
+        capacity_bytes: int,
+        capacity_blocks: int,
+        *,
+        wanted: Callable[[bytes, int], bool],
+        pass_on: Callable[[Block], None],
+    ) -> bool:
+        """Set new limits and evict what exceeds them, as the policy likes; `wanted` and `pass_on` as for `store`.
+
+        The old limits sink with what is evicted, so what is held never exceeds those in force.
+
+        Returns:
+            Whether the new ones are in force. If not, a block is on its way in or cannot be removed, or the disk is ill.
+        """
+        ledger = self.ledger
+        ledger.resize(capacity_bytes, capacity_blocks)
+        while self.well and (victims := ledger.surplus()):
+            for key, length in victims:
+                if self.well and ledger.begin_eviction(key):
+                    await self._evict(key, length, wanted, pass_on)
+        return ledger.resized
+
+    async def _evict(
+        self, key: bytes, length: int, wanted: Callable[[bytes, int], bool], pass_on: Callable[[Block], None]
+    ) -> None:
+        removed = False
+        try:
+            if wanted(key, length):
+                victim = await self.read(key, length)
+                if victim is not None and self.ledger.holds(key):
+                    pass_on(victim)
+            # From here on it is found where it went.
+            self.ledger.hide(key)
+            self._written_here.discard(key)
+            if self._calls is None:
+                self.shelf.remove(key, length)
+            else:
+                await self._calls.call_for_reader(self.shelf.remove, key, length)
+            removed = True
+        except OSError as error:
+            self._note_fault(error, writing=True)
+        finally:
+            self.ledger.end_eviction(key, length, removed=removed)
+
     async def drop(self, key: bytes, reason: Exception) -> None:
         """Remove a block that is wrong or cannot be read; the next reader fetches it again."""
         if self.scanning:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from cache.policy.detect import Pattern
 from cache.policy.drop_behind import DropBehind
@@ -63,6 +63,10 @@ class Auto:
         """See `Policy.remove`."""
         self._sizes.pop(key, None)
         self._current.remove(key)
+
+    def leaving(self) -> Iterator[bytes]:
+        """See `Policy.leaving`."""
+        return self._current.leaving()
 
     def _look(self) -> None:
         self._events += 1

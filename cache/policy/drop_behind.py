@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from itertools import chain
 
 __all__ = ["DropBehind"]
 
@@ -40,3 +42,7 @@ class DropBehind:
         """See `Policy.remove`."""
         self._sizes.pop(key, None)
         self._read.pop(key, None)
+
+    def leaving(self) -> Iterator[bytes]:
+        """See `Policy.leaving`."""
+        return chain(self._read, (key for key in self._sizes if key not in self._read))

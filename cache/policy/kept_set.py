@@ -11,6 +11,8 @@ written.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from sortedcontainers import SortedDict
 
 __all__ = ["KeptSet"]
@@ -48,3 +50,7 @@ class KeptSet:
     def remove(self, key: bytes) -> None:
         """See `Policy.remove`."""
         self._sizes.pop(key, None)
+
+    def leaving(self) -> Iterator[bytes]:
+        """See `Policy.leaving`."""
+        return reversed(self._sizes)

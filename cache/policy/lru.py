@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 
 __all__ = ["Lru"]
 
@@ -38,3 +39,7 @@ class Lru:
     def remove(self, key: bytes) -> None:
         """See `Policy.remove`."""
         self._sizes.pop(key, None)
+
+    def leaving(self) -> Iterator[bytes]:
+        """See `Policy.leaving`."""
+        return iter(self._sizes)

@@ -7,7 +7,7 @@ algorithms for a virtual-storage computer", IBM Systems Journal 5(2), 1966). Wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, TypeAlias
 
 from sortedcontainers import SortedList
@@ -69,6 +69,10 @@ class NextUse:
         """See `Policy.remove`."""
         if self._sizes.pop(key, None) is not None:
             self._order.remove(self._ranks.pop(key))
+
+    def leaving(self) -> Iterator[bytes]:
+        """See `Policy.leaving`."""
+        return (rank[2] for rank in reversed(self._order))
 
     def rerank(self, keys: Iterable[bytes]) -> None:
         """Ask again when these blocks are wanted, because plans have changed; unknown keys are ignored."""

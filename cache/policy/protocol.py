@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 __all__ = ["Policy"]
@@ -28,4 +29,8 @@ class Policy(Protocol):
 
     def remove(self, key: bytes) -> None:
         """Forget a block; an unknown key is ignored."""
+        ...
+
+    def leaving(self) -> Iterator[bytes]:
+        """Go through the blocks held, beginning with those to give up first. Changes nothing."""
         ...

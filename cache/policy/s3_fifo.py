@@ -109,6 +109,10 @@ class S3Fifo:
         while len(self._ghosts) > len(self._sizes):
             self._ghosts.popitem(last=False)
 
+    def leaving(self) -> Iterator[bytes]:
+        """See `Policy.leaving`."""
+        return chain(self._small, sorted(self._main, key=self._hits.__getitem__))
+
     def _pass_over(self, keys: list[bytes]) -> None:
         for key in keys:
             if key in self._main:

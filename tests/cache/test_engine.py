@@ -361,6 +361,85 @@ async def test_more_blocks_in_memory_than_files_may_be_open_are_refused(origin: 
         await Engine(config, open_store=origin.open).start()
 
 
+@pytest.mark.parametrize("policy", ["kept", "lru", "s3fifo", "next_use", "drop_behind", "auto"])
+async def test_a_tier_that_shrinks_evicts_as_its_policy_likes_and_offers_below(
+    tmp_path: Path, origin: Origin, policy: str
+) -> None:
+    refs = await origin.put("x", 12)
+    below = TierConfig("below", 20 * SIZE, str(tmp_path / "below"), medium="hdd")
+    config = CacheConfig((disk(tmp_path / "disk", 12, policy=policy), below), ring_bytes=0)
+    async with running(config, origin) as engine:
+        await sources(engine, refs)
+        await engine.settle()
+        await engine.resize("disk", capacity_bytes=5 * SIZE)
+        await engine.settle()
+        upper, lower = engine.stats()["tiers"]
+        assert (upper["capacity_bytes"], upper["blocks"], upper["evictions"]) == (5 * SIZE, 5, 7)
+        assert lower["blocks"] == 7
+        kept = check_directory(tmp_path / "disk", capacity_bytes=5 * SIZE)
+        keys = [block_key(ref) for ref in refs]
+        assert sorted(kept) == sorted(keys[-5:] if policy == "lru" else sorted(keys)[:5]) or policy not in (
+            "lru",
+            "kept",
+        )
+        assert sorted(await sources(engine, refs)) == ["below"] * 7 + ["disk"] * 5
+        await engine.resize("disk", capacity_bytes=12 * SIZE, capacity_blocks=3)
+        assert engine.stats()["tiers"][0]["blocks"] == 3
+        await engine.resize("disk", capacity_bytes=12 * SIZE)
+        assert engine.stats()["tiers"][0]["capacity_blocks"] is None
+        assert len(origin.spans) == 12
+        check_limits(engine.stats())
+
+
+async def test_limits_hold_while_a_tier_is_resized_under_load(tmp_path: Path, origin: Origin) -> None:
+    refs = await origin.put("x", 60)
+    config = CacheConfig(
+        (TierConfig("ram", 10 * SIZE, policy="lru"), disk(tmp_path, 40, policy="lru")), ring_bytes=SIZE
+    )
+    async with running(config, origin) as engine:
+
+        async def read(reader: int) -> None:
+            for turn in range(6):
+                mine = refs[reader * 7 + turn :] + refs[: reader * 7 + turn]
+                for start in range(0, 60, 10):
+                    await sources(engine, mine[start : start + 10])
+                    check_limits(engine.stats())
+
+        async def resize() -> None:
+            for blocks in (3, 30, 1, 0, 12):
+                await engine.resize("ram", capacity_bytes=blocks * SIZE)
+                await engine.resize("disk", capacity_bytes=2 * blocks * SIZE)
+                check_limits(engine.stats())
+                check_directory(tmp_path, capacity_bytes=2 * blocks * SIZE, verified=False)
+
+        await asyncio.gather(resize(), *(read(reader) for reader in range(4)))
+        await engine.settle()
+        ram, tier = engine.stats()["tiers"]
+        assert (ram["capacity_bytes"], tier["capacity_bytes"]) == (12 * SIZE, 24 * SIZE)
+    check_directory(tmp_path, capacity_bytes=24 * SIZE)
+
+
+async def test_a_tier_that_cannot_be_resized_says_why(tmp_path: Path, origin: Origin) -> None:
+    broken = Disk()
+    refs = await origin.put("x", 8)
+    config = CacheConfig((TierConfig("ram", 0), disk(tmp_path, 8)), ring_bytes=0)
+    async with running(config, origin, broken.system, GRIM) as engine:
+        await sources(engine, refs)
+        await engine.settle()
+        with pytest.raises(BadInputError, match="no tier 'tape'; there are: ram, disk"):
+            await engine.resize("tape", capacity_bytes=1)
+        with pytest.raises(BadInputError, match="capacity_bytes"):
+            await engine.resize("disk", capacity_bytes=-1)
+        with pytest.raises(BadInputError, match="ulimit"):
+            await engine.resize("ram", capacity_bytes=1, capacity_blocks=1 << 40)
+        broken.failing = {"unlink": errno.EIO}
+        with pytest.raises(TransientError, match="does not let go"):
+            await engine.resize("disk", capacity_bytes=2 * SIZE)
+        check_limits(engine.stats())
+        assert engine.stats()["tiers"][1]["state"] == "unstable"
+    check_directory(tmp_path, capacity_bytes=8 * SIZE)
+
+
 class Disk:
     """System calls of a disk, some of which fail, hang or are counted."""
 

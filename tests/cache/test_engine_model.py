@@ -31,7 +31,7 @@ from cache.disk import DiskLimits
 from cache.engine import Engine
 from cache.keys import BlockRef, block_key
 from cache.testing import FaultySystem, check_directory, check_limits, read_blocks
-from connectors.errors import ChangedError, DataError
+from connectors.errors import ChangedError, DataError, TransientError
 from connectors.registry import open_store
 
 BLOCK = 1000
@@ -61,6 +61,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.fault: int | None = None
         self.failing_call = ""
         self.engine: Engine | None = None
+        self.disk_blocks = DISK_BLOCKS
 
     @initialize()
     def begin(self) -> None:
@@ -105,6 +106,17 @@ class CacheMachine(RuleBasedStateMachine):
         assert self.engine is not None
         self.runner.run(self.engine.settle())
         self.check_disk()
+
+    @rule(name=st.sampled_from(["ram", "disk"]), blocks=st.integers(0, 8))
+    def resize(self, name: str, blocks: int) -> None:
+        assert self.engine is not None
+        try:
+            self.runner.run(self.engine.resize(name, capacity_bytes=blocks * PAGE, capacity_blocks=blocks))
+        except TransientError:
+            assert name == "disk"
+            assert self.fault is not None or self.engine.stats()["tiers"][1]["state"] != "normal"
+        # What could not be removed stays within the limit that stays in force.
+        self.disk_blocks = self.engine.stats()["tiers"][1]["capacity_blocks"]
 
     @rule(orderly=st.booleans())
     def restart(self, orderly: bool) -> None:
@@ -167,6 +179,9 @@ class CacheMachine(RuleBasedStateMachine):
         system = FaultySystem(self.before)
         self.engine = Engine(config, open_store=lambda root: self.store, system=system, disk_limits=limits)
         self.runner.run(self.engine.start())
+        # What lies there beyond the configured limit goes with the scan.
+        self.runner.run(self.engine.scanned())
+        self.disk_blocks = DISK_BLOCKS
 
     def stop(self, *, orderly: bool) -> None:
         assert self.engine is not None
@@ -179,7 +194,8 @@ class CacheMachine(RuleBasedStateMachine):
         self.check_disk()
 
     def check_disk(self) -> None:
-        check_directory(self.path, capacity_bytes=DISK_BLOCKS * PAGE, capacity_blocks=DISK_BLOCKS, verified=False)
+        blocks = self.disk_blocks
+        check_directory(self.path, capacity_bytes=blocks * PAGE, capacity_blocks=blocks, verified=False)
 
     def before(self, name: str) -> None:
         if self.fault is not None and name == self.failing_call:

@@ -68,8 +68,28 @@ def test_the_charge_covers_the_medium_and_never_exceeds_the_limits(steps: list, 
             ledger.settle(reservation)
             writing.append((reservation, end))
 
+    def shrink(part: int) -> None:
+        """Ask for other limits, evict for them all that can leave, and go back."""
+        limits = (CAPACITY_BYTES * part // 15, CAPACITY_BLOCKS * part // 15)
+        ledger.resize(*limits)
+        while victims := ledger.surplus():
+            for key, length in victims:
+                before = ledger.capacity_bytes
+                assert ledger.begin_eviction(key)
+                assert not ledger.begin_eviction(key)
+                del medium.sizes[key]
+                ledger.end_eviction(key, length, removed=True)
+                assert max(limits[0], ledger.used_bytes) <= ledger.capacity_bytes <= before
+        if not open_ones and not writing and not medium.stuck:
+            assert ledger.resized
+            assert (ledger.capacity_bytes, ledger.capacity_blocks) == limits
+        ledger.resize(CAPACITY_BYTES, CAPACITY_BLOCKS)
+
     for number, length, end, removable, later in steps:
         key = make_key(number)
+        if number == 30:
+            shrink(length)
+            medium.check(ledger, [reservation for reservation, _ in writing])
         wanted = ledger.wants(key, length)
         reservation = ledger.reserve(key, length)
         assert (reservation is not None) == wanted

@@ -294,7 +294,7 @@ async def test_what_a_tier_holds_is_not_fetched(tmp_path: Path, origin: Origin) 
         assert held == 10
         assert counts(engine)["resident"] >= 5
         assert not set(origin.blocks_asked()[before:]) & {
-            b for b in range(30) if engine._stack.tiers[0].ledger.holds(block_key(table.ref(b)))
+            b for b in range(30) if engine._stack.levels[0].holds(block_key(table.ref(b)))
         }
 
 
