@@ -96,12 +96,13 @@ def peer(connection: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
-def listen(address: str, *, mode: int = 0o600) -> socket.socket:
+def listen(address: str, *, mode: int = 0o600, group_id: int | None = None) -> socket.socket:
     """Bind and listen.
 
     Args:
         address: Where.
         mode: Permissions of a socket file; an abstract address has none and relies on the peer's user id.
+        group_id: Group of the socket file; None leaves this process's own.
 
     Raises:
         BadInputError: A live server has the address, or a file that is no socket stands there.
@@ -118,6 +119,8 @@ def listen(address: str, *, mode: int = 0o600) -> socket.socket:
             with _locked(folder):
                 _clear(address)
                 listener.bind(target)
+                if group_id is not None:
+                    os.chown(address, -1, group_id)
                 Path(address).chmod(mode)
         listener.listen(socket.SOMAXCONN)
     except OSError as error:

@@ -170,7 +170,12 @@ class CacheConfig:
                 found = tomllib.load(file)
         except (OSError, tomllib.TOMLDecodeError) as error:
             raise BadInputError(f"cannot read the cache configuration {os.fspath(path)}: {error}") from error
-        return _build(found, os.fspath(path))
+        return cls.from_table(found, os.fspath(path))
+
+    @classmethod
+    def from_table(cls, found: Any, origin: str) -> CacheConfig:
+        """Build from what a file held; `BadInputError` as `from_toml`, naming `origin`."""
+        return _build(found, origin)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> CacheConfig:

@@ -16,12 +16,14 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 from cache.address import peer, remove_socket
 from cache.config import CacheConfig
 from cache.engine import Engine
+from cache.rights import AccessConfig, Rights
 from cache.session import ServerLimits, Session
 from connectors.errors import DataError, PermissionDeniedError, TransientError
 from connectors.registry import open_store
@@ -38,7 +40,7 @@ class CacheServer:
         engine: Started by the caller, closed by the caller after `serve`.
         listener: From `cache.address.listen`; the caller gives it up at the very end.
         limits: See there.
-        allowed_uids: Users who may ask, beside this server's own and root.
+        access: Who may ask, and for what; by default whoever may open the socket's file, for everything.
         grace_s: None for a daemon; a private server ends with its last connection, or after this time without any.
     """
 
@@ -48,13 +50,16 @@ class CacheServer:
         listener: socket.socket,
         *,
         limits: ServerLimits,
-        allowed_uids: Collection[int] = (),
+        access: AccessConfig | None = None,
         grace_s: float | None = None,
     ) -> None:
         self.engine = engine
         self.limits = limits
         self._listener = listener
-        self._uids = frozenset({os.geteuid(), 0, *allowed_uids})
+        self._access = access or AccessConfig()
+        if self._access.allowed_uids is None and not isinstance(listener.getsockname(), str):
+            # An abstract socket has no file whose permissions could decide.
+            self._access = replace(self._access, allowed_uids=())
         self._grace_s = grace_s
         self._started_s = time.monotonic()
         self._stop = asyncio.Event()
@@ -110,15 +115,15 @@ class CacheServer:
                 await asyncio.sleep(0.1)
                 continue
             connection.setblocking(False)
-            refusal = self._refusal(connection)
-            session = Session(connection, self.engine, self.limits, self.stats)
+            pid, uid = peer(connection)
+            refusal = self._refusal(pid, uid)
+            session = Session(connection, self.engine, self.limits, self.stats, Rights(self._access, uid))
             task = asyncio.create_task(session.serve() if refusal is None else session.refuse(refusal))
             self._sessions[task] = session
             task.add_done_callback(self._gone)
 
-    def _refusal(self, connection: socket.socket) -> DataError | None:
-        pid, uid = peer(connection)
-        if uid not in self._uids:
+    def _refusal(self, pid: int, uid: int) -> DataError | None:
+        if not self._access.may_ask(uid):
             _log.warning("refused process %d of user %d", pid, uid)
             return PermissionDeniedError(f"user {uid} may not use this cache server; its owner has to allow it")
         if len(self._sessions) >= self.limits.max_connections:
@@ -144,7 +149,7 @@ def run_server(
     listener: socket.socket,
     *,
     limits: ServerLimits | None = None,
-    allowed_uids: Collection[int] = (),
+    access: AccessConfig | None = None,
     grace_s: float | None = None,
     on_ready: Callable[[], None],
     on_stop: Callable[[], None] = lambda: None,
@@ -157,7 +162,7 @@ def run_server(
         config: Of its engine.
         listener: From `cache.address.listen`; given up at the end.
         limits: Of each client.
-        allowed_uids: See `CacheServer`.
+        access: See `CacheServer`.
         grace_s: See `CacheServer`.
         on_ready: Called when clients are answered.
         on_stop: Called when a signal has begun the shutdown.
@@ -167,7 +172,7 @@ def run_server(
     """
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_run(config, listener, limits or ServerLimits(), allowed_uids, grace_s, on_ready, on_stop))
+            runner.run(_run(config, listener, limits or ServerLimits(), access, grace_s, on_ready, on_stop))
     finally:
         remove_socket(listener)
 
@@ -176,7 +181,7 @@ async def _run(
     config: CacheConfig,
     listener: socket.socket,
     limits: ServerLimits,
-    allowed_uids: Collection[int],
+    access: AccessConfig | None,
     grace_s: float | None,
     on_ready: Callable[[], None],
     on_stop: Callable[[], None],
@@ -184,7 +189,7 @@ async def _run(
     engine = Engine(config, open_store=open_store)
     await engine.start()
     try:
-        server = CacheServer(engine, listener, limits=limits, allowed_uids=allowed_uids, grace_s=grace_s)
+        server = CacheServer(engine, listener, limits=limits, access=access, grace_s=grace_s)
 
         def on_signal(number: int) -> None:
             if server.stopping:

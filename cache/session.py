@@ -50,6 +50,7 @@ from cache.frames import (
 from cache.handle import Handle, seal_block
 from cache.keys import BlockRef
 from cache.reader_plan import ReaderPlan
+from cache.rights import Rights
 from connectors.errors import BadInputError, DataError, ErrorKind
 
 __all__ = ["ServerLimits", "Session", "pack_messages", "slice_refs"]
@@ -96,6 +97,7 @@ class Session:
         engine: Answers.
         limits: See there.
         stats: Gives the server's numbers.
+        rights: What the user at the other end may read.
 
     Attributes:
         busy: Whether a request is being answered.
@@ -104,7 +106,12 @@ class Session:
     """
 
     def __init__(
-        self, connection: socket.socket, engine: Engine, limits: ServerLimits, stats: Callable[[], dict[str, Any]]
+        self,
+        connection: socket.socket,
+        engine: Engine,
+        limits: ServerLimits,
+        stats: Callable[[], dict[str, Any]],
+        rights: Rights,
     ) -> None:
         self.busy = False
         self.requests = 0
@@ -112,6 +119,7 @@ class Session:
         self._engine = engine
         self._limits = limits
         self._stats = stats
+        self._rights = rights
         self._socket = connection
         self._plan = ReaderPlan(self._engine.prefetcher)
         self._loop = asyncio.get_running_loop()
@@ -163,6 +171,7 @@ class Session:
     async def _answer(self, request: Request) -> None:
         try:
             if isinstance(request, ReadBlocks):
+                self._rights.check(ref.uri for ref in request.refs)
                 await self._send_blocks(request.refs)
                 return
             with self._sign_of_life():
@@ -184,11 +193,14 @@ class Session:
     async def _reply(self, request: Request) -> Reply:
         match request:
             case ReadObject():
+                self._rights.check([request.uri])
                 data, version = await self._engine.get_object(request.uri)
                 return Object(version, len(data), data)
             case ListObjects():
+                self._rights.check_listing(request.url)
                 return Listing(await self._engine.list_objects(request.url), last=True)
             case Head():
+                self._rights.check([request.uri])
                 return Meta(await self._engine.head(request.uri))
             case ReportBad():
                 for key in request.keys:

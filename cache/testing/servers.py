@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from cache.address import listen, remove_socket, unused_address
 from cache.config import CacheConfig
 from cache.engine import Engine
+from cache.rights import AccessConfig
 from cache.server import CacheServer, ServerLimits
 from connectors.protocols import Store
 from connectors.registry import open_store
@@ -40,6 +41,7 @@ def running_server(
     limits: ServerLimits | None = None,
     store_opener: Callable[[str], Store] = open_store,
     grace_s: float | None = None,
+    access: AccessConfig | None = None,
 ) -> Iterator[RunningServer]:
     """Serve until the context ends; an abstract address of its own unless one is given."""
     address = address or unused_address()
@@ -50,7 +52,7 @@ def running_server(
     async def run() -> None:
         engine = Engine(config or CacheConfig(), open_store=store_opener)
         await engine.start()
-        server = CacheServer(engine, listener, limits=limits or ServerLimits(), grace_s=grace_s)
+        server = CacheServer(engine, listener, limits=limits or ServerLimits(), grace_s=grace_s, access=access)
         running.append(RunningServer(address, server, asyncio.get_running_loop()))
         ready.set()
         await server.serve()

@@ -14,7 +14,9 @@ from rich.table import Table
 from cache.address import default_address, listen
 from cache.client import CacheClient, ClientOptions
 from cache.config import CacheConfig, TierConfig
+from cache.daemon_config import DaemonConfig
 from cache.notify import notify
+from cache.rights import AccessConfig
 from cache.server import run_server
 from dataflow.cli.cache_client import SOCKET, connected
 from dataflow.cli.cache_drain import drain
@@ -60,14 +62,21 @@ def serve(
 
     A second SIGTERM ends at once. What is in the directory is found again by the next start either way.
     """
-    config = _config(config_path, ram, disk, disk_size)
+    access = AccessConfig("0666", allowed_uids=allowed_uids) if allowed_uids else AccessConfig()
+    if config_path is None:
+        config = _config(ram, disk, disk_size)
+    elif (ram, disk, disk_size, allowed_uids) != (None, None, None, ()):
+        raise click.UsageError("--config says everything; leave out --ram, --disk, --disk-size and --allow-uid")
+    else:
+        daemon = DaemonConfig.from_toml(config_path)
+        config, access = daemon.cache, daemon.access
     address = address or default_address()
     with _metrics(endpoint, address) as port:
-        listener = listen(address, mode=0o666 if allowed_uids else 0o600)
+        listener = listen(address, mode=access.mode, group_id=access.group_id())
         run_server(
             config,
             listener,
-            allowed_uids=allowed_uids,
+            access=access,
             on_ready=lambda: _announce(address, config, port),
             on_stop=lambda: notify("STOPPING=1"),
         )
@@ -88,11 +97,7 @@ def _metrics(endpoint: str | None, address: str) -> Iterator[int | None]:
         yield port
 
 
-def _config(path: str | None, ram: int | None, disk: str | None, disk_size: int | None) -> CacheConfig:
-    if path is not None:
-        if (ram, disk, disk_size) != (None, None, None):
-            raise click.UsageError("--config says everything; leave out --ram, --disk and --disk-size")
-        return CacheConfig.from_toml(path)
+def _config(ram: int | None, disk: str | None, disk_size: int | None) -> CacheConfig:
     if (disk is None) != (disk_size is None):
         raise click.UsageError("--disk and --disk-size belong together")
     ram_bytes: int = SIZE.convert(DEFAULT_RAM, None, None) if ram is None else ram

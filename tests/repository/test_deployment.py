@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
-from cache.config import CacheConfig
+from cache.daemon_config import DaemonConfig
 from dataflow.cli.cache import serve
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -127,7 +127,7 @@ def test_the_manifest_fits_the_schema_and_itself(tmp_path):
     (container,) = pod["containers"]
     assert {mount["name"] for mount in container["volumeMounts"]} == volumes
     (tmp_path / "cache.toml").write_text(config_map["data"]["cache.toml"])
-    config = CacheConfig.from_toml(tmp_path / "cache.toml")
+    config = DaemonConfig.from_toml(tmp_path / "cache.toml").cache
     in_memory = config.ring_bytes + sum(tier.capacity_bytes for tier in config.tiers if tier.path is None)
     in_memory += config.max_inflight_bytes
     assert in_memory < int(container["resources"]["requests"]["memory"].removesuffix("Gi")) << 30

@@ -1,0 +1,152 @@
+"""Who may use a daemon, and who may read what through it. Pure but for the look-up of group names.
+
+A daemon reads with its own credentials for everybody who may ask it, so what not everybody may see needs a rule here:
+
+    [access]
+    socket_mode = "0660"            # of the socket's file, with `group`
+    group = "training"
+    allowed_uids = [1001, 1002]     # and nobody else; without it, whoever the socket's file lets in
+
+    [[access.rules]]
+    prefix = "s3://bucket/private"  # and all below it; of several that fit, the longest counts
+    uids = [1001]
+
+The daemon's own user and root may always ask for everything. Users are told apart by what the kernel says of the other
+end of the connection. A rule is about names: it does not follow links inside a file system.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from connectors.errors import BadInputError, PermissionDeniedError
+from connectors.objects import normalise_url
+
+__all__ = ["AccessConfig", "PrefixRule", "Rights"]
+
+_MODE = re.compile(r"0?[0-7]{3}")
+_MAX_REMEMBERED = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixRule:
+    """Who may read what lies at or below a URL.
+
+    Attributes:
+        prefix: The URL, made normal here.
+        uids: Users, beside the daemon's own and root.
+    """
+
+    prefix: str
+    uids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prefix", normalise_url(self.prefix))
+        object.__setattr__(self, "uids", tuple(self.uids))
+
+    def covers(self, uri: str) -> bool:
+        """Say whether a normal URI lies at or below the prefix."""
+        return uri == self.prefix or uri.startswith(self.prefix.rstrip("/") + "/")
+
+
+@dataclass(frozen=True, slots=True)
+class AccessConfig:
+    """Who may use a daemon.
+
+    Attributes:
+        socket_mode: Permissions of the socket's file, as octal digits.
+        group: Name of the group that the file belongs to; None leaves the daemon's own.
+        allowed_uids: The only users who may ask; None: whoever may open the file.
+        rules: What not all of them may read.
+    """
+
+    socket_mode: str = "0600"
+    group: str | None = None
+    allowed_uids: tuple[int, ...] | None = None
+    rules: tuple[PrefixRule, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not _MODE.fullmatch(self.socket_mode):
+            raise BadInputError(f'access: socket_mode is octal digits such as "0660", got {self.socket_mode!r}')
+        if self.allowed_uids is not None:
+            object.__setattr__(self, "allowed_uids", tuple(self.allowed_uids))
+        object.__setattr__(self, "rules", tuple(self.rules))
+        prefixes = [rule.prefix for rule in self.rules]
+        if twice := {prefix for prefix in prefixes if prefixes.count(prefix) > 1}:
+            raise BadInputError(f"access: two rules for {min(twice)}")
+
+    @property
+    def mode(self) -> int:
+        """`socket_mode` as a number."""
+        return int(self.socket_mode, 8)
+
+    def group_id(self) -> int | None:
+        """Return the number of `group`; `BadInputError` where there is no such group."""
+        if self.group is None:
+            return None
+        try:
+            return grp.getgrnam(self.group).gr_gid
+        except KeyError:
+            raise BadInputError(f"access: there is no group {self.group!r} on this machine") from None
+
+    def may_ask(self, uid: int) -> bool:
+        """Say whether a user may use the daemon at all."""
+        return _is_operator(uid) or self.allowed_uids is None or uid in self.allowed_uids
+
+
+class Rights:
+    """What one user may read.
+
+    Args:
+        access: Of the daemon.
+        uid: The user.
+    """
+
+    def __init__(self, access: AccessConfig, uid: int) -> None:
+        self._uid = uid
+        self._rules = () if _is_operator(uid) else sorted(access.rules, key=lambda rule: -len(rule.prefix))
+        self._readable: dict[str, bool] = {}
+
+    def check(self, uris: Iterable[str]) -> None:
+        """Refuse when the user may not read one of the objects.
+
+        Raises:
+            PermissionDeniedError: Names the first of them.
+        """
+        if not self._rules:
+            return
+        for uri in uris:
+            readable = self._readable.get(uri)
+            if readable is None:
+                if len(self._readable) == _MAX_REMEMBERED:
+                    self._readable.clear()
+                readable = self._readable[uri] = self._may_read(uri)
+            if not readable:
+                raise self._refused(uri)
+
+    def check_listing(self, url: str) -> None:
+        """Refuse when a listing of `url` would name what the user may not read; as `check`."""
+        if not self._rules:
+            return
+        self.check([url])
+        above = PrefixRule(url)
+        for rule in self._rules:
+            if above.covers(rule.prefix) and self._uid not in rule.uids:
+                raise self._refused(rule.prefix)
+
+    def _may_read(self, uri: str) -> bool:
+        uri = normalise_url(uri)  # one object has many spellings
+        return next((self._uid in rule.uids for rule in self._rules if rule.covers(uri)), True)
+
+    def _refused(self, uri: str) -> PermissionDeniedError:
+        return PermissionDeniedError(
+            f"user {self._uid} may not read {uri} through this cache; see its [access]", uri=uri
+        )
+
+
+def _is_operator(uid: int) -> bool:
+    return uid in (0, os.geteuid())
