@@ -271,8 +271,9 @@ def test_blocks_of_an_object_store_survive_kills_too(s3_server, s3_bucket, tmp_p
     refs, config = describe(f"s3://{s3_bucket}/set/data.bin", data), tiers_of(tmp_path / "cache")
     control = CacheClient(private_address(config), private=config)
     assert control.read_object(refs[0].uri).data == data
-    # Not forked: the upload has used the native client in this process.
-    readers = Readers(control, refs, ("spawn", "forkserver"))
+    # Not forked: the upload has used the native client in this process. Not from a fork server: it has the environment
+    # of its own start, without the credentials, and so would a server that its children start.
+    readers = Readers(control, refs, ("spawn", "spawn"))
     readers.wait_until_reading()
     pause = threading.Event()
     for _ in range(3):
