@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dataflow.loaders.channel import Channel, channel_pair
-from dataflow.loaders.slots import SlotMap
+from dataflow.loaders.slots import Holdings, SlotMap
 from dataflow.loaders.torch_private import JOIN_TIMEOUT_S
 from dataflow.loaders.workers import BeginEpoch, Job, Order, Result, decode_result, encode_order, worker_main
 
@@ -89,7 +89,7 @@ class Crew:
         self._context = context
         self._job = job
         self._pid = os.getpid()
-        self._held: dict[object, int] = {}
+        self._holdings = Holdings()
         self._poll = select.poll()
         self._by_fd: dict[int, Worker] = {}
         self._stopped = False
@@ -170,7 +170,7 @@ class Crew:
             lifeline, owns_lifeline = os.pidfd_open(process.pid), True
         except OSError:
             lifeline, owns_lifeline = process.sentinel, False
-        worker = Worker(worker_id, process, channel, SlotMap(self._held), lifeline, owns_lifeline)
+        worker = Worker(worker_id, process, channel, SlotMap(self._holdings), lifeline, owns_lifeline)
         self._by_fd[worker.lifeline] = self._by_fd[channel.sock.fileno()] = worker
         self._poll.register(worker.lifeline, select.POLLIN)
         self._watch(worker)

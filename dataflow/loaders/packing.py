@@ -28,10 +28,10 @@ DIVERT_BYTES = 4096
 
 # A storage is taken whole if a tensor uses one of so many of its bytes; else the tensor is copied out of it.
 _WHOLE_STORAGE_RATIO = 2
-_IN_NUMPY = {
-    getattr(torch, name): name
-    for name in ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
-}
+# Types that numpy has too, by name and back.
+_NAMED = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
+_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in _NAMED}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 class Parcel(NamedTuple):
@@ -168,9 +168,9 @@ def _reduce_tensor(tensor: torch.Tensor) -> Any:
     size_bytes = tensor.numel() * tensor.element_size() if _is_strided(tensor) else 0
     storage = tensor.untyped_storage() if size_bytes else None
     if storage is not None and storage.nbytes() == size_bytes and tensor.is_contiguous():
-        dtype = _IN_NUMPY.get(tensor.dtype)
+        dtype = _NAMES.get(tensor.dtype)
         if dtype is not None and not tensor.requires_grad:  # nearly all that a collate function makes
-            return _rebuild_whole, (pickle.PickleBuffer(tensor.numpy().data), dtype, tuple(tensor.shape))
+            return _rebuild_whole, (_buffer(tensor), dtype, tuple(tensor.shape))
     return _reduce_any_tensor(tensor)
 
 
@@ -213,11 +213,16 @@ def _dtype_name(dtype: torch.dtype) -> str:
 
 
 def _buffer_of_storage(storage: torch.UntypedStorage) -> pickle.PickleBuffer:
-    return pickle.PickleBuffer(torch.empty(0, dtype=torch.uint8).set_(storage).numpy().data)
+    return _buffer(torch.empty(0, dtype=torch.uint8).set_(storage))
+
+
+def _buffer(tensor: torch.Tensor) -> pickle.PickleBuffer:
+    array: Any = tensor.numpy()  # a buffer, which its type does not say
+    return pickle.PickleBuffer(array)
 
 
 def _rebuild_whole(buffer: Any, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
-    return torch.frombuffer(buffer, dtype=getattr(torch, dtype)).view(shape)
+    return torch.frombuffer(buffer, dtype=_DTYPES[dtype]).view(shape)
 
 
 def _rebuild_tensor(

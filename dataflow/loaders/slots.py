@@ -16,8 +16,9 @@ collate function that holds on to a batch inside the worker (the worker looks at
 and a trainer that forks a child while it holds a batch (the child sees the same memory, so such a slot is *retired*:
 forgotten on both sides instead of reused).
 
-A caller who keeps batches keeps slots; past `HELD_SLOTS` or `HELD_BYTES` per iterator batches are copied out instead,
-so a worker always finds a slot after at most `prefetch_factor + HELD_SLOTS`, and memory is bounded without waiting.
+A caller who keeps batches keeps slots. Past `HELD_SLOTS` or `HELD_BYTES` per iterator a large batch takes its slot with it
+for good, which is retired and replaced by a new one, and a small batch is copied out. So a worker always finds a slot
+after at most `prefetch_factor + HELD_SLOTS` of them, and nobody ever waits for the caller to let go.
 """
 
 from __future__ import annotations
@@ -27,17 +28,33 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["HELD_BYTES", "HELD_SLOTS", "Bytes", "Lease", "NewSlot", "Notices", "Placement", "SlotMap", "SlotPool"]
+__all__ = [
+    "GIVEN_SLOTS",
+    "GIVE_BYTES",
+    "HELD_BYTES",
+    "HELD_SLOTS",
+    "Bytes",
+    "Holdings",
+    "Lease",
+    "NewSlot",
+    "Notices",
+    "Placement",
+    "SlotMap",
+    "SlotPool",
+]
 
 HELD_SLOTS = 64
 HELD_BYTES = 1 << 30
+# A new slot costs about as much as the copy of so many bytes. Each slot is a mapping, of which Linux allows 65,530.
+GIVE_BYTES = 1 << 20
+GIVEN_SLOTS = 1 << 14
 
 # Enough for every vector instruction set, and for any dtype.
 _ALIGNMENT = 64
@@ -208,12 +225,29 @@ class SlotPool:
         return slot
 
 
+@dataclass(slots=True)
+class Holdings:
+    """What the caller of a loader holds of all workers of an iterator.
+
+    Attributes:
+        ring: Bytes of the batches over slots that come back, by lease.
+        given: Leases of slots that do not come back.
+    """
+
+    ring: dict[object, int] = field(default_factory=dict)
+    given: set[object] = field(default_factory=set)
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Whether another slot may wait for its return."""
+        return len(self.ring) < HELD_SLOTS and sum(list(self.ring.values())) + size_bytes <= HELD_BYTES
+
+
 class Lease(NamedTuple):
     """A batch's hold on a slot.
 
     Attributes:
         memory: All of the slot.
-        keep: Whether views of it may be kept; False where the caller of the loader already holds too much.
+        keep: Whether views of it may be kept.
     """
 
     memory: Bytes
@@ -229,16 +263,16 @@ class SlotMap:
     """The trainer's side of one worker's slots.
 
     Args:
-        held: What the caller of the loader holds, shared by all workers of an iterator.
+        holdings: What the caller of the loader holds, shared by all workers of an iterator.
     """
 
-    def __init__(self, held: dict[object, int]) -> None:
+    def __init__(self, holdings: Holdings) -> None:
         self._memory: dict[int, torch.Tensor] = {}
+        self._live: dict[int, object] = {}
         # Leases die in any thread and at any moment; a deque takes notices without a lock.
         self._returned: deque[int] = deque()
-        self._live: dict[int, int] = {}
-        self._retired: set[int] = set()
-        self._held = held
+        self._retired: deque[int] = deque()
+        self._holdings = holdings
         _maps.add(self)
 
     def adopt(self, slot: NewSlot, fd: int) -> None:
@@ -260,14 +294,19 @@ class SlotMap:
         """
         # numpy() is a new array over the mapping, and what is sliced from it refers to it and not to the mapping:
         # its death is the death of all of them.
-        lease: Bytes = self._memory[number].numpy()
-        held = self._held
-        keep = len(held) < HELD_SLOTS and sum(list(held.values())) + size_bytes <= HELD_BYTES
-        token = object()
-        self._live[number] = held[token] = size_bytes
-        end = weakref.finalize(lease, _end_lease, number, token, self._live, held, self._returned)
+        memory: Bytes = self._memory[number].numpy()
+        holdings, token = self._holdings, object()
+        keep = holdings.has_room(size_bytes)
+        if not keep and size_bytes >= GIVE_BYTES and len(holdings.given) < GIVEN_SLOTS:
+            holdings.given.add(token)
+            self._retire(number)
+            weakref.finalize(memory, holdings.given.discard, token).atexit = False
+            return Lease(memory, keep=True)
+        self._live[number] = token
+        holdings.ring[token] = size_bytes if keep else 0
+        end = weakref.finalize(memory, _end_lease, number, token, self._live, holdings.ring, self._returned)
         end.atexit = False
-        return Lease(lease, keep)
+        return Lease(memory, keep)
 
     def give_back(self, number: int) -> None:
         """Return a slot that was never leased."""
@@ -275,27 +314,35 @@ class SlotMap:
 
     def notices(self) -> Notices:
         """Take what is to be told to the worker."""
-        returned, retired, queue = [], [], self._returned
-        while queue:
-            number = queue.popleft()
-            if number in self._retired:
-                self._retired.discard(number)
-                self._memory.pop(number, None)
-                retired.append(number)
-            else:
-                returned.append(number)
-        return Notices(returned, retired)
+        return Notices(_take_all(self._returned), _take_all(self._retired))
 
     def retire_live(self) -> None:
         """Never reuse the slots that are held now: a forked child sees them too."""
-        self._retired.update(list(self._live))
+        for number in list(self._live):
+            if self._live.pop(number, None) is not None:
+                self._retire(number)
+
+    def _retire(self, number: int) -> None:
+        # What lives over the slot keeps its memory; neither side will look at it again.
+        self._memory.pop(number, None)
+        self._retired.append(number)
 
 
-def _end_lease(number: int, token: object, live: dict[int, int], held: dict[object, int], returned: deque[int]) -> None:
+def _end_lease(
+    number: int, token: object, live: dict[int, object], ring: dict[object, int], returned: deque[int]
+) -> None:
     # No reference to the map: a tensor that outlives its loader keeps its own slot, not the whole ring.
-    del live[number]
-    del held[token]
-    returned.append(number)
+    del ring[token]
+    if live.get(number) is token:  # else it was retired
+        del live[number]
+        returned.append(number)
+
+
+def _take_all(queue: deque[int]) -> list[int]:
+    taken = []
+    while queue:
+        taken.append(queue.popleft())
+    return taken
 
 
 _maps: weakref.WeakSet[SlotMap] = weakref.WeakSet()

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataflow.loaders.packing import pack, unpack
-from dataflow.loaders.slots import SlotMap, SlotPool
+from dataflow.loaders.slots import Holdings, SlotMap, SlotPool
 from dataflow.loaders.testing import Point
 
 
 def send(batch, max_slots=50):
     """Return the parcel and the trainer's slots, which have arrived."""
-    pool, slots = SlotPool(max_slots=max_slots, max_free=3), SlotMap({})
+    pool, slots = SlotPool(max_slots=max_slots, max_free=3), SlotMap(Holdings())
     parcel = pack(batch, pool)
     new, dropped, fds = pool.ship(parcel.slots())
     assert not dropped

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dataflow.loaders import slots
 from dataflow.loaders.packing import pack, unpack
-from dataflow.loaders.slots import Notices, SlotMap, SlotPool
+from dataflow.loaders.slots import Holdings, Notices, SlotMap, SlotPool
 from dataflow.loaders.testing import slot_mappings
 
 
@@ -21,8 +21,8 @@ class Pair:
 
     def __init__(self, *, max_slots=100, max_free=3):
         self.pool = SlotPool(max_slots=max_slots, max_free=max_free)
-        self.held = {}
-        self.map = SlotMap(self.held)
+        self.holdings = Holdings()
+        self.map = SlotMap(self.holdings)
 
     def send(self, batch):
         """Pack a batch, ship it, and return it as the trainer gets it."""
@@ -52,12 +52,15 @@ def tagged(tag, count):
         max_size=40,
     ),
     limits=st.sampled_from([(2, 1 << 30), (64, 200_000), (64, 1 << 30)]),
+    give_bytes=st.sampled_from([10_000, 1 << 20]),
 )
-def test_what_is_kept_never_changes_and_slots_stay_bounded(steps, limits):
+def test_what_is_kept_never_changes_and_slots_stay_bounded(steps, limits, give_bytes):
     held_slots, held_bytes = limits
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(slots, "HELD_SLOTS", held_slots)
         patch.setattr(slots, "HELD_BYTES", held_bytes)
+        patch.setattr(slots, "GIVE_BYTES", give_bytes)
+        patch.setattr(slots, "GIVEN_SLOTS", 3)
         pair, kept = Pair(), []
         for tag, (count, action) in enumerate(steps):
             batch = pair.send({"tensor": tagged(tag, count), "array": np.full(count, tag), "tag": tag})
@@ -72,11 +75,12 @@ def test_what_is_kept_never_changes_and_slots_stay_bounded(steps, limits):
             del batch
             pair.return_slots()
             assert all(bool((value == tag).all()) for value, tag in kept)
-            assert len(pair.held) <= held_slots
-            assert sum(pair.held.values()) <= held_bytes
-            assert slot_mappings() <= 2 * (held_slots + pair.pool._max_free + 2)
+            assert len(pair.holdings.ring) <= held_slots
+            assert sum(pair.holdings.ring.values()) <= held_bytes
+            assert len(pair.holdings.given) <= 3
+            assert slot_mappings() <= 2 * (held_slots + pair.pool._max_free + 2) + 3
         kept.clear()
-        assert pair.held == {}
+        assert pair.holdings == Holdings()
 
 
 def test_one_slot_is_enough_for_a_caller_who_keeps_nothing():
@@ -90,7 +94,7 @@ def test_one_slot_is_enough_for_a_caller_who_keeps_nothing():
 def test_nothing_small_takes_a_slot():
     pair = Pair()
     batch = pair.send([torch.arange(100), np.arange(100), b"x" * 100])
-    assert pair.held == {}
+    assert pair.holdings == Holdings()
     assert slot_mappings() == 0
     assert torch.equal(batch[0], torch.arange(100))
     batch[0][0] = batch[1][0] = 7  # and can be written to
@@ -129,6 +133,20 @@ def test_a_slot_that_the_worker_still_refers_to_is_not_used_again():
     pair.return_slots()
     assert (pair.send(torch.full((8000,), 2, dtype=torch.uint8)) == 2).all()
     assert (inside == 1).all()
+
+
+def test_a_large_batch_beyond_the_limit_takes_its_slot_with_it(monkeypatch):
+    monkeypatch.setattr(slots, "HELD_SLOTS", 1)
+    monkeypatch.setattr(slots, "GIVE_BYTES", 10_000)
+    pair = Pair()
+    kept = [pair.send(tagged(tag, 5000)) for tag in range(4)]
+    pair.return_slots()
+    assert len(pair.holdings.given) == 3
+    assert len(pair.pool._lent) == 1
+    assert slot_mappings() == 4 + 1  # the worker has forgotten three
+    assert [int(batch[7]) for batch in kept] == [0, 1, 2, 3]
+    kept.clear()
+    assert slot_mappings() == 2
 
 
 def test_without_a_free_slot_a_batch_travels_in_the_message():
