@@ -83,6 +83,10 @@ class Crew:
         context: Whatever makes processes: `multiprocessing`, or one of its contexts.
         job: What the workers do.
         begin: For each worker, where it begins.
+
+    Attributes:
+        workers: By id.
+        is_stopped: Whether `stop` was called; nothing else may be, then.
     """
 
     def __init__(self, context: Any, job: Job, begin: list[BeginEpoch]) -> None:
@@ -92,7 +96,7 @@ class Crew:
         self._holdings = Holdings()
         self._poll = select.poll()
         self._by_fd: dict[int, Worker] = {}
-        self._stopped = False
+        self.is_stopped = False
         self.workers: list[Worker] = []
         try:
             for worker_id, begin_one in enumerate(begin):
@@ -138,9 +142,9 @@ class Crew:
 
     def stop(self) -> None:
         """End all workers: in order if they can, by force after torch's patience. Safe to call again."""
-        if self._stopped or os.getpid() != self._pid:
+        if self.is_stopped or os.getpid() != self._pid:
             return
-        self._stopped = True
+        self.is_stopped = True
         for worker in self.workers:
             self._forget(worker)
             worker.channel.close()  # an end of file is the order to leave

@@ -12,9 +12,10 @@ from torch.utils.data import Dataset, Sampler
 
 from connectors.errors import BadInputError
 from dataflow.dataset import Dataset as NativeDataset
+from dataflow.loaders.generators import generators_kept
 from dataflow.loaders.iterators import InlineIterator
 from dataflow.loaders.process_iterator import ProcessIterator
-from dataflow.loaders.state import Ledger, generators_kept, load_state, make_state
+from dataflow.loaders.state import Ledger, load_state, make_state
 from dataflow.loaders.stats import LoaderStats
 
 __all__ = ["DataLoader"]
@@ -39,9 +40,9 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         batch_size: As in torch, and so are the other arguments up to `in_order`.
         device: Where batches go, as a string (`"cuda"`, `"npu:0"`, ...) or `torch.device`; by default, and for `"cpu"`,
             they stay where they are.
-        on_worker_failure: "restart" replaces a dead worker; its successor is seeded as it was, so random augmentations
-            of the batches that are made again may differ. After four deaths over one batch, and at once with "raise",
-            the death is torch's `RuntimeError`.
+        on_worker_failure: "restart" replaces a dead worker by one that goes on behind its last batch, with the global
+            random number generators as they were then; the batches are the same. After four deaths over one batch, and
+            at once with "raise", the death is torch's `RuntimeError`.
 
     Raises:
         ValueError, TypeError: As torch does.

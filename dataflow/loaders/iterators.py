@@ -43,6 +43,7 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
     """
 
     _base_seed: int
+    _staging: Staging | None = None  # also where torch's part of __init__ fails
 
     def __init__(self, loader: DataLoader[Any], ledger: Ledger) -> None:
         super().__init__(loader)

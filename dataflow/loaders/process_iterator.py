@@ -20,6 +20,7 @@ import torch.multiprocessing
 from torch.utils.data import IterDataPipe, MapDataPipe
 
 from dataflow.loaders.crew import Crew, Death, Worker
+from dataflow.loaders.generators import GeneratorStates
 from dataflow.loaders.iterators import LoaderIterator
 from dataflow.loaders.packing import unpack
 from dataflow.loaders.slots import HELD_SLOTS
@@ -74,6 +75,7 @@ class ProcessIterator(LoaderIterator):
         if isinstance(self._dataset, (IterDataPipe, MapDataPipe)):
             self._worker_init_fn = sharding_init_fn(self._worker_init_fn, self._world_size, self._rank)
         self._failure: RuntimeError | None = None
+        self._generators: list[GeneratorStates | None] = [None] * self._num_workers
         self._epoch = -1
         self._reset(loader, first_iter=True)
 
@@ -101,7 +103,9 @@ class ProcessIterator(LoaderIterator):
         self._turns = itertools.cycle(range(self._num_workers))
         deque(itertools.islice(self._turns, progress.next_shard), maxlen=0)
         begin = [self._beginning(worker_id) for worker_id in range(self._num_workers)]
-        if first_iter:
+        if first_iter or self._crew.is_stopped:
+            self._failure = None
+            self._generators = [None] * self._num_workers
             self._crew = self._hire(begin, shared_seed)
         else:
             for worker_id, begin_one in enumerate(begin):
@@ -121,6 +125,7 @@ class ProcessIterator(LoaderIterator):
             base_seed=self._base_seed,
             shared_seed=shared_seed,
             trainer_pid=os.getpid(),
+            reports_generators=self._restarts_workers,
             max_slots=self._prefetch_factor + HELD_SLOTS + _SPARE_SLOTS,
             max_free_slots=self._prefetch_factor + _SPARE_SLOTS,
         )
@@ -132,7 +137,7 @@ class ProcessIterator(LoaderIterator):
         if self._is_iterable:
             skip = self._received[worker_id] * (self._batch_size or 1)
             state = self._received_states[worker_id]
-        return BeginEpoch(self._epoch, self._shared_seed, skip, state)
+        return BeginEpoch(self._epoch, self._shared_seed, skip, state, None)
 
     def _dispatch(self) -> None:
         """Draw one more index and ask for its batch, if there is an index and a worker to ask."""
@@ -195,6 +200,7 @@ class ProcessIterator(LoaderIterator):
     def _take(self, worker: Worker, result: Result) -> None:
         """Receive a result."""
         self._meter.add(result.seconds, result.counts)
+        self._generators[worker.id] = result.generators or self._generators[worker.id]
         if result.epoch != self._epoch:
             for slot in result.parcel.slots():
                 worker.slots.give_back(slot)
@@ -246,7 +252,7 @@ class ProcessIterator(LoaderIterator):
         """Bring over the next batch while the caller works on this one, if it has arrived."""
         self._attend(0)
         number = self._find_ready()
-        if number is not None:
+        if number is not None and self._failure is None:
             owed = self._tasks[number]
             if owed.result is not None and owed.result.status == Status.BATCH:
                 owed.staged = self._stage(owed)
@@ -263,7 +269,8 @@ class ProcessIterator(LoaderIterator):
             return
         _log.warning("%s; another one starts and makes the %d batches that it owed", death, len(owed))
         self._meter.add({}, {"workers.replaced": 1})
-        self._crew.replace(worker_id, self._beginning(worker_id))
+        begin = self._beginning(worker_id)._replace(generators=self._generators[worker_id])
+        self._crew.replace(worker_id, begin)
         for number in owed:
             self._tasks[number].worker = self._crew.workers[worker_id]
             self._ask(number)

@@ -16,9 +16,9 @@ collate function that holds on to a batch inside the worker (the worker looks at
 and a trainer that forks a child while it holds a batch (the child sees the same memory, so such a slot is *retired*:
 forgotten on both sides instead of reused).
 
-A caller who keeps batches keeps slots. Past `HELD_SLOTS` or `HELD_BYTES` per iterator a large batch takes its slot with it
-for good, which is retired and replaced by a new one, and a small batch is copied out. So a worker always finds a slot
-after at most `prefetch_factor + HELD_SLOTS` of them, and nobody ever waits for the caller to let go.
+A caller who keeps batches keeps slots. Past `HELD_SLOTS` or `HELD_BYTES` per iterator a large batch takes its slot with
+it for good, which is retired and replaced by a new one, and a small batch is copied out. So a worker always finds a
+slot after at most `prefetch_factor + HELD_SLOTS` of them, and nobody ever waits for the caller to let go.
 """
 
 from __future__ import annotations

@@ -12,10 +12,9 @@ States are JSON, except for what foreign samplers and datasets put into theirs.
 from __future__ import annotations
 
 import base64
-import contextlib
 import copy
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Ledger",
     "Progress",
-    "generators_kept",
     "is_elastic",
     "is_stateful",
     "load_state",
@@ -295,18 +293,6 @@ def restore_order(loader: DataLoader[Any], order: Mapping[str, Any]) -> None:
     if "numpy" in order:
         keys, *rest = order["numpy"]
         np.random.set_state(("MT19937", _decode(keys, np.uint32), *rest))
-
-
-@contextlib.contextmanager
-def generators_kept() -> Iterator[None]:
-    """Put the process's own random number generators back afterwards to what the caller made of them."""
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(before[0])
-        random.setstate(before[1])
-        np.random.set_state(before[2])
 
 
 def _encode(values: Any) -> str:

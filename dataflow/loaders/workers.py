@@ -7,9 +7,9 @@ died, and then ends the process after a short grace, also in the middle of a use
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
-import random
 import select
 import socket
 import threading
@@ -19,19 +19,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
 import torch
 from torch.utils.data import IterDataPipe, graph_settings
 
 from dataflow.loaders.channel import Channel
 from dataflow.loaders.collate import Fetch, allocate_from, collate_into_slots
+from dataflow.loaders.generators import GeneratorStates, GeneratorWatch, seed_worker
 from dataflow.loaders.packing import Parcel, pack
 from dataflow.loaders.slots import NewSlot, Notices, Placement, SlotPool
 from dataflow.loaders.state import is_stateful
 from dataflow.loaders.torch_private import (
     DatasetKind,
     ExceptionWrapper,
-    numpy_seed,
     set_worker_info,
     set_worker_signal_handlers,
 )
@@ -60,6 +59,7 @@ class Job:
 
     Attributes:
         trainer_pid: The process whose end is theirs.
+        reports_generators: Whether results say where the global generators are.
         max_slots: Limit on the slots of one worker.
         max_free_slots: Free slots that one worker keeps.
         shared_seed: Seed that all ranks share, for torch's data pipes.
@@ -76,6 +76,7 @@ class Job:
     base_seed: int
     shared_seed: int | None
     trainer_pid: int
+    reports_generators: bool
     max_slots: int
     max_free_slots: int
 
@@ -86,12 +87,14 @@ class BeginEpoch(NamedTuple):
     Attributes:
         skip: Samples of batches that are already handed out; read and dropped unless `dataset_state` is given.
         dataset_state: For a dataset that has `load_state_dict`.
+        generators: For the successor of a dead worker: where that one's generators were after its last batch.
     """
 
     epoch: int
     shared_seed: int | None
     skip: int
     dataset_state: Any
+    generators: GeneratorStates | None
 
 
 class Task(NamedTuple):
@@ -141,6 +144,7 @@ class Result(NamedTuple):
         seconds: Time by stage since the last result.
         counts: Counters since the last result.
         dataset_state: After this batch, for iterable datasets that have `state_dict` and `load_state_dict`.
+        generators: After this batch, if it has drawn from them.
     """
 
     epoch: int
@@ -152,6 +156,7 @@ class Result(NamedTuple):
     seconds: dict[str, float]
     counts: dict[str, int]
     dataset_state: Any
+    generators: GeneratorStates | None
 
 
 def encode_result(result: Result) -> bytes:
@@ -197,7 +202,8 @@ class _Worker:
         self._shared_rng = torch.Generator()
         self._is_stateful = job.kind == DatasetKind.Iterable and is_stateful(job.dataset)
         torch.set_num_threads(1)
-        _seed(job.base_seed, worker_id)
+        gc.freeze()  # what was inherited is neither searched for garbage nor, by that, copied page by page
+        seed_worker(job.base_seed, worker_id)
         self._dataset = self._reseeded(job.shared_seed)
         set_worker_info(worker_id, job.num_workers, job.base_seed + worker_id, self._dataset)
         collate_into_slots(self._pool)
@@ -206,6 +212,8 @@ class _Worker:
                 job.worker_init_fn(worker_id)
         except Exception:
             self._failure = self._wrap()
+        self._watch = GeneratorWatch()
+        self._watch.changed()  # its successor is seeded and initialised to the same states
 
     def run(self, begin: BeginEpoch) -> None:
         self._begin(begin)
@@ -243,6 +251,8 @@ class _Worker:
             )
             if begin.dataset_state is None:
                 self._fetch.skip(begin.skip)
+            if begin.generators is not None:
+                begin.generators.restore()
         except Exception:
             self._fetch, self._failure = None, self._wrap()
 
@@ -291,19 +301,15 @@ class _Worker:
         recorder.seconds.clear()
         recorder.counts.clear()
         state = self._dataset.state_dict() if self._is_stateful and status == Status.BATCH else None
-        result = Result(task.epoch, task.number, status, parcel, new_slots, dropped_slots, seconds, counts, state)
+        drawn = self._watch.changed() if self._job.reports_generators else None
+        result = Result(
+            task.epoch, task.number, status, parcel, new_slots, dropped_slots, seconds, counts, state, drawn
+        )
         try:
             self._channel.send(encode_result(result), fds)
         finally:
             for fd in fds:
                 os.close(fd)
-
-
-def _seed(base_seed: int, worker_id: int) -> None:
-    seed = base_seed + worker_id
-    random.seed(seed)
-    torch.manual_seed(seed)
-    np.random.seed(numpy_seed(base_seed, worker_id))
 
 
 def _end_with(trainer_pid: int) -> None:

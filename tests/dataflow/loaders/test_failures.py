@@ -13,7 +13,17 @@ import pytest
 import torch
 
 from dataflow.loaders import DataLoader
-from dataflow.loaders.testing import Failing, Hanging, Noisy, Numbers, Stream, children, dies_within, slot_mappings
+from dataflow.loaders.testing import (
+    Draws,
+    Failing,
+    Hanging,
+    Noisy,
+    Numbers,
+    Stream,
+    children,
+    dies_within,
+    slot_mappings,
+)
 
 
 def numbers_of(batch):
@@ -62,6 +72,26 @@ def test_a_stream_goes_on_behind_what_a_killed_worker_had_sent():
             break
         seen.append(numbers_of(batch))
     assert seen == expected
+
+
+def test_random_draws_go_on_behind_what_a_killed_worker_had_drawn():
+    def draws(kill_at):
+        generator = torch.Generator().manual_seed(8)
+        iterator = iter(DataLoader(Draws(60), batch_size=None, num_workers=2, generator=generator))
+        for step in range(60):
+            if step in kill_at:
+                kill(iterator._workers[step % 2])
+            yield [float(value) for value in next(iterator)]
+
+    assert list(draws({7, 8, 30})) == list(draws(()))
+
+
+def test_a_loader_whose_workers_were_shut_down_can_be_iterated_again():
+    loader = DataLoader(Numbers(6), batch_size=2, num_workers=1, persistent_workers=True)
+    iterator = iter(loader)
+    next(iterator)
+    iterator._shutdown_workers()
+    assert [numbers_of(batch) for batch in loader] == [[0, 1], [2, 3], [4, 5]]
 
 
 def test_persistent_workers_killed_between_epochs_are_replaced():
