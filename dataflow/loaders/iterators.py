@@ -15,6 +15,7 @@ from torch.utils.data import IterDataPipe, MapDataPipe, graph_settings
 
 from dataflow.loaders.collate import Fetch, allocate_private
 from dataflow.loaders.device import Staging
+from dataflow.loaders.foresight import foresee
 from dataflow.loaders.state import (
     Ledger,
     Progress,
@@ -82,6 +83,10 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         if is_elastic(sampler):
             ahead = set() if resume is None else resume.ahead
             progress = Progress({}, self._base_seed, sampler.first_step, ahead, epoch=sampler.epoch)
+            ledger = self._ledger
+            ledger.foresight = ledger.foresight or foresee(self._dataset, sampler)
+            if ledger.foresight is not None:
+                ledger.foresight.begin(sampler)
         elif resume is None:
             progress = Progress(snapshot_order(loader) if order is None else order, self._base_seed)
         else:
@@ -114,6 +119,8 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         progress, meter = self._progress, self._meter
         progress.hand_out(number)
         meter.batches += 1
+        if self._ledger.foresight is not None:
+            self._ledger.foresight.passed(progress.batches)
         if self._is_iterable:
             return
         meter.samples += len(index) if self._auto_collation else 1

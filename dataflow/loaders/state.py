@@ -36,6 +36,8 @@ from dataflow.loaders.torch_private import DatasetKind, dataset_kind, index_samp
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
+    from dataflow.loaders.foresight import Foresight
+
 __all__ = [
     "Ledger",
     "Progress",
@@ -112,11 +114,13 @@ class Ledger:
         meter: Where the time goes.
         progress: Of the newest iterator; None before the first and after a state was loaded.
         resume: Where the next iterator is to go on.
+        foresight: Tells the cache what comes, where the order and the cache allow it.
     """
 
     meter: Meter = field(default_factory=Meter)
     progress: Progress | None = None
     resume: Progress | None = None
+    foresight: Foresight | None = None
 
 
 def is_elastic(sampler: Any) -> bool:

@@ -1,0 +1,235 @@
+"""The cache is told exactly what the workers will read, in time, and nothing else changes."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from cache.block_table import BlockTable
+from cache.config import CacheConfig, TierConfig
+from cache.keys import BlockRef
+from connectors.errors import TransientError
+from dataflow import DataLoader, Dataset, ShardWriter, open_dataset
+from dataflow.loaders import ElasticBatchSampler, foresight
+from dataflow.loaders.foresight import block_table, foresee
+
+SAMPLES = 600
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("data") / "numbers")
+    schema = pa.schema([pa.field("number", pa.int64(), nullable=False), pa.field("text", pa.string(), nullable=False)])
+    with ShardWriter(folder, schema, block_size_bytes=1500, shard_size_bytes=20_000) as writer:
+        for number in range(SAMPLES):
+            writer.write({"number": number, "text": f"{number:03}" * 50})
+    return folder
+
+
+class Plan:
+    """Takes down what a loader announces."""
+
+    def __init__(self, table: BlockTable) -> None:
+        self.table = table
+        self.blocks: list[int] = []
+        self.position = 0
+        self.calls: list[str] = []
+        self.broken = False
+
+    def _call(self, name: str) -> None:
+        self.calls.append(name)
+        if self.broken:
+            raise TransientError("the server is gone")
+
+    def extend(self, blocks: np.ndarray) -> None:
+        self._call("extend")
+        self.blocks += blocks.tolist()
+
+    def advance(self, position: int) -> None:
+        self._call("advance")
+        assert self.position <= position <= len(self.blocks)
+        self.position = position
+
+    def replace(self) -> None:
+        self._call("replace")
+        del self.blocks[self.position :]
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+
+class Watched:
+    """A reader that takes plans and writes down what is read."""
+
+    def __init__(self, reader: object) -> None:
+        self._reader = reader
+        self.plans: list[Plan] = []
+        self.read: list[BlockRef] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._reader, name)
+
+    def open_plan(self, table: BlockTable) -> Plan:
+        self.plans.append(Plan(table))
+        return self.plans[-1]
+
+    def read_blocks(self, refs: list[BlockRef]) -> list:
+        self.read += refs
+        return self._reader.read_blocks(refs)
+
+
+@pytest.fixture
+def dataset(url: str) -> Iterator[Dataset]:
+    found = open_dataset(url, buffer_bytes=16 * 1024)
+    found._reader = Watched(found._reader)
+    yield found
+    found.reader.close()
+
+
+def reader_of(dataset: Dataset) -> Watched:
+    reader = dataset.reader
+    assert isinstance(reader, Watched)
+    return reader
+
+
+@pytest.fixture(autouse=True)
+def _small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foresight, "_AHEAD_BLOCKS", 40)
+    monkeypatch.setattr(foresight, "_MARK_BLOCKS", 4)
+    monkeypatch.setattr(foresight, "_BUFFERED_BYTES", 12 * 1024)
+
+
+def numbers(loader: DataLoader) -> list[int]:
+    return [int(n) for batch in loader for n in batch["number"]]
+
+
+def test_every_block_is_numbered_as_in_the_index(dataset: Dataset) -> None:
+    table = block_table(dataset.index)
+    assert 40 < len(table) == dataset.index.num_blocks < 100
+    assert [table.ref(b) for b in range(len(table))] == [dataset.index.block_ref(b) for b in range(len(table))]
+
+
+@pytest.mark.parametrize("shuffle", ["block", "full", False])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_what_is_read_was_announced_in_that_order(dataset: Dataset, shuffle: str, world_size: int) -> None:
+    sampler = ElasticBatchSampler(
+        dataset, 16, shuffle=shuffle, window_blocks=2, seed=3, rank=world_size - 1, world_size=world_size
+    )
+    loader = DataLoader(dataset, batch_sampler=sampler)
+    reader = reader_of(dataset)
+    for _ in range(3):
+        numbers(loader)
+        (plan,) = reader.plans
+        assert "replace" not in plan.calls, "the next epoch was announced before this one ended"
+    read, announced = Counter(reader.read), Counter(map(plan.table.ref, plan.blocks))
+    if shuffle == "full":
+        assert set(read) <= set(announced)
+    else:
+        assert read <= announced
+        assert max(announced.values()) <= 3 + 1, "once an epoch, and ahead"
+    assert plan.position <= len(plan.blocks) <= plan.position + 3 * 40
+
+
+def test_the_next_epoch_is_announced_before_this_one_ends(dataset: Dataset) -> None:
+    sampler = ElasticBatchSampler(dataset, 20, window_blocks=2)
+    loader = DataLoader(dataset, batch_sampler=sampler)
+    batches = iter(loader)
+    for _ in range(len(sampler) - 2):
+        next(batches)
+    (plan,) = reader_of(dataset).plans
+    blocks = dataset.index.num_blocks
+    assert len(plan.blocks) >= blocks + 10
+    assert len({*plan.blocks[:blocks]}) == blocks, "each block once an epoch"
+    assert plan.position >= blocks - 10
+
+
+def test_the_samples_are_those_without_a_plan(url: str, dataset: Dataset) -> None:
+    def drawn(data: Dataset) -> list[int]:
+        loader = DataLoader(data, batch_sampler=ElasticBatchSampler(data, 7, seed=9))
+        return numbers(loader) + numbers(loader)
+
+    plain = open_dataset(url)
+    assert drawn(dataset) == drawn(plain)
+    assert reader_of(dataset).plans
+    plain.reader.close()
+
+
+def test_an_epoch_left_early_and_a_loaded_state_begin_a_new_future(dataset: Dataset) -> None:
+    sampler = ElasticBatchSampler(dataset, 20, window_blocks=2)
+    loader = DataLoader(dataset, batch_sampler=sampler)
+    batches = iter(loader)
+    for _ in range(5):
+        next(batches)
+    state = loader.state_dict()
+    numbers(loader)
+    (plan,) = reader_of(dataset).plans
+    assert plan.calls.count("replace") == 1
+    loader.load_state_dict(state)
+    reader_of(dataset).read.clear()
+    place = plan.position
+    numbers(loader)
+    assert plan.calls.count("replace") == 2
+    announced = {plan.table.ref(block) for block in plan.blocks[place:]}
+    assert {*reader_of(dataset).read} <= announced
+
+
+def test_a_lost_server_is_logged_and_training_goes_on(dataset: Dataset, caplog: pytest.LogCaptureFixture) -> None:
+    loader = DataLoader(dataset, batch_sampler=ElasticBatchSampler(dataset, 20, window_blocks=2))
+    reader = reader_of(dataset)
+    batches = iter(loader)
+    next(batches)
+    reader.plans[0].broken = True
+    with caplog.at_level(logging.WARNING):
+        assert len(list(batches)) == SAMPLES // 20 - 1
+    assert "nothing ahead until the next epoch" in caplog.text
+    assert reader.plans[0].calls[-1] == "close"
+    assert len(numbers(loader)) == SAMPLES
+    assert len(reader.plans) == 2
+    assert reader.plans[1].position > 0
+
+
+def test_nothing_is_announced_where_nobody_can_use_it(url: str, dataset: Dataset) -> None:
+    in_place = open_dataset(url)
+    assert foresee(in_place, ElasticBatchSampler(in_place, 4)) is None
+    assert foresee(dataset, [[1, 2]]) is None
+    assert foresee([1, 2, 3], ElasticBatchSampler(range(3), 1)) is None
+    in_place.reader.close()
+
+
+def test_an_epoch_without_a_step_announces_nothing(dataset: Dataset) -> None:
+    loader = DataLoader(dataset, batch_sampler=ElasticBatchSampler(dataset, 10 * SAMPLES, drop_last=True))
+    assert numbers(loader) == []
+    assert reader_of(dataset).plans[0].blocks == []
+
+
+def test_a_copy_has_no_plan(url: str) -> None:
+    with_cache = open_dataset(url, cache=CacheConfig((TierConfig("ram", 1 << 20),)))
+    found = foresee(with_cache, ElasticBatchSampler(with_cache, 4))
+    assert found is not None
+    found.begin(found._sampler)
+    copy = pickle.loads(pickle.dumps(found))
+    assert copy._plan is None
+    found.close()
+    with_cache.reader.close()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_real_cache_fetches_what_is_announced(url: str, num_workers: int) -> None:
+    with_cache = open_dataset(url, cache=CacheConfig((TierConfig("ram", 1 << 16),), ring_bytes=1 << 18))
+    loader = DataLoader(
+        with_cache, batch_sampler=ElasticBatchSampler(with_cache, 20, window_blocks=2), num_workers=num_workers
+    )
+    for _ in range(2):
+        assert sorted(numbers(loader)) == list(range(SAMPLES))
+    stats = with_cache.reader.stats()["prefetch"]
+    assert stats["plans"] == 1
+    assert stats["issued"] > 0
+    assert stats["useful"] + stats["late"] > 0
+    del loader
+    with_cache.reader.close()
