@@ -58,7 +58,8 @@ class Part:
 class _Run:
     """One pass over an epoch: the place where it begins, and how many steps of the epoch are drawn."""
 
-    def __init__(self, schedule: Schedule, epoch: int, first: Place = BEGINNING) -> None:
+    def __init__(self, schedule: Schedule, division: Division, epoch: int, first: Place = BEGINNING) -> None:
+        self.division = division
         self.epoch = epoch
         self.first = first
         self.step = first.step
@@ -111,7 +112,7 @@ class ScheduleSampler(Sampler[list[Any]]):
         self.schedule = schedule
         self._division = division
         self._identity = {"version": _STATE_VERSION, "fingerprint": fingerprint, **schedule.identity()}
-        self._run = self._next = _Run(schedule, 0)
+        self._run = self._next = _Run(schedule, division, 0)
 
     def __len__(self) -> int:
         """The number of steps of a whole epoch, the same on every rank.
@@ -140,8 +141,15 @@ class ScheduleSampler(Sampler[list[Any]]):
     def set_epoch(self, epoch: int) -> None:
         """Let the next iterator walk this epoch; a loaded position inside the same epoch is kept."""
         if self._next.epoch != operator.index(epoch):
-            self._next = _Run(self.schedule, operator.index(epoch))
+            self._next = _Run(self.schedule, self._division, operator.index(epoch))
         self._run = self._next
+
+    def set_division(self, division: Division) -> None:
+        """Deal batches this way from the next iterator on, such as by weights measured anew; on every rank the same.
+
+        Global batches and states stay what they are. An epoch that is under way goes on as it began.
+        """
+        self._division = self._next.division = division
 
     def part_at(self, step: int) -> Part:
         """Return what this rank reads in a step of the current epoch, counted from the epoch's beginning.
@@ -150,7 +158,7 @@ class ScheduleSampler(Sampler[list[Any]]):
             BadInputError: The epoch has no such step.
         """
         batch = self._run.plan.batch(step, self._run.first)
-        parts = divide(self._division, batch, self.num_replicas)
+        parts = divide(self._run.division, batch, self.num_replicas)
         return Part(
             units=_units_of(batch, parts.of(self.replica)),
             gradient_weight=parts.gradient_weight(self.replica),
@@ -197,29 +205,29 @@ class ScheduleSampler(Sampler[list[Any]]):
         numbers = {name: state[name] for name in ("epoch", "position", "step")}
         if not all(type(number) is int for number in numbers.values()) or min(numbers["position"], numbers["step"]) < 0:
             raise BadInputError(f"epoch, position and step of a sampler state are whole numbers, got {numbers}")
-        run = _Run(self.schedule, numbers["epoch"], Place(numbers["step"], numbers["position"]))
+        run = _Run(self.schedule, self._division, numbers["epoch"], Place(numbers["step"], numbers["position"]))
         if run.first != BEGINNING:
             run.plan.check(run.first)
         self._run = self._next = run
 
     def _draw(self) -> Iterator[list[Any]]:
         run = self._run = self._next
-        self._next = _Run(self.schedule, run.epoch + 1)
+        self._next = _Run(self.schedule, self._division, run.epoch + 1)
         window, inside = run.plan.enter(run.first.position) if run.first.position else (0, 0)
         while window < run.plan.num_windows:
-            for units in self._read(run.plan, window, inside):
+            for units in self._read(run.plan, run.division, window, inside):
                 run.step += 1
                 yield units
             window, inside = window + 1, 0
 
-    def _read(self, plan: Epoch, window: int, first: int) -> Iterator[list[Any]]:
+    def _read(self, plan: Epoch, division: Division, window: int, first: int) -> Iterator[list[Any]]:
         """Yield this rank's part of each step of a window, from step `first` on."""
         steps = plan.window(window)
         waiting: list[tuple[GlobalBatch, npt.NDArray[np.int64]]] = []
         num_waiting = 0
         for step in range(first, len(steps)):
             batch = steps.batch(plan.order, step)
-            units = divide(self._division, batch, self.num_replicas).of(self.replica)
+            units = divide(division, batch, self.num_replicas).of(self.replica)
             waiting.append((batch, units))
             num_waiting += len(units)
             if num_waiting >= _LOOK_AHEAD_SAMPLES:

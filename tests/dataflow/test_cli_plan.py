@@ -43,6 +43,14 @@ def test_mesh_and_weights_decide_the_replicas(url: str) -> None:
     assert [share["num_samples"] for share in json.loads(result.stdout)["replicas"]] == [240, 240, 480]
 
 
+def test_packs_and_buckets_of_filtered_samples_lose_and_repeat_nothing(url: str) -> None:
+    kept = ["--world-size", "4", "--where", "number < 101", "--where", "number > 0", "--json"]
+    for options in (["--batch", "8", "--capacity", "100"], ["--batch", "16", "--budget", "800"]):
+        found = json.loads(run(url, *options, "--lengths", "number", "--balance", *kept).stdout)
+        assert (found["num_samples"], found["num_dropped"], found["num_repeated"]) == (100, 0, 0)
+        assert sum(share["num_samples"] for share in found["replicas"]) == 100
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -50,6 +58,11 @@ def test_mesh_and_weights_decide_the_replicas(url: str) -> None:
         (["--batch", "8", "--mesh", "dp"], "--mesh"),
         (["--batch", "8", "--weights", "one"], "--weights"),
         (["--batch", "8", "--weights", "1,2"], "2 weights for 1 replicas"),
+        (["--batch", "8", "--capacity", "9"], "need --lengths"),
+        (["--batch", "8", "--lengths", "number", "--capacity", "9", "--budget", "9"], "give one"),
+        (["--batch", "8", "--lengths", "number", "--balance", "--weights", "1"], "give one"),
+        (["--batch", "8", "--lengths", "depth", "--capacity", "9"], "depth"),
+        (["--batch", "8", "--where", "number is 5"], "--where"),
     ],
 )
 def test_bad_options_are_named(url: str, options: list[str], message: str) -> None:

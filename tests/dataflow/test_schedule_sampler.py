@@ -175,6 +175,21 @@ def test_unequal_ranks_get_unequal_parts_of_the_same_batches() -> None:
     assert joined == list(samplers(1)[0])
 
 
+def test_new_weights_hold_from_the_next_epoch_on() -> None:
+    ranks = samplers(2, division=WeightedParts((1.0, 2.0)))
+    for sampler in ranks:
+        epoch = iter(sampler)
+        next(epoch)
+        sampler.set_division(WeightedParts((2.0, 1.0)))
+        assert len(sampler.part_at(1).units) == len(next(epoch)) == (4, 8)[sampler.rank]
+        assert len(next(iter(sampler))) == len(sampler.part_at(0).units) == (8, 4)[sampler.rank]
+    for sampler in ranks:
+        sampler.set_epoch(7)
+    whole = samplers(1)[0]
+    whole.set_epoch(7)
+    assert [first + second for first, second in zip(*ranks, strict=True)] == list(whole)
+
+
 def test_a_part_says_what_the_sampler_yielded() -> None:
     for sampler in samplers(3, pad_last=True):
         drawn = list(sampler)
