@@ -1,8 +1,16 @@
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from connectors.errors import BadInputError
+from dataflow import DataLoader
+from dataflow.dataset import Dataset, open_dataset
+from dataflow.formats.arrow import ShardWriter
 from dataflow.loaders.joined import JoinedDataset
 from dataflow.loaders.schedule_sampler import ScheduleSampler
 from dataflow.order import FixedBatches, Mixture, Schedule, Shuffle
@@ -44,6 +52,42 @@ def test_a_mixture_reads_what_its_numbers_say() -> None:
     schedule = Schedule(Mixture(sources, joined.lengths, (1.0, 3.0), 80, 8, 0), FixedBatches(8, "short"))
     for batch in ScheduleSampler(schedule, fingerprint=joined.fingerprint, rank=0, world_size=1):
         assert sorted(name for name, _ in joined.__getitems__(batch)) == ["a"] * 2 + ["b"] * 6
+
+
+def native(folder: Path, schema: pa.Schema, first: int) -> Dataset:
+    with ShardWriter(folder, schema) as writer:
+        for number in range(first, first + 20):
+            values = {"number": number, "pair": [number, -number], "text": str(number)}
+            writer.write({name: values[name] for name in schema.names})
+    return open_dataset(folder, cache=None)
+
+
+def test_native_datasets_of_one_schema_gather_columns_as_their_samples_say(tmp_path: Path) -> None:
+    schema = pa.schema([("number", pa.int64()), ("pair", pa.list_(pa.int32(), 2)), ("text", pa.string())])
+    joined = JoinedDataset([native(tmp_path / "a", schema, 0), native(tmp_path / "b", schema, 100)])
+    joined = pickle.loads(pickle.dumps(joined))
+    numbers = [25, 3, 39, 3, 0, 20]
+    allocated: list[str] = []
+
+    def allocate(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        allocated.append(name)
+        return np.empty(shape, dtype)
+
+    columns = joined.get_batch(numbers, allocate)
+    assert allocated == ["number", "pair"]
+    assert columns["number"].tolist() == [105, 3, 119, 3, 0, 100]
+    assert columns["pair"].tolist() == [sample["pair"].tolist() for sample in joined.__getitems__(numbers)]
+    assert columns["text"] == [sample["text"] for sample in joined.__getitems__(numbers)]
+    assert not len(joined.get_batch([])["number"])
+    (batch,) = DataLoader(joined, batch_sampler=[numbers])
+    assert batch["number"].tolist() == columns["number"].tolist()
+
+
+def test_datasets_of_different_schemas_are_joined_sample_by_sample(tmp_path: Path) -> None:
+    first = native(tmp_path / "a", pa.schema([("number", pa.int64())]), 0)
+    second = native(tmp_path / "b", pa.schema([("number", pa.int32())]), 0)
+    for others in ([second], [range(3)]):
+        assert not hasattr(JoinedDataset([first, *others]), "get_batch")
 
 
 def test_numbers_outside_and_empty_joins_are_refused() -> None:
