@@ -150,6 +150,8 @@ class DiskCalls:
         return asyncio.wrap_future(self._submit(self._executor, self._run, function, args))
 
     def _submit(self, executor: ThreadPoolExecutor, function: Callable[..., _T], *args: Any) -> Future[_T]:
+        if self._closed:
+            raise OSError(errno.ESHUTDOWN, "the cache is closed")
         future = executor.submit(function, *args)
         self._pending.add(future)
         future.add_done_callback(self._pending.discard)

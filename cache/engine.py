@@ -203,8 +203,8 @@ class Engine:
     async def resize(self, name: str, *, capacity_bytes: int, capacity_blocks: int | None = None) -> None:
         """Change the limits of a tier while it is in use. A smaller one evicts, as its policy likes, and offers below.
 
-        The limit in force sinks with what is evicted and is never exceeded; several directories get their parts. The next
-        start takes the limits of the configuration again.
+        The limit in force sinks with what is evicted and is never exceeded; several directories get their parts. The
+        next start takes the limits of the configuration again.
 
         Args:
             name: The tier's.

@@ -17,6 +17,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from typing import TypeAlias
 
@@ -93,7 +94,8 @@ class Ledger:
         self.admission: Admission = "open"
         self.counters = Counters()
         self._policy = policy
-        self._cost_bytes = cost_bytes
+        # Blocks come in few lengths, and a scan asks for each of a million.
+        self._cost_bytes = lru_cache(maxsize=1024)(cost_bytes)
         self._max_queued_bytes = max_queued_bytes
         self._queued_bytes = 0
         self._lengths: dict[bytes, int] = {}

@@ -271,7 +271,7 @@ class Tier:
         The old limits sink with what is evicted, so what is held never exceeds those in force.
 
         Returns:
-            Whether the new ones are in force. If not, a block is on its way in or cannot be removed, or the disk is ill.
+            Whether the new ones are in force. If not, a block is coming in or cannot be removed, or the disk is ill.
         """
         ledger = self.ledger
         ledger.resize(capacity_bytes, capacity_blocks)

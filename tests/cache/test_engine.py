@@ -304,8 +304,10 @@ async def test_in_the_second_epoch_exactly_what_does_not_fit_is_fetched(tmp_path
     async with running(config, origin) as engine:
         for epoch in range(4):
             before = len(origin.spans)
-            for start in range(0, 40, 8):
-                await sources(engine, refs[start : start + 8])
+            # What is on its way to a disk cannot be displaced, so a first epoch in batches may leave work to the next.
+            step = 8 if epoch else 1
+            for start in range(0, 40, step):
+                await sources(engine, refs[start : start + step])
                 await engine.settle()
             assert len(origin.spans) - before == (10 if epoch else 40)
         written = [tier["written_bytes"] for tier in engine.stats()["tiers"]]
@@ -551,7 +553,7 @@ async def test_a_disk_that_hangs_holds_up_neither_its_readers_nor_the_others(tmp
     refs = await origin.put("x", 6)
     ram = TierConfig("ram", 2 * SIZE)
     config = CacheConfig((disk(tmp_path, 3), ram), ring_bytes=0)
-    limits = DiskLimits(stuck_s=0.05, first_retry_s=1e-3, last_retry_s=1e-3)
+    limits = DiskLimits(stuck_s=1.0, first_retry_s=1e-3, last_retry_s=1e-3)
     async with running(config, origin, broken.system, limits) as engine:
         for _ in range(4):
             found = await sources(engine, refs)
@@ -587,7 +589,7 @@ async def test_a_directory_that_hangs_when_it_is_opened_does_not_hold_up_the_sta
 
     monkeypatch.setattr(DirectoryShelf, "lock", lock)
     refs = await origin.put("x", 2)
-    limits = DiskLimits(stuck_s=0.02, first_retry_s=1e-3, last_retry_s=1e-3)
+    limits = DiskLimits(stuck_s=0.5, first_retry_s=1e-3, last_retry_s=1e-3)
     async with running(CacheConfig((disk(tmp_path, 3),), ring_bytes=0), origin, disk_limits=limits) as engine:
         assert await sources(engine, refs) == ["origin"] * 2
         assert state(engine) == "down"
