@@ -4,8 +4,8 @@
 
 A real S3 server (SeaweedFS) stands behind a wrapper that makes every read take 30 ms more and every thousandth 2 s, and
 that shares one link among all replies. The reader takes blocks of 256 KiB in a fresh random order each epoch, at 70 %
-of the link's rate, with a few reads of its own ahead, as a loader's workers have. Nothing is cached: the tier is off and
-the ring is smaller than the data set. Stall is the share of the time that the reader waits beyond its own pace.
+of the link's rate, with a few reads of its own ahead, as a loader's workers have. Nothing is cached: there is no tier,
+and the ring is smaller than the data set. Stall is the share of the time that the reader waits beyond its own pace.
 """
 
 from __future__ import annotations
