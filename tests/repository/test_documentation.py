@@ -9,7 +9,7 @@ import pytest
 from sybil import Example, Sybil
 from sybil.parsers.myst import CodeBlockParser, PythonCodeBlockParser, SkipParser
 
-from cache.config import CacheConfig
+from cache.daemon_config import DaemonConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -17,7 +17,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 def _check_cache_configuration(example: Example) -> None:
     Path("cache.toml").write_text(example.parsed)
-    CacheConfig.from_toml("cache.toml")
+    DaemonConfig.from_toml("cache.toml")
 
 
 EXAMPLES = Sybil(
