@@ -156,7 +156,7 @@ def draw(costs: list[tuple[float, ...]], qualities: list[tuple[float, ...]], fol
         axes.title.set_fontsize("medium")
         if title.startswith("neighbours"):
             axes.set_yscale("log")
-            axes.legend()
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 0.05), fontsize="small")
     figure.savefig(folder / "order-quality.svg", metadata={"Date": None})
 
 

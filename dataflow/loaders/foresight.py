@@ -69,7 +69,7 @@ def block_table(index: Index) -> BlockTable:
 
 def planned_steps(sampler: ScheduleSampler, epoch: int, first: Place) -> Iterator[list[npt.NDArray[np.int64]]]:
     """Yield the sample numbers of this rank, some steps at a time, from a place in an epoch to the epoch's end."""
-    plan = sampler.schedule.epoch(epoch)
+    plan, division = sampler.schedule.epoch(epoch), sampler.division_of(epoch)
     window, inside = plan.enter(first.position) if first.position else (0, 0)
     waiting: list[npt.NDArray[np.int64]] = []
     num_waiting = 0
@@ -77,9 +77,7 @@ def planned_steps(sampler: ScheduleSampler, epoch: int, first: Place) -> Iterato
         steps = plan.window(window)
         for step in range(inside, len(steps)):
             batch = steps.batch(plan.order, step)
-            waiting.append(
-                batch.positions_of(divide(sampler._division, batch, sampler.num_replicas).of(sampler.replica))
-            )
+            waiting.append(batch.positions_of(divide(division, batch, sampler.num_replicas).of(sampler.replica)))
             num_waiting += len(waiting[-1])
             if num_waiting >= _CHUNK_SAMPLES:
                 yield _look_up(plan.order, waiting)

@@ -151,6 +151,10 @@ class ScheduleSampler(Sampler[list[Any]]):
         """
         self._division = self._next.division = division
 
+    def division_of(self, epoch: int) -> Division:
+        """Return how the batches of an epoch are dealt, as far as that is known now."""
+        return self._run.division if epoch == self._run.epoch else self._division
+
     def part_at(self, step: int) -> Part:
         """Return what this rank reads in a step of the current epoch, counted from the epoch's beginning.
 

@@ -182,6 +182,7 @@ def test_new_weights_hold_from_the_next_epoch_on() -> None:
         next(epoch)
         sampler.set_division(WeightedParts((2.0, 1.0)))
         assert len(sampler.part_at(1).units) == len(next(epoch)) == (4, 8)[sampler.rank]
+        assert [sampler.division_of(epoch).weights for epoch in (0, 1)] == [(1.0, 2.0), (2.0, 1.0)]
         assert len(next(iter(sampler))) == len(sampler.part_at(0).units) == (8, 4)[sampler.rank]
     for sampler in ranks:
         sampler.set_epoch(7)
