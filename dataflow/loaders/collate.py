@@ -9,28 +9,28 @@ calls it.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.data import default_collate
 
+from dataflow.dataset.columns import Allocate
 from dataflow.loaders.packing import DIVERT_BYTES
 from dataflow.loaders.slots import SlotPool
 from dataflow.loaders.torch_private import DatasetKind, collate_tensors, create_fetcher, default_collate_fn_map
 from dataflow.observe.stages import stage
 
-__all__ = ["Allocate", "Fetch", "allocate_from", "allocate_private", "collate_into_slots"]
+__all__ = ["Fetch", "allocate_from", "allocate_private", "collate_into_slots"]
 
 # A user may teach torch's default collate new types; then only torch's own code knows what comes out.
 _COLLATE_AS_SHIPPED = dict(default_collate_fn_map)
-
-Allocate: TypeAlias = Callable[[str, tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]]
 
 
 class Fetch:
@@ -59,7 +59,7 @@ class Fetch:
         self._collate_fn = collate_fn
         self._allocate = allocate
         self._torch = create_fetcher(kind, dataset, auto_collation, self._collate, drop_last)
-        native = kind == DatasetKind.Map and auto_collation and hasattr(dataset, "get_batch")
+        native = kind == DatasetKind.Map and auto_collation and _gathers_columns(dataset)
         self._is_native = native and _is_default_collate(collate_fn)
 
     def __call__(self, index: Any) -> Any:
@@ -134,6 +134,12 @@ def _as_collated(column: npt.NDArray[Any] | list[Any]) -> Any:
         return torch.from_numpy(column)
     values = list(column)
     return default_collate(values) if values else values
+
+
+def _gathers_columns(dataset: Any) -> bool:
+    """Whether a dataset has the `get_batch(numbers, allocate)` of native ones, and not some method of that name."""
+    method = getattr(dataset, "get_batch", None)
+    return callable(method) and "allocate" in inspect.signature(method).parameters
 
 
 def _is_default_collate(collate_fn: Callable[[Any], Any]) -> bool:

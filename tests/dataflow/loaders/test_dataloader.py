@@ -88,6 +88,14 @@ def test_a_native_dataset_with_another_collate_function_is_read_by_samples():
     assert list(DataLoader(Both(4), batch_size=2, collate_fn=sum)) == [1, 5]
 
 
+def test_a_method_that_only_shares_its_name_with_native_ones_is_not_called():
+    class Homonym(Numbers):
+        def get_batch(self, index):
+            raise AssertionError
+
+    assert len(list(DataLoader(Homonym(4), batch_size=2))) == 2
+
+
 def test_an_elastic_sampler_has_each_epoch_once_with_and_without_workers():
     orders = []
     for num_workers in (0, 2):

@@ -16,6 +16,14 @@ from dataflow.loaders.slots import Holdings, Notices, SlotMap, SlotPool
 from dataflow.loaders.testing import slot_mappings
 
 
+@pytest.fixture
+def mapped():
+    """Return the number of slots mapped since the test began."""
+    gc.collect()
+    before = slot_mappings()
+    return lambda: slot_mappings() - before
+
+
 class Pair:
     """A pool and a map in one process, with everything that would cross a socket handed over by call."""
 
@@ -61,7 +69,7 @@ def test_what_is_kept_never_changes_and_slots_stay_bounded(steps, limits, give_b
         patch.setattr(slots, "HELD_BYTES", held_bytes)
         patch.setattr(slots, "GIVE_BYTES", give_bytes)
         patch.setattr(slots, "GIVEN_SLOTS", 3)
-        pair, kept = Pair(), []
+        pair, kept, before = Pair(), [], slot_mappings()
         for tag, (count, action) in enumerate(steps):
             batch = pair.send({"tensor": tagged(tag, count), "array": np.full(count, tag), "tag": tag})
             if action == "keep":
@@ -78,7 +86,7 @@ def test_what_is_kept_never_changes_and_slots_stay_bounded(steps, limits, give_b
             assert len(pair.holdings.ring) <= held_slots
             assert sum(pair.holdings.ring.values()) <= held_bytes
             assert len(pair.holdings.given) <= 3
-            assert slot_mappings() <= 2 * (held_slots + pair.pool._max_free + 2) + 3
+            assert slot_mappings() - before <= 2 * (held_slots + pair.pool._max_free + 2) + 3
         kept.clear()
         assert pair.holdings == Holdings()
 
@@ -91,34 +99,34 @@ def test_one_slot_is_enough_for_a_caller_who_keeps_nothing():
     assert pair.pool._next_number == 1
 
 
-def test_nothing_small_takes_a_slot():
+def test_nothing_small_takes_a_slot(mapped):
     pair = Pair()
     batch = pair.send([torch.arange(100), np.arange(100), b"x" * 100])
     assert pair.holdings == Holdings()
-    assert slot_mappings() == 0
+    assert mapped() == 0
     assert torch.equal(batch[0], torch.arange(100))
     batch[0][0] = batch[1][0] = 7  # and can be written to
 
 
-def test_a_slot_outlives_its_pool_and_map_as_long_as_a_tensor_does():
+def test_a_slot_outlives_its_pool_and_map_as_long_as_a_tensor_does(mapped):
     pair = Pair()
     first, second = pair.send(tagged(1, 5000)), pair.send(tagged(2, 5000))
     del pair
     gc.collect()
-    assert slot_mappings() == 2
+    assert mapped() == 2
     del first
-    assert slot_mappings() == 1
+    assert mapped() == 1
     assert (second == 2).all()
 
 
-def test_free_slots_beyond_the_limit_go_back_to_the_system():
+def test_free_slots_beyond_the_limit_go_back_to_the_system(mapped):
     pair = Pair(max_free=3)
     kept = [pair.send(tagged(tag, 5000)) for tag in range(10)]
-    assert slot_mappings() == 20
+    assert mapped() == 20
     kept.clear()
     pair.return_slots()
     pair.send(tagged(0, 5000))  # carries what was dropped
-    assert slot_mappings() <= 2 * 3 + 1
+    assert mapped() <= 2 * 3 + 1
     assert len(pair.pool._free) <= 3
 
 
@@ -135,7 +143,7 @@ def test_a_slot_that_the_worker_still_refers_to_is_not_used_again():
     assert (inside == 1).all()
 
 
-def test_a_large_batch_beyond_the_limit_takes_its_slot_with_it(monkeypatch):
+def test_a_large_batch_beyond_the_limit_takes_its_slot_with_it(monkeypatch, mapped):
     monkeypatch.setattr(slots, "HELD_SLOTS", 1)
     monkeypatch.setattr(slots, "GIVE_BYTES", 10_000)
     pair = Pair()
@@ -143,16 +151,16 @@ def test_a_large_batch_beyond_the_limit_takes_its_slot_with_it(monkeypatch):
     pair.return_slots()
     assert len(pair.holdings.given) == 3
     assert len(pair.pool._lent) == 1
-    assert slot_mappings() == 4 + 1  # the worker has forgotten three
+    assert mapped() == 4 + 1  # the worker has forgotten three
     assert [int(batch[7]) for batch in kept] == [0, 1, 2, 3]
     kept.clear()
-    assert slot_mappings() == 2
+    assert mapped() == 2
 
 
-def test_without_a_free_slot_a_batch_travels_in_the_message():
+def test_without_a_free_slot_a_batch_travels_in_the_message(mapped):
     pair = Pair(max_slots=1)
     kept = [pair.send([tagged(tag, 5000), np.full(5000, tag), b"y" * 9000]) for tag in range(3)]
-    assert slot_mappings() == 2
+    assert mapped() == 2
     for tag, (tensor, array, raw) in enumerate(kept):
         assert (tensor == tag).all()
         assert (array == tag).all()
