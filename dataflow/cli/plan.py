@@ -126,7 +126,7 @@ def plan(
             division = BalancedParts(measures)
         table = BlockTable(blocks.first_sample, blocks.length)
         schedule = Schedule(source, batching)
-        found = plan_epoch(schedule, division, num_replicas, table, epoch=epoch, max_steps=steps)
+        found = plan_epoch(schedule, division, num_replicas, table, epoch=epoch, max_steps=steps, costs=measures)
     finally:
         dataset.reader.close()
     if as_json:
@@ -172,7 +172,10 @@ def _show(found: EpochPlan, tail: str, units: str, console: Console) -> None:
     walked = "" if found.walked_steps == found.num_steps else f", the first {found.walked_steps:,} below"
     facts.add_row(f"epoch {found.epoch}", f"{found.num_samples:,} samples in {found.num_steps:,} steps{walked}")
     facts.add_row("global batch", f"{_span(found.batch_units)} {units}, {_span(found.part_units)} a replica")
-    facts.add_row("largest / mean part", f"{found.balance_units:.3f} in {units}, {found.balance_bytes:.3f} in bytes")
+    lengths = "" if found.balance_costs is None else f", {found.balance_costs:.3f} in lengths"
+    facts.add_row(
+        "largest / mean part", f"{found.balance_units:.3f} in {units}, {found.balance_bytes:.3f} in bytes{lengths}"
+    )
     if found.num_dropped is None:
         facts.add_row("check", f"{found.num_repeated:,} samples repeated in the steps above")
     else:

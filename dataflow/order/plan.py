@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +66,7 @@ class EpochPlan:
         num_repeated: Reads of a sample that was read before, padding left out.
         balance_units: Mean over steps of the largest part over the mean part, in units; 1.0 is perfect.
         balance_bytes: The same in bytes of samples.
+        balance_costs: The same in the costs given; None where none were.
         replicas: One entry per replica.
     """
 
@@ -78,6 +80,7 @@ class EpochPlan:
     num_repeated: int
     balance_units: float
     balance_bytes: float
+    balance_costs: float | None
     replicas: tuple[ReplicaPlan, ...]
 
 
@@ -89,6 +92,7 @@ def plan_epoch(
     *,
     epoch: int,
     max_steps: int | None,
+    costs: npt.NDArray[Any] | None = None,
 ) -> EpochPlan:
     """Walk an epoch and add up what each replica reads.
 
@@ -102,6 +106,7 @@ def plan_epoch(
         blocks: Where samples lie.
         epoch: Which epoch.
         max_steps: Walk only so many steps; None walks all and finds what is dropped.
+        costs: What each sample costs its replica, such as its length; to find how even that is.
 
     Raises:
         BadInputError: `num_replicas` or `max_steps` is below 1.
@@ -109,7 +114,7 @@ def plan_epoch(
     if num_replicas < 1 or (max_steps is not None and max_steps < 1):
         raise BadInputError(f"num_replicas and max_steps must be >= 1, got {num_replicas} and {max_steps}")
     plan = schedule.epoch(epoch)
-    tally = _Tally(blocks, num_replicas)
+    tally = _Tally(blocks, num_replicas, costs)
     for batch in islice(plan.batches(), max_steps):
         parts = divide(division, batch, num_replicas)
         tally.add(
@@ -125,8 +130,9 @@ def plan_epoch(
 class _Tally:
     """Adds up steps."""
 
-    def __init__(self, blocks: BlockTable, num_replicas: int) -> None:
+    def __init__(self, blocks: BlockTable, num_replicas: int, costs: npt.NDArray[Any] | None) -> None:
         self._blocks = blocks
+        self._costs = costs
         num_samples, num_blocks = int(blocks.first_sample[-1]), len(blocks.length)
         self._sample_bytes = blocks.length / np.maximum(np.diff(blocks.first_sample), 1)
         self._seen = np.zeros(num_samples, dtype=bool)
@@ -137,7 +143,7 @@ class _Tally:
         self._bytes = np.zeros(num_replicas)
         self._batch_units: list[int] = []
         self._part_units: list[tuple[int, int]] = []
-        self._imbalance = np.zeros(2)
+        self._imbalance = np.zeros(3)
         self.num_steps = 0
 
     def add(
@@ -163,13 +169,14 @@ class _Tally:
         self._samples += np.bincount(owner[real], minlength=num_replicas)
         self._padding += padding
         self._bytes += moved
-        self._imbalance += (units.max() / units.mean(), moved.max() / moved.mean())
+        cost = units if self._costs is None else np.bincount(owner, self._costs[samples], num_replicas)
+        self._imbalance += [part.max() / part.mean() if part.any() else 1.0 for part in (units, moved, cost)]
         self._batch_units.append(int(units.sum()))
         self._part_units.append((int(units.min()), int(units.max())))
         self.num_steps += 1
 
     def result(self, epoch: int, num_samples: int, num_steps: int | None, *, all_walked: bool) -> EpochPlan:
-        balance = self._imbalance / self.num_steps if self.num_steps else np.ones(2)
+        balance = self._imbalance / self.num_steps if self.num_steps else np.ones(3)
         return EpochPlan(
             epoch=epoch,
             num_samples=num_samples,
@@ -184,6 +191,7 @@ class _Tally:
             num_repeated=self._num_repeated,
             balance_units=float(balance[0]),
             balance_bytes=float(balance[1]),
+            balance_costs=None if self._costs is None else float(balance[2]),
             replicas=tuple(self._replica(replica) for replica in range(len(self._samples))),
         )
 

@@ -51,6 +51,13 @@ def test_packs_and_buckets_of_filtered_samples_lose_and_repeat_nothing(url: str)
         assert sum(share["num_samples"] for share in found["replicas"]) == 100
 
 
+def test_the_balance_in_lengths_is_told_with_and_without_balancing(url: str) -> None:
+    options = ["--batch", "64", "--world-size", "4", "--lengths", "number", "--json"]
+    equal, balanced = (json.loads(run(url, *options, *more).stdout) for more in ([], ["--balance"]))
+    assert 1.0 <= balanced["balance_costs"] < 1.01 < equal["balance_costs"]
+    assert "in lengths" in run(url, *options[:-1]).stdout
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
