@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,8 @@ __all__ = ["Warmed", "check_fits", "warm"]
 
 _WINDOW_BYTES = 64 * 1024 * 1024
 _WINDOW_BLOCKS = 1024
+_PLACEMENT_LOOKS = 10
+_PLACEMENT_PAUSE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,8 @@ def warm(index: Index, reader: BlockReader, *, check: bool = True) -> Iterator[W
         done = Warmed(phase, index.num_blocks, int(index.blocks.length.sum()))
         yield done
         for refs in _windows(index):
+            if phase == "check":
+                _await_placement(refs, reader, tiers)
             kept_bytes = fetched_bytes = 0
             for block in reader.read_blocks(refs):
                 kept_bytes += len(block.view) * (block.source in tiers)
@@ -92,6 +97,14 @@ def warm(index: Index, reader: BlockReader, *, check: bool = True) -> Iterator[W
                 fetched_bytes=done.fetched_bytes + fetched_bytes,
             )
             yield done
+
+
+def _await_placement(refs: Sequence[BlockRef], reader: BlockReader, tiers: set[str]) -> None:
+    """Give blocks that are neither in a tier nor at the origin only, but on their way to a disk, time to arrive."""
+    for _ in range(_PLACEMENT_LOOKS):
+        if all(block.source in tiers or block.source == "origin" for block in reader.read_blocks(refs)):
+            return
+        time.sleep(_PLACEMENT_PAUSE_S)
 
 
 def _windows(index: Index) -> Iterator[Sequence[BlockRef]]:
