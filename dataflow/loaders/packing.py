@@ -84,15 +84,16 @@ def unpack(parcel: Parcel, slots: SlotMap) -> Any:
     return pickle.loads(stream, buffers=buffers)
 
 
-class _Chunks(list[bytes]):
-    """A file that keeps what is written to it: pickle hands large `bytes` over as they are."""
+class _Chunks(list[bytes | memoryview]):
+    """A file that keeps what is written to it: pickle hands over large `bytes`, and buffers in band, as they are."""
 
-    def write(self, chunk: bytes) -> int:
-        self.append(chunk)
-        return len(chunk)
+    def write(self, chunk: bytes | pickle.PickleBuffer) -> int:
+        kept = chunk.raw() if isinstance(chunk, pickle.PickleBuffer) else chunk
+        self.append(kept)
+        return len(kept)
 
 
-def _fill(memory: npt.NDArray[np.uint8], chunks: list[bytes]) -> None:
+def _fill(memory: npt.NDArray[np.uint8], chunks: list[bytes | memoryview]) -> None:
     view, start = memory.data, 0
     for chunk in chunks:
         view[start : start + len(chunk)] = chunk
