@@ -21,6 +21,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 from cache.budget import Budget, Errand
@@ -347,9 +348,16 @@ class Engine:
     def _begin_fetch(self, fetch: Fetch, work: Work | None = None) -> None:
         task = asyncio.create_task(self._fetch(fetch, work))
         self._fetches.add(task)
-        task.add_done_callback(self._fetches.discard)
+        task.add_done_callback(partial(self._fetch_ended, fetch, work))
         if work is not None:
             self._ahead[work] = task
+
+    def _fetch_ended(self, fetch: Fetch, work: Work | None, task: asyncio.Task[None]) -> None:
+        self._fetches.discard(task)
+        # Only a task that was cancelled before its first step ends as cancelled: nothing in it has told the waiters.
+        if task.cancelled() and (work is None or work in self._ahead):
+            for key, ref in fetch.blocks:
+                self._flights.land(key, _closed(ref))
 
     async def _fetch(self, fetch: Fetch, work: Work | None) -> None:
         results: Sequence[Block | DataError]

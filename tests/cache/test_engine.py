@@ -619,6 +619,18 @@ async def test_no_descriptor_left_is_a_clear_error(tmp_path: Path, origin: Origi
         assert await sources(engine, [ref]) == ["disk"]
 
 
+async def test_close_tells_also_those_whose_fetch_has_not_begun(origin: Origin) -> None:
+    refs = await origin.put("x", 3)
+    engine = Engine(CacheConfig(ring_bytes=0), open_store=origin.open)
+    await engine.start()
+    waiting = asyncio.create_task(engine.get_many(refs))
+    await asyncio.sleep(0)  # it has asked, and the task of its fetch has not had its first step
+    await engine.close()
+    results = await asyncio.wait_for(waiting, 5)
+    assert all(isinstance(result, TransientError) for result in results)
+    assert not origin.spans
+
+
 async def test_close_tells_the_waiters_and_is_final(origin: Origin) -> None:
     (ref,) = await origin.put("x", 1)
     engine = Engine(CacheConfig(), open_store=origin.open)
