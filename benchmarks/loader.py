@@ -17,7 +17,7 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -159,9 +159,8 @@ def main() -> None:
         if kind.name not in arguments.only:
             continue
         dataset = kind()
-        print(
-            f"\n{kind.name}: {kind.__doc__} Batches of {kind.batch_size}. ring {ring_limit(dataset, 0.5):,.4g} samples/s"
-        )
+        ring = ring_limit(dataset, 0.5)
+        print(f"\n{kind.name}: {kind.__doc__} Batches of {kind.batch_size}. ring {ring:,.4g} samples/s")
         for num_workers in arguments.workers:
             rounds: dict[str, list[Round]] = {name: [] for name in LOADERS}
             for _ in range(arguments.rounds):
