@@ -53,4 +53,5 @@ class KeptSet:
 
     def leaving(self) -> Iterator[bytes]:
         """See `Policy.leaving`."""
-        return reversed(self._sizes)
+        highest_first: Iterator[bytes] = reversed(self._sizes)
+        return highest_first
