@@ -61,9 +61,11 @@ class GeneratorWatch:
 
     def changed(self) -> GeneratorStates | None:
         """Return the states if they are not what they were at the last call."""
-        # The raw state of numpy's MT19937, 624 words and a position, is a fiftieth of the price of get_state().
+        # The raw state of numpy's MT19937, 624 words and a position, is a fiftieth of the price of get_state(). Of
+        # Python's, each draw moves the position, and each 624th makes new words.
+        _, words, gauss = random.getstate()
         raw = ctypes.string_at(self._numpy_address, 2500)
-        now = (raw, torch.get_rng_state().numpy().tobytes(), random.getstate())
+        now = (words[624], words[0], words[1], gauss, raw, torch.get_rng_state().numpy().tobytes())
         if now == self._last:
             return None
         self._last = now

@@ -11,6 +11,7 @@ Tensors keep dtype, strides, `requires_grad` and shared storage. A view of a muc
 from __future__ import annotations
 
 import pickle
+import threading
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch.multiprocessing import reductions
 
-from dataflow.loaders.slots import Bytes, Placement, SlotMap, SlotPool
+from dataflow.loaders.slots import Bytes, Lease, Placement, SlotMap, SlotPool
 from dataflow.loaders.torch_private import untyped
 
 __all__ = ["DIVERT_BYTES", "Parcel", "pack", "unpack"]
@@ -39,16 +40,13 @@ class Parcel(NamedTuple):
 
     Attributes:
         stream: The pickle, or where it lies.
-        buffers: Where the payloads lie, in the order in which the pickle asks for them.
+        buffers: Where the payloads lie that the pickle asks for, in that order; it names the places of others itself.
+        slots: The slots that it needs, and how much of each.
     """
 
     stream: bytes | Placement
     buffers: list[Placement]
-
-    def slots(self) -> set[int]:
-        """Return the numbers of the slots that it needs."""
-        placed = self.buffers if isinstance(self.stream, bytes) else [*self.buffers, self.stream]
-        return {placement.slot for placement in placed}
+    slots: dict[int, int]
 
 
 def pack(batch: Any, pool: SlotPool) -> Parcel:
@@ -59,29 +57,29 @@ def pack(batch: Any, pool: SlotPool) -> Parcel:
     """
     chunks, placer = _Chunks(), _Placer(pool)
     _Packer(chunks, placer).dump(batch)
-    size_bytes = sum(map(len, chunks))
-    if size_bytes >= DIVERT_BYTES:
-        memory = pool.allocate(size_bytes)
-        if memory is not None:
-            _fill(memory, chunks)
-            placement = pool.locate(address_of(memory), size_bytes)
-            assert placement is not None
-            return Parcel(placement, placer.buffers)
-    return Parcel(b"".join(chunks), placer.buffers)
+    stream = placer.write(chunks) or b"".join(chunks)
+    return Parcel(stream, placer.buffers, placer.slots)
 
 
 def unpack(parcel: Parcel, slots: SlotMap) -> Any:
     """Rebuild the batch; its tensors and arrays lie over the slots, unless the caller holds too much already."""
-    stream = parcel.stream
-    placed = [*parcel.buffers, stream] if isinstance(stream, Placement) else parcel.buffers
-    sizes: dict[int, int] = {}
-    for place in placed:
-        sizes[place.slot] = max(sizes.get(place.slot, 0), place.offset + place.size_bytes)
-    leases = {number: slots.lease(number, size_bytes) for number, size_bytes in sizes.items()}
-    buffers = [leases[place.slot].view(place) for place in parcel.buffers]
-    if isinstance(stream, Placement):
-        return pickle.loads(leases[stream.slot].memory[stream.span].data, buffers=buffers)
-    return pickle.loads(stream, buffers=buffers)
+    leases = {number: slots.lease(number, size_bytes) for number, size_bytes in parcel.slots.items()}
+    whole = parcel.stream
+    stream = leases[whole.slot].memory[whole.span].data if isinstance(whole, Placement) else whole
+    _arrival.leases = leases
+    try:
+        return pickle.loads(stream, buffers=[leases[place.slot].view(place) for place in parcel.buffers])
+    finally:
+        del _arrival.leases
+
+
+class _Arrival(threading.local):
+    """The leases of the batch that this thread is unpacking."""
+
+    leases: dict[int, Lease]
+
+
+_arrival = _Arrival()
 
 
 class _Chunks(list[bytes | memoryview]):
@@ -93,13 +91,6 @@ class _Chunks(list[bytes | memoryview]):
         return len(kept)
 
 
-def _fill(memory: npt.NDArray[np.uint8], chunks: list[bytes | memoryview]) -> None:
-    view, start = memory.data, 0
-    for chunk in chunks:
-        view[start : start + len(chunk)] = chunk
-        start += len(chunk)
-
-
 class _Placer:
     """Finds or makes a place in a slot for each payload.
 
@@ -108,33 +99,61 @@ class _Placer:
 
     def __init__(self, pool: SlotPool) -> None:
         self.buffers: list[Placement] = []
+        self.slots: dict[int, int] = {}
         self._pool = pool
-        # By address and size, with the buffer, which keeps the address from being used for something else meanwhile.
-        self._placed: dict[tuple[int, int], tuple[Placement, pickle.PickleBuffer]] = {}
+        # What was copied, by address and size, with its owner, so that the address means the same until all is packed.
+        self._copied: dict[tuple[int, int], tuple[Placement, Any]] = {}
 
     def place(self, buffer: pickle.PickleBuffer) -> bool:
         """Take a payload out of the stream and say False, or say True if it is small or there is no slot."""
         raw = np.frombuffer(buffer.raw(), np.uint8)
-        if raw.size < DIVERT_BYTES:
-            return True
-        key = (address_of(raw), raw.size)
-        known = self._placed.get(key)
-        placement = self._copy(raw, key) if known is None else known[0]
+        placement = self.find_or_copy(raw) if raw.size >= DIVERT_BYTES else None
         if placement is None:
             return True
-        self._placed[key] = placement, buffer
         self.buffers.append(placement)
         return False
 
-    def _copy(self, raw: Bytes, key: tuple[int, int]) -> Placement | None:
-        there = self._pool.locate(*key)
-        if there is not None:
-            return there  # collate has put it there
+    def find(self, address: int, size_bytes: int) -> Placement | None:
+        """Say where memory lies in a slot, where collate or an earlier payload has put it there."""
+        known = self._copied.get((address, size_bytes))
+        placement = self._pool.locate(address, size_bytes) if known is None else known[0]
+        if placement is not None:
+            end = placement.offset + size_bytes
+            self.slots[placement.slot] = max(end, self.slots.get(placement.slot, 0))
+        return placement
+
+    def find_or_copy(self, raw: Bytes) -> Placement | None:
+        """Say where bytes lie in a slot, after copying them there if need be; None if there is no slot."""
+        address = address_of(raw)
+        placement = self.find(address, raw.size)
+        if placement is not None:
+            return placement
         memory = self._pool.allocate(raw.size)
         if memory is None:
             return None
         np.copyto(memory, raw)
-        return self._pool.locate(address_of(memory), raw.size)
+        placement = self.find(address_of(memory), raw.size)
+        assert placement is not None
+        self._copied[address, raw.size] = placement, raw
+        return placement
+
+    def write(self, chunks: _Chunks) -> Placement | None:
+        """Put a long stream into a slot, if there is one."""
+        size_bytes = sum(map(len, chunks))
+        memory = self._pool.allocate(size_bytes) if size_bytes >= DIVERT_BYTES else None
+        if memory is None:
+            return None
+        view, start = memory.data, 0
+        for chunk in chunks:
+            view[start : start + len(chunk)] = chunk
+            start += len(chunk)
+        return self.find(address_of(memory), size_bytes)
+
+
+def address_of(array: npt.NDArray[Any]) -> int:
+    """Return where the array's memory begins."""
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 # Connections, sockets and whatever else is registered; torch's own reductions of CPU tensors are overridden below.
@@ -145,11 +164,12 @@ class _Packer(pickle.Pickler):
     def __init__(self, chunks: _Chunks, placer: _Placer) -> None:
         super().__init__(chunks, protocol=5, buffer_callback=placer.place)
         self.dispatch_table = _REGISTERED
+        self._placer = placer
 
     def reducer_override(self, value: Any) -> Any:
         """Say how tensors, storages and read-only arrays are pickled; all else goes its usual way."""
         if isinstance(value, torch.Tensor):
-            return _reduce_tensor(value)
+            return _reduce_tensor(value, self._placer)
         if isinstance(value, torch.UntypedStorage) and value.device.type == "cpu":
             return _rebuild_storage, (_buffer_of_storage(value),)
         if isinstance(value, torch.storage.TypedStorage) and untyped(value).device.type == "cpu":
@@ -159,18 +179,14 @@ class _Packer(pickle.Pickler):
         return NotImplemented
 
 
-def address_of(array: npt.NDArray[Any]) -> int:
-    """Return where the array's memory begins."""
-    address: int = array.__array_interface__["data"][0]
-    return address
-
-
-def _reduce_tensor(tensor: torch.Tensor) -> Any:
+def _reduce_tensor(tensor: torch.Tensor, placer: _Placer) -> Any:
     size_bytes = tensor.numel() * tensor.element_size() if _is_strided(tensor) else 0
-    storage = tensor.untyped_storage() if size_bytes else None
-    if storage is not None and storage.nbytes() == size_bytes and tensor.is_contiguous():
+    if size_bytes and tensor.untyped_storage().nbytes() == size_bytes and tensor.is_contiguous():
         dtype = _NAMES.get(tensor.dtype)
         if dtype is not None and not tensor.requires_grad:  # nearly all that a collate function makes
+            place = placer.find(tensor.data_ptr(), size_bytes) if size_bytes >= DIVERT_BYTES else None
+            if place is not None:
+                return _rebuild_placed, (place.slot, place.offset, dtype, tuple(tensor.shape))
             return _rebuild_whole, (_buffer(tensor), dtype, tuple(tensor.shape))
     return _reduce_any_tensor(tensor)
 
@@ -220,6 +236,13 @@ def _buffer_of_storage(storage: torch.UntypedStorage) -> pickle.PickleBuffer:
 def _buffer(tensor: torch.Tensor) -> pickle.PickleBuffer:
     array: Any = tensor.numpy()  # a buffer, which its type does not say
     return pickle.PickleBuffer(array)
+
+
+def _rebuild_placed(slot: int, offset: int, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
+    lease = _arrival.leases[slot]
+    # By way of numpy, whose calls are the cheaper ones; what it makes refers to the lease.
+    array: npt.NDArray[Any] = np.ndarray(shape, dtype, lease.memory, offset)
+    return torch.from_numpy(array if lease.keep else array.copy())
 
 
 def _rebuild_whole(buffer: Any, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:

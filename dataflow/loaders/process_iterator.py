@@ -202,7 +202,7 @@ class ProcessIterator(LoaderIterator):
         self._meter.add(result.seconds, result.counts)
         self._generators[worker.id] = result.generators or self._generators[worker.id]
         if result.epoch != self._epoch:
-            for slot in result.parcel.slots():
+            for slot in result.parcel.slots:
                 worker.slots.give_back(slot)
             return
         self._restarts[worker.id] = 0

@@ -27,9 +27,9 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -161,17 +161,16 @@ class SlotPool:
                 return Placement(slot.number, offset, size_bytes)
         return None
 
-    def ship(self, used: Iterable[int]) -> tuple[list[NewSlot], list[int], list[int]]:
+    def ship(self, used: Collection[int]) -> tuple[list[NewSlot], list[int], list[int]]:
         """End the batch: the slots numbered `used` now belong to the trainer, the others are free again.
 
         Returns:
             Slots new to the trainer, numbers of slots to forget, and the descriptors of the new ones, to be sent with
             the batch and then closed with `close_fds`.
         """
-        numbers = set(used)
         self._typical_bytes = max(self._typical_bytes, sum(slot.used_bytes for slot, _ in self._filling))
         for slot, _ in self._filling:
-            if slot.number in numbers:
+            if slot.number in used:
                 self._lent[slot.number] = slot
             else:
                 self._free.append(slot)
@@ -225,17 +224,27 @@ class SlotPool:
         return slot
 
 
+class _Watch(weakref.ref[Any]):
+    """A weak reference to an array, which has no hash, that can be a key."""
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
 @dataclass(slots=True)
 class Holdings:
     """What the caller of a loader holds of all workers of an iterator.
 
     Attributes:
-        ring: Bytes of the batches over slots that come back, by lease.
-        given: Leases of slots that do not come back.
+        ring: Bytes of the batches over slots that come back.
+        given: Batches over slots that do not come back.
     """
 
-    ring: dict[object, int] = field(default_factory=dict)
-    given: set[object] = field(default_factory=set)
+    ring: dict[_Watch, int] = field(default_factory=dict)
+    given: set[_Watch] = field(default_factory=set)
 
     def has_room(self, size_bytes: int) -> bool:
         """Whether another slot may wait for its return."""
@@ -267,8 +276,8 @@ class SlotMap:
     """
 
     def __init__(self, holdings: Holdings) -> None:
-        self._memory: dict[int, torch.Tensor] = {}
-        self._live: dict[int, object] = {}
+        self._memory: dict[int, memoryview] = {}
+        self._live: dict[int, _Watch] = {}
         # Leases die in any thread and at any moment; a deque takes notices without a lock.
         self._returned: deque[int] = deque()
         self._retired: deque[int] = deque()
@@ -278,7 +287,7 @@ class SlotMap:
     def adopt(self, slot: NewSlot, fd: int) -> None:
         """Map a new slot and close its descriptor."""
         try:
-            self._memory[slot.number] = _map(fd, slot.capacity_bytes)
+            self._memory[slot.number] = _map(fd, slot.capacity_bytes).numpy().data
         finally:
             os.close(fd)
 
@@ -292,20 +301,27 @@ class SlotMap:
 
         When the memory of the lease and everything that was made from it have died, the worker gets the slot back.
         """
-        # numpy() is a new array over the mapping, and what is sliced from it refers to it and not to the mapping:
-        # its death is the death of all of them.
-        memory: Bytes = self._memory[number].numpy()
-        holdings, token = self._holdings, object()
+        # A new array over the mapping, which does not lead back to another array: numpy makes what is sliced from it
+        # refer to it, so its death is the death of all of them.
+        memory: Bytes = np.frombuffer(self._memory[number], np.uint8)
+        holdings = self._holdings
         keep = holdings.has_room(size_bytes)
         if not keep and size_bytes >= GIVE_BYTES and len(holdings.given) < GIVEN_SLOTS:
-            holdings.given.add(token)
+            holdings.given.add(_Watch(memory, holdings.given.discard))
             self._retire(number)
-            weakref.finalize(memory, holdings.given.discard, token).atexit = False
             return Lease(memory, keep=True)
-        self._live[number] = token
-        holdings.ring[token] = size_bytes if keep else 0
-        end = weakref.finalize(memory, _end_lease, number, token, self._live, holdings.ring, self._returned)
-        end.atexit = False
+        live, ring, returned = self._live, holdings.ring, self._returned
+
+        # It does not refer to the map: a tensor that outlives its loader keeps its own slot, not the whole ring.
+        def end(watch: _Watch) -> None:
+            del ring[watch]
+            if live.get(number) is watch:  # else the slot was retired
+                del live[number]
+                returned.append(number)
+
+        watch = _Watch(memory, end)
+        live[number] = watch
+        ring[watch] = size_bytes if keep else 0
         return Lease(memory, keep)
 
     def give_back(self, number: int) -> None:
@@ -326,16 +342,6 @@ class SlotMap:
         # What lives over the slot keeps its memory; neither side will look at it again.
         self._memory.pop(number, None)
         self._retired.append(number)
-
-
-def _end_lease(
-    number: int, token: object, live: dict[int, object], ring: dict[object, int], returned: deque[int]
-) -> None:
-    # No reference to the map: a tensor that outlives its loader keeps its own slot, not the whole ring.
-    del ring[token]
-    if live.get(number) is token:  # else it was retired
-        del live[number]
-        returned.append(number)
 
 
 def _take_all(queue: deque[int]) -> list[int]:

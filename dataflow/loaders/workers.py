@@ -161,17 +161,17 @@ class Result(NamedTuple):
 
 def encode_result(result: Result) -> bytes:
     """Turn a result into a message."""
-    stream, buffers = result.parcel
+    stream, buffers, slots = result.parcel
     plain = stream if isinstance(stream, bytes) else tuple(stream)
-    head = (plain, [tuple(buffer) for buffer in buffers], [tuple(slot) for slot in result.new_slots])
+    head = (plain, [tuple(buffer) for buffer in buffers], slots, [tuple(slot) for slot in result.new_slots])
     return pickle.dumps((*head, result.epoch, result.number, result.status, *result[5:]), 5)
 
 
 def decode_result(message: bytes) -> Result:
     """Turn a message back into a result."""
-    stream, buffers, new_slots, epoch, number, status, *rest = pickle.loads(message)
+    stream, buffers, slots, new_slots, epoch, number, status, *rest = pickle.loads(message)
     stream = stream if isinstance(stream, bytes) else Placement(*stream)
-    parcel = Parcel(stream, [Placement(*buffer) for buffer in buffers])
+    parcel = Parcel(stream, [Placement(*buffer) for buffer in buffers], slots)
     return Result(epoch, number, status, parcel, [NewSlot(*slot) for slot in new_slots], *rest)
 
 
@@ -295,7 +295,7 @@ class _Worker:
         return wrapper
 
     def _send(self, task: Task, status: int, parcel: Parcel) -> None:
-        new_slots, dropped_slots, fds = self._pool.ship(parcel.slots())
+        new_slots, dropped_slots, fds = self._pool.ship(parcel.slots)
         recorder = self._recorder
         seconds, counts = dict(recorder.seconds), dict(recorder.counts)
         recorder.seconds.clear()

@@ -18,7 +18,7 @@ def send(batch, max_slots=50):
     """Return the parcel and the trainer's slots, which have arrived."""
     pool, slots = SlotPool(max_slots=max_slots, max_free=3), SlotMap(Holdings())
     parcel = pack(batch, pool)
-    new, dropped, fds = pool.ship(parcel.slots())
+    new, dropped, fds = pool.ship(parcel.slots)
     assert not dropped
     for slot, fd in zip(new, fds, strict=True):
         slots.adopt(slot, fd)

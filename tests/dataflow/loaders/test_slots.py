@@ -36,7 +36,7 @@ class Pair:
         """Pack a batch, ship it, and return it as the trainer gets it."""
         parcel = pack(batch, self.pool)
         del batch
-        new, dropped, fds = self.pool.ship(parcel.slots())
+        new, dropped, fds = self.pool.ship(parcel.slots)
         for slot, fd in zip(new, fds, strict=True):
             self.map.adopt(slot, fd)
         self.map.forget(dropped)
@@ -135,7 +135,7 @@ def test_a_slot_that_the_worker_still_refers_to_is_not_used_again():
     inside = pair.pool.allocate(8000)
     inside[:] = 1
     parcel = pack(torch.from_numpy(inside), pair.pool)
-    new, _, fds = pair.pool.ship(parcel.slots())
+    new, _, fds = pair.pool.ship(parcel.slots)
     pair.map.adopt(new[0], fds[0])
     unpack(parcel, pair.map)
     pair.return_slots()
