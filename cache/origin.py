@@ -109,6 +109,7 @@ class Origin:
         hedge: bool,
     ) -> None:
         self.requests = 0
+        self.blocks = 0
         self.bytes = 0
         self.errors = 0
         self.throttled = 0
@@ -194,10 +195,11 @@ class Origin:
             await store.close()
 
     def stats(self) -> dict[str, int]:
-        """Return requests, bytes that arrived, failed requests, the limit on requests at once, and hedges."""
+        """Return requests, blocks and bytes that arrived, failed requests, the limit on requests at once, and hedges."""
         hedged = [store for store in self._stores.values() if isinstance(store, HedgedStore)]
         return {
             "requests": self.requests,
+            "blocks": self.blocks,
             "bytes": self.bytes,
             "errors": self.errors,
             "throttled": self.throttled,
@@ -230,6 +232,7 @@ class Origin:
     async def _seal(self, fetch: Fetch, bodies: Sequence[Buffer]) -> list[Block | DataError]:
         if len(bodies) != len(fetch.blocks):
             raise DataError(f"the store answered {len(fetch.blocks)} spans with {len(bodies)} bodies")
+        self.blocks += len(bodies)
         self.bytes += sum(len(body) for body in bodies)
         return await asyncio.get_running_loop().run_in_executor(self._executor, _check_and_seal, fetch, bodies)
 

@@ -261,11 +261,9 @@ def _global_batches(folder: Path, name: str, *, ranks: int) -> dict[int, list[An
 def _traffic(before: dict[str, Any], after: dict[str, Any]) -> EpochTraffic:
     tiers = zip([*before["tiers"], before["ring"]], [*after["tiers"], after["ring"]], strict=True)
     hits = {new["name"]: new["hits"] - old["hits"] for old, new in tiers}
-    joined = after["joined"] - before["joined"]
     return EpochTraffic(
         origin_requests=after["origin"]["requests"] - before["origin"]["requests"],
-        # What was neither found nor joined to a fetch under way was fetched.
-        origin_blocks=after["blocks_requested"] - before["blocks_requested"] - sum(hits.values()) - joined,
+        origin_blocks=after["origin"]["blocks"] - before["origin"]["blocks"],
         origin_bytes=after["origin"]["bytes"] - before["origin"]["bytes"],
         hits=hits,
     )
