@@ -184,7 +184,8 @@ class Foresight:
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def _give_up(self, error: DataError) -> None:
-        _log.warning("the cache fetches nothing ahead until the next epoch: %s", error)
+        # The text alone: a record that keeps the error would keep its frames, and with them the loader.
+        _log.warning("the cache fetches nothing ahead until the next epoch: %s", str(error))
         self.close()
 
 
