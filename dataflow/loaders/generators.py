@@ -13,7 +13,9 @@ import torch
 
 from dataflow.loaders.torch_private import numpy_seed
 
-__all__ = ["GeneratorStates", "GeneratorWatch", "generators_kept", "seed_worker"]
+__all__ = ["PATIENCE", "GeneratorStates", "GeneratorWatch", "generators_kept", "seed_worker"]
+
+PATIENCE = 32
 
 
 class GeneratorStates(NamedTuple):
@@ -53,20 +55,31 @@ def seed_worker(base_seed: int, worker_id: int) -> None:
 
 
 class GeneratorWatch:
-    """Says whether somebody has drawn, for a few microseconds a time where nobody has."""
+    """Says whether somebody has drawn since the last call.
+
+    A look takes some microseconds. Where nobody has drawn for `PATIENCE` calls it is taken at every `PATIENCE`-th call
+    only, until somebody does: a dataset that draws at all draws for nearly every batch.
+    """
 
     def __init__(self) -> None:
         self._last: tuple[Any, ...] = ()
+        self._has_stored = False
+        self._calls_since_change = 0
         self._numpy_address = np.random.mtrand.get_bit_generator().ctypes.state_address
 
     def changed(self) -> GeneratorStates | None:
-        """Return the states if they are not what they were at the last call."""
+        """Return the states if they are not what they were."""
+        self._calls_since_change += 1
+        if self._calls_since_change > PATIENCE and self._calls_since_change % PATIENCE:
+            return None
         # The raw state of numpy's MT19937, 624 words and a position, is a fiftieth of the price of get_state(). Of
         # Python's, each draw moves the position, and each 624th makes new words.
         _, words, gauss = random.getstate()
         raw = ctypes.string_at(self._numpy_address, 2500)
         now = (words[624], words[0], words[1], gauss, raw, torch.get_rng_state().numpy().tobytes())
-        if now == self._last:
+        # Half of a pair of normal numbers that numpy has in store is no part of the raw state.
+        if now == self._last and not self._has_stored:
             return None
-        self._last = now
-        return GeneratorStates.now()
+        states = GeneratorStates.now()
+        self._last, self._has_stored, self._calls_since_change = now, bool(states.numpy[3]), 0
+        return states
