@@ -32,6 +32,8 @@ __all__ = ["CacheServer", "ServerLimits", "run_server"]
 
 _log = logging.getLogger(__name__)
 
+_ACCEPT_AGAIN_S = 0.1
+
 
 class CacheServer:
     """Serves an engine on a listening socket. Belongs to one event loop.
@@ -65,6 +67,7 @@ class CacheServer:
         self._stop = asyncio.Event()
         self._sessions: dict[asyncio.Task[None], Session] = {}
         self._ended_requests = 0
+        self._accepting_again: asyncio.TimerHandle | None = None
 
     def stop(self) -> None:
         """Begin the shutdown; `serve` returns when it is done."""
@@ -78,12 +81,11 @@ class CacheServer:
     async def serve(self) -> None:
         """Serve until stopped, then drain. The engine is still open when this returns."""
         self._listener.setblocking(False)
-        accepting = asyncio.create_task(self._accept())
+        self._begin_accepting()
         if self._grace_s is not None:
             asyncio.get_running_loop().call_later(self._grace_s, self._end_if_unused)
         await self._stop.wait()
-        accepting.cancel()
-        await asyncio.wait([accepting])
+        self._end_accepting()
         for task, session in self._sessions.items():
             session.last = True
             if not session.busy:
@@ -105,22 +107,33 @@ class CacheServer:
         }
         return {**self.engine.stats(), "server": server}
 
-    async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, _ = await loop.sock_accept(self._listener)
-            except OSError as error:  # out of descriptors or memory: those who wait, wait on
-                _log.warning("cannot accept a connection: %s", error)
-                await asyncio.sleep(0.1)
-                continue
-            connection.setblocking(False)
-            pid, uid = peer(connection)
-            refusal = self._refusal(pid, uid)
-            session = Session(connection, self.engine, self.limits, self.stats, Rights(self._access, uid))
-            task = asyncio.create_task(session.serve() if refusal is None else session.refuse(refusal))
-            self._sessions[task] = session
-            task.add_done_callback(self._gone)
+    # A callback and not a task that awaits: one cancelled while a connection comes in would lose it, unclosed.
+    def _begin_accepting(self) -> None:
+        self._accepting_again = None
+        asyncio.get_running_loop().add_reader(self._listener, self._accept)
+
+    def _end_accepting(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._listener)
+        if self._accepting_again is not None:
+            self._accepting_again.cancel()
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:  # out of descriptors or memory: those who wait, wait on
+            _log.warning("cannot accept a connection: %s", error)
+            self._end_accepting()
+            self._accepting_again = asyncio.get_running_loop().call_later(_ACCEPT_AGAIN_S, self._begin_accepting)
+            return
+        connection.setblocking(False)
+        pid, uid = peer(connection)
+        refusal = self._refusal(pid, uid)
+        session = Session(connection, self.engine, self.limits, self.stats, Rights(self._access, uid))
+        task = asyncio.create_task(session.serve() if refusal is None else session.refuse(refusal))
+        self._sessions[task] = session
+        task.add_done_callback(self._gone)
 
     def _refusal(self, pid: int, uid: int) -> DataError | None:
         if not self._access.may_ask(uid):
