@@ -195,7 +195,7 @@ class Origin:
             await store.close()
 
     def stats(self) -> dict[str, int]:
-        """Return requests, blocks and bytes that arrived, failed requests, the limit on requests at once, and hedges."""
+        """Return requests, blocks, bytes, failed requests, the limit on requests at once, and hedges."""
         hedged = [store for store in self._stores.values() if isinstance(store, HedgedStore)]
         return {
             "requests": self.requests,
