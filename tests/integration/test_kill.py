@@ -126,8 +126,8 @@ def test_a_run_that_follows_a_killed_server_finds_its_blocks_on_disk(tmp_path, t
         contents.append([bytes(data.view) for data in dataset.reader.read_blocks(refs)])
         after = dataset.reader.stats()
         requests.append(after["origin"]["requests"] - before["origin"]["requests"])
-        while dataset.reader.stats()["tiers"][0]["blocks"] < len(refs):
-            pass  # blocks are handed out before they are written
+        while (now := dataset.reader.stats())["tiers"][0]["insertions"] < now["origin"]["blocks"]:
+            pass  # blocks are handed out, and their space is taken, before they are written
         kill_and_wait(after["server"]["pid"])
         dataset.reader.close()
     assert requests[0] > 0
