@@ -316,6 +316,25 @@ async def test_in_the_second_epoch_exactly_what_does_not_fit_is_fetched(tmp_path
         assert [tier["written_bytes"] for tier in engine.stats()["tiers"]] == written
 
 
+async def test_epochs_read_in_batches_come_to_fetch_exactly_what_does_not_fit(tmp_path: Path, origin: Origin) -> None:
+    refs = await origin.put("x", 40)
+    config = CacheConfig((TierConfig("ram", 10 * SIZE), disk(tmp_path, 20)), ring_bytes=0)
+    fetched, written = [], []
+    async with running(config, origin) as engine:
+        for _ in range(6):
+            before = len(origin.spans)
+            for start in range(0, 40, 8):
+                await sources(engine, refs[start : start + 8])
+                await engine.settle()
+            fetched.append(len(origin.spans) - before)
+            written.append([tier["written_bytes"] for tier in engine.stats()["tiers"]])
+    # A block that found only others on their way to the disk is kept at its next offer.
+    assert fetched[0] == 40
+    assert min(fetched) == 10
+    assert fetched[-2:] == [10, 10]
+    assert written[-1] == written[-2]
+
+
 async def test_two_servers_do_not_share_a_directory(tmp_path: Path, origin: Origin) -> None:
     config = CacheConfig((TierConfig("ram", SIZE), disk(tmp_path, 9)))
     async with running(config, origin):
