@@ -110,7 +110,11 @@ class CacheClient:
                 break
             for begin in range(0, len(bad), MAX_BLOCKS):
                 self._with_server(partial(ask, ReportBad(bad[begin : begin + MAX_BLOCKS]), Done))
-        return [_settle(ref, result) for ref, result in zip(refs, results, strict=True)]
+        try:
+            return [_settle(ref, result) for ref, result in zip(refs, results, strict=True)]
+        finally:
+            # An error among them refers to this frame, a circle in which the blocks would stay until a collection.
+            results.clear()
 
     def read_object(self, uri: str) -> ObjectData:
         """Return the newest content of a small object, past the cache."""

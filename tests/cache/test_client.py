@@ -1,5 +1,6 @@
 import array
 import contextlib
+import gc
 import multiprocessing
 import os
 import pickle
@@ -163,6 +164,21 @@ def test_no_descriptor_stays_open(content, tmp_path):
             with pytest.raises(NotFoundError):
                 client.read_blocks([*refs, missing])
         assert open_files() == before
+
+
+def test_an_error_lets_go_of_the_blocks_that_came_with_it(content):
+    refs = refs_of(content, *([MAP_BYTES] * 4))
+    missing = BlockRef(normalise_url(content) + ".absent", "v", 0, 10)
+    with contextlib.closing(CacheClient(unused_address(), private=RAM)) as client:
+        read(client, refs)
+        before = open_files()
+        gc.disable()  # an error refers to the frames that it went through, and must not need the collector
+        try:
+            with pytest.raises(NotFoundError):
+                client.read_blocks([*refs, missing])
+            assert open_files() == before
+        finally:
+            gc.enable()
 
 
 def test_threads_share_a_client(content):
