@@ -2,8 +2,8 @@
 
 The order of calls is what keeps the limits, also for a moment and with many writers at once:
 
-    reserve   the policy names victims, which are not chosen again; space is charged for the newcomer as far as the
-              victims do not make room for it
+    reserve   the policy names victims, which are not chosen again, and counts the newcomer in; space is charged for it
+              as far as the victims do not make room
     hide      a victim lies elsewhere, or nowhere any more, and is about to be removed
     settle    the victims are gone from the medium; what they freed beyond the newcomer is given back
     commit    the newcomer is written and from now on held; or `abandon`: it is not, and its space is given back
@@ -117,13 +117,14 @@ class Ledger:
 
     def wants(self, key: bytes, length: int) -> bool:
         """Say whether the block would be let in. Changes nothing."""
-        return self._choose(key, self._cost_bytes(length)) is not None
+        chosen = self._choose(key, self._cost_bytes(length))
+        return chosen is not None and self._busy.isdisjoint(chosen)
 
     def reserve(self, key: bytes, length: int) -> Reservation | None:
         """Charge space for a block and single out its victims; None where the block is not let in."""
         size_bytes = self._cost_bytes(length)
         chosen = self._choose(key, size_bytes)
-        if chosen is None:
+        if chosen is None or not self._busy.isdisjoint(chosen):
             self.counters.refused += key not in self._lengths
             return None
         victims = [(victim, self._lengths[victim]) for victim in chosen]
@@ -133,8 +134,15 @@ class Ledger:
         self._queued_bytes += size_bytes
         for victim in chosen:
             self._policy.remove(victim)
+        # From now on, so that a better newcomer waits to displace it rather than displace a better one.
+        self._policy.insert(key, size_bytes)
         self._busy.update(chosen, (key,))
         return Reservation(key, length, size_bytes, victims, victim_bytes)
+
+    def undecided(self, key: bytes, length: int) -> bool:
+        """Say whether a block that is not let in will be, unless others come, once what is being written is held."""
+        chosen = self._choose(key, self._cost_bytes(length))
+        return chosen is not None and not self._busy.isdisjoint(chosen)
 
     def hide(self, key: bytes) -> None:
         """No longer hold a victim, whose space is still charged."""
@@ -152,17 +160,19 @@ class Ledger:
         self._end(reservation)
         self.counters.insertions += 1
         self.counters.written_bytes += reservation.size_bytes
-        self._know(reservation.key, reservation.length)
+        self._lengths[reservation.key] = reservation.length
 
     def abandon(self, reservation: Reservation, *, left_behind: bool) -> None:
         """Give back the space of a settled reservation whose block was not written, unless a part of it lies there."""
         self._end(reservation)
+        self._policy.remove(reservation.key)
         if not left_behind:
             self._release(reservation.length)
 
     def give_up(self, reservation: Reservation, removed: Sequence[Entry]) -> None:
         """Undo a reservation of which only some victims could be removed; the others stay charged, held no more."""
         self._end(reservation)
+        self._policy.remove(reservation.key)
         for key, _ in reservation.victims:
             self.hide(key)
             self._busy.discard(key)
@@ -203,7 +213,7 @@ class Ledger:
         """Return some of what is to leave under the new limits, first things first; empty where nothing can."""
         excess_bytes, excess_blocks = self.used_bytes - self._target_bytes, self.used_blocks - self._target_blocks
         found: list[Entry] = []
-        for key in islice(self._policy.leaving(), _SURPLUS_BLOCKS):
+        for key in islice((key for key in self._policy.leaving() if key not in self._busy), _SURPLUS_BLOCKS):
             if excess_bytes <= 0 and excess_blocks <= 0:
                 break
             found.append((key, self._lengths[key]))
@@ -242,7 +252,8 @@ class Ledger:
                 self._release(victim_length)
                 surplus.append((victim, victim_length))
             self.charge(length)
-            self._know(key, length)
+            self._lengths[key] = length
+            self._policy.insert(key, self._cost_bytes(length))
         return surplus
 
     def charge(self, length: int) -> None:
@@ -263,7 +274,9 @@ class Ledger:
         self.capacity_blocks = max(self._target_blocks, min(self.capacity_blocks, self.used_blocks))
 
     def _choose(self, key: bytes, size_bytes: int) -> list[bytes] | None:
-        if self.admission == "closed" or key in self._lengths or key in self._busy:
+        """Name the victims, which may still be being written."""
+        # Above its limits a tier only shrinks: newcomers that each replaced another would keep it there.
+        if self.admission == "closed" or not self.resized or key in self._lengths or key in self._busy:
             return None
         max_queued_bytes = self._max_queued_bytes if self.admission == "open" else 0
         if self._queued_bytes and self._queued_bytes + size_bytes > max_queued_bytes:
@@ -277,10 +290,6 @@ class Ledger:
             free_bytes=self.capacity_bytes - self.used_bytes,
             free_blocks=self.capacity_blocks - self.used_blocks,
         )
-
-    def _know(self, key: bytes, length: int) -> None:
-        self._lengths[key] = length
-        self._policy.insert(key, self._cost_bytes(length))
 
     def _end(self, reservation: Reservation) -> None:
         self._queued_bytes -= reservation.size_bytes

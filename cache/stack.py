@@ -7,6 +7,7 @@ a directory stays where it is, so that its later return from above costs no writ
 
 Placing in memory happens at once. Placing in a directory is a task; until it ends, the block is found in `_moving`, so
 nobody fetches it a second time. What waits to be written to one directory is bounded by its tier, which refuses more.
+What is being written cannot leave yet, so a block that it keeps out is offered again when some of it is written.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from connectors.errors import CorruptError
 __all__ = ["Stack", "Stored"]
 
 _log = logging.getLogger(__name__)
+
+_MAX_WAITING_BLOCKS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,8 @@ class Stack:
         self._promoting: set[bytes] = set()
         self._promoting_bytes = 0
         self._moving: dict[bytes, Block] = {}
+        # Those of them that are offered again to a directory, when a write there ends.
+        self._waiting: dict[Tier, list[Block]] = {tier: [] for tier in self._level_of}
         self._tasks: set[asyncio.Task[None]] = set()
         for tier in self._level_of:
             tier.start = self.begin
@@ -173,6 +178,10 @@ class Stack:
                 self._moving[block.key] = block
                 self.begin(self._store(block, level, tier, reservation))
                 return True
+            if len(self._waiting[tier]) < _MAX_WAITING_BLOCKS and tier.ledger.undecided(block.key, block.length):
+                self._moving[block.key] = block
+                self._waiting[tier].append(block)
+                return True
         return False
 
     async def _store(self, block: Block, level: int, tier: Tier, reservation: Reservation) -> None:
@@ -188,10 +197,17 @@ class Stack:
         try:
             stored = await tier.store(block, reservation, wanted=wanted, pass_on=pass_on)
         finally:
-            if self._moving.get(block.key) is block:
-                del self._moving[block.key]
+            self._stopped_moving(block)
             if not stored:
                 pass_on(block)
+            waiting, self._waiting[tier] = self._waiting[tier], []
+            for other in waiting:
+                self._stopped_moving(other)
+                self._offer(other, level, len(self._levels))
+
+    def _stopped_moving(self, block: Block) -> None:
+        if self._moving.get(block.key) is block:
+            del self._moving[block.key]
 
     def _raise(self, block: Block, level: int, tier: Tier) -> None:
         """Move a block found in memory to a tier above that wants it."""

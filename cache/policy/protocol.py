@@ -9,7 +9,7 @@ __all__ = ["Policy"]
 
 
 class Policy(Protocol):
-    """Knows the blocks that a tier holds and could give up, and chooses among them. Sizes are bytes on the medium."""
+    """Knows the blocks that a tier holds or is taking in, and chooses among them. Sizes are bytes on the medium."""
 
     def admit(self, key: bytes, size_bytes: int, *, free_bytes: int, free_blocks: int) -> list[bytes] | None:
         """Say whether to let a block in that the tier does not hold, and at whose cost. Changes nothing.
@@ -20,7 +20,7 @@ class Policy(Protocol):
         ...
 
     def insert(self, key: bytes, size_bytes: int) -> None:
-        """Take note of a block that is now held."""
+        """Take note of a block that was let in."""
         ...
 
     def touch(self, key: bytes) -> None:
@@ -32,5 +32,5 @@ class Policy(Protocol):
         ...
 
     def leaving(self) -> Iterator[bytes]:
-        """Go through the blocks held, beginning with those to give up first. Changes nothing."""
+        """Go through the blocks, beginning with those to give up first. Changes nothing."""
         ...

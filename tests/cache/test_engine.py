@@ -298,41 +298,23 @@ async def test_a_smaller_configuration_evicts_at_once(tmp_path: Path, origin: Or
         assert sorted(await sources(engine, refs)) == ["disk"] * 3 + ["origin"] * 5
 
 
-async def test_in_the_second_epoch_exactly_what_does_not_fit_is_fetched(tmp_path: Path, origin: Origin) -> None:
+@pytest.mark.parametrize("batch", [1, 8, 40])
+async def test_in_the_second_epoch_exactly_what_does_not_fit_is_fetched(
+    tmp_path: Path, origin: Origin, batch: int
+) -> None:
     refs = await origin.put("x", 40)
     config = CacheConfig((TierConfig("ram", 10 * SIZE), disk(tmp_path, 20)), ring_bytes=0)
     async with running(config, origin) as engine:
         for epoch in range(4):
             before = len(origin.spans)
-            # What is on its way to a disk cannot be displaced, so a first epoch in batches may leave work to the next.
-            step = 8 if epoch else 1
-            for start in range(0, 40, step):
-                await sources(engine, refs[start : start + step])
+            for start in range(0, 40, batch):
+                await sources(engine, refs[start : start + batch])
                 await engine.settle()
             assert len(origin.spans) - before == (10 if epoch else 40)
         written = [tier["written_bytes"] for tier in engine.stats()["tiers"]]
         await sources(engine, refs)
         await engine.settle()
         assert [tier["written_bytes"] for tier in engine.stats()["tiers"]] == written
-
-
-async def test_epochs_read_in_batches_come_to_fetch_exactly_what_does_not_fit(tmp_path: Path, origin: Origin) -> None:
-    refs = await origin.put("x", 40)
-    config = CacheConfig((TierConfig("ram", 10 * SIZE), disk(tmp_path, 20)), ring_bytes=0)
-    fetched, written = [], []
-    async with running(config, origin) as engine:
-        for _ in range(6):
-            before = len(origin.spans)
-            for start in range(0, 40, 8):
-                await sources(engine, refs[start : start + 8])
-                await engine.settle()
-            fetched.append(len(origin.spans) - before)
-            written.append([tier["written_bytes"] for tier in engine.stats()["tiers"]])
-    # A block that found only others on their way to the disk is kept at its next offer.
-    assert fetched[0] == 40
-    assert min(fetched) == 10
-    assert fetched[-2:] == [10, 10]
-    assert written[-1] == written[-2]
 
 
 async def test_two_servers_do_not_share_a_directory(tmp_path: Path, origin: Origin) -> None:

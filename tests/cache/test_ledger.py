@@ -114,3 +114,36 @@ def test_the_charge_covers_the_medium_and_never_exceeds_the_limits(steps: list, 
         assert ledger.detach(key) is None
         ledger.end_removal(key, length, removed=True)
     assert (ledger.used_bytes, ledger.used_blocks) == (sum(medium.stuck), len(medium.stuck))
+
+
+def test_a_better_block_waits_for_one_that_is_being_written() -> None:
+    ledger = Ledger(
+        policy=KeptSet(), cost_bytes=lambda length: length, capacity_bytes=20, capacity_blocks=8, max_queued_bytes=30
+    )
+    writing = [ledger.reserve(make_key(number), 10) for number in (1, 7)]
+    assert ledger.reserve(make_key(3), 10) is None
+    assert [ledger.undecided(make_key(number), 10) for number in (1, 3, 9)] == [False, True, False]
+    ledger.settle(writing[0])
+    ledger.commit(writing[0])
+    # It may displace neither 7, of which a part lies there, nor 1, which is better.
+    assert (ledger.wants(make_key(3), 10), ledger.undecided(make_key(3), 10)) == (False, True)
+    ledger.settle(writing[1])
+    ledger.commit(writing[1])
+    assert (ledger.wants(make_key(3), 10), ledger.undecided(make_key(3), 10)) == (True, False)
+    reservation = ledger.reserve(make_key(3), 10)
+    assert [key for key, _ in reservation.victims] == [make_key(7)]
+
+
+def test_above_its_limits_a_tier_lets_nothing_in() -> None:
+    ledger = Ledger(
+        policy=Lru(), cost_bytes=lambda length: length, capacity_bytes=40, capacity_blocks=8, max_queued_bytes=40
+    )
+    reservation = ledger.reserve(make_key(1), 10)
+    ledger.settle(reservation)
+    ledger.commit(reservation)
+    ledger.resize(5, 8)
+    assert not ledger.wants(make_key(2), 5)
+    for key, length in ledger.surplus():
+        ledger.begin_eviction(key)
+        ledger.end_eviction(key, length, removed=True)
+    assert ledger.wants(make_key(2), 5)

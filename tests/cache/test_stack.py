@@ -102,6 +102,20 @@ async def test_kept_sets_share_out_the_lowest_keys_and_the_ring_takes_the_rest(b
     assert sources == ["ram", "disk", "ring"]
 
 
+@pytest.mark.parametrize("ring_blocks", [0, 4])
+async def test_a_block_that_finds_a_directory_full_of_unwritten_ones_is_offered_again(
+    build: Build, stacked, ring_blocks: int
+) -> None:
+    ram, disk = build("ram", 1, KeptSet()), build("disk", 3, KeptSet(), disk=True)
+    stack = stacked([ram, disk], ring_blocks=ring_blocks)
+    place(stack, 0)
+    place(stack, 9, 8, 7, 3, 6, 1, 2, 5)  # none of them is written before all of them were offered
+    assert await get(stack, 1) == "ring"  # found meanwhile
+    await stack.settle()
+    assert (held(ram), held(disk)) == ([0], [1, 2, 3])
+    assert sum(stack.holds(make_key(number)) for number in range(10)) == 4 + ring_blocks
+
+
 async def test_a_settled_kept_set_writes_nothing_more(build: Build, stacked) -> None:
     ram, disk = build("ram", 2, KeptSet()), build("disk", 3, KeptSet(), disk=True)
     stack = stacked([ram, disk], ring_blocks=1)

@@ -136,13 +136,19 @@ async def test_sixteen_writers_never_exceed_either_limit(
     # Blocks of one and of several units, so that one victim may make room for many and many for one.
     lengths = [(1 + number * 7 % 5) * 4000 for number in numbers]
     waiting = list(zip(numbers[::-1], lengths, strict=True))
+    written = asyncio.Condition()
 
     async def write() -> None:
         while waiting:
             number, length = waiting.pop()
-            await store(tier, a_block(number * 37 % 300, length), wanted=number % 3 == 0)
+            block = a_block(number * 37 % 300, length)
+            while await store(tier, block, wanted=number % 3 == 0) is None and tier.ledger.undecided(block.key, length):
+                async with written:
+                    await written.wait()
             assert tier.ledger.used_bytes <= capacity_bytes
             assert tier.ledger.used_blocks <= capacity_blocks
+            async with written:
+                written.notify_all()
 
     await asyncio.gather(*(write() for _ in range(16)))
     shelf = tier.shelf
