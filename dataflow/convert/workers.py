@@ -44,8 +44,12 @@ def run_in_processes(work: Work, jobs: Iterable[ShardJob], *, workers: int) -> I
         DataError: What a worker raised, or that one died.
     """
     todo = iter(jobs)
-    crew = [_Worker(work) for _ in range(workers)]
+    crew: list[_Worker] = []
     try:
+        # Together, so that they start side by side; then each is told its work.
+        crew.extend(_Worker() for _ in range(workers))
+        for worker in crew:
+            worker.send(work)
         busy = [worker for worker in crew if worker.begin(next(todo, None))]
         while busy:
             ready = wait([worker.connection for worker in busy])
@@ -63,20 +67,19 @@ def run_in_processes(work: Work, jobs: Iterable[ShardJob], *, workers: int) -> I
 class _Worker:
     """One process, seen from its parent."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self) -> None:
         self.connection, theirs = Pipe()
         self._job: ShardJob | None = None
         with theirs:
             command = [sys.executable, "-P", "-m", "dataflow.convert.worker", str(theirs.fileno())]
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
-        self._send(work)
 
     def begin(self, job: ShardJob | None) -> bool:
         """Hand out a job; False where there is none left."""
         if job is None:
             return False
         self._job = job
-        self._send(job)
+        self.send(job)
         return True
 
     def finish(self) -> tuple[ShardJob, Part]:
@@ -107,7 +110,8 @@ class _Worker:
             self._process.wait()
             self.connection.close()
 
-    def _send(self, message: object) -> None:
+    def send(self, message: object) -> None:
+        """Send the work, or a job; it is received when the process comes to it."""
         try:
             self.connection.send(message)
         except OSError as error:

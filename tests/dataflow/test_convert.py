@@ -289,8 +289,9 @@ def test_a_failing_source_ends_the_workers_and_names_the_file(images: Path, tmp_
     assert not (tmp_path / "out" / "dataset.json").exists()
 
 
+@pytest.mark.parametrize("before_its_work", [True, False])
 def test_a_worker_that_dies_is_an_error_and_not_a_hang(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before_its_work: bool
 ) -> None:
     started: list[subprocess.Popen] = []
 
@@ -300,6 +301,8 @@ def test_a_worker_that_dies_is_an_error_and_not_a_hang(
             started.append(self)
             if len(started) == 2:
                 self.kill()
+                if before_its_work:
+                    self.wait()
 
     monkeypatch.setattr("dataflow.convert.workers.subprocess.Popen", Popen)
     with pytest.raises(DataError, match=r"a worker process of the conversion ended with -9"):
