@@ -16,6 +16,7 @@ keeper = subprocess.Popen(
 )
 print(keeper.pid, keeper.stdout.readline().strip(), flush=True)
 if "close" in sys.argv:
+    sys.stdin.readline()
     keeper.stdin.close()
     keeper.wait()
 else:
@@ -70,6 +71,7 @@ def test_a_user_killed_by_sigkill_takes_the_server_and_its_folder_along(folder):
 
 def test_a_closed_pipe_ends_the_server_and_removes_its_folder(folder):
     user, keeper, server = _start(folder, "close")
+    user.stdin.write("close\n")
     _end(user)
     _assert_gone(keeper, server)
     assert not folder.exists()
