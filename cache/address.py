@@ -113,6 +113,7 @@ def listen(address: str, *, mode: int = 0o600, group_id: int | None = None) -> s
     try:
         if address.startswith("@"):
             listener.bind(target)
+            listener.listen(socket.SOMAXCONN)
         else:
             folder = os.path.dirname(address)
             _make_folder(folder, 0o755 if mode & 0o077 else 0o700)
@@ -122,7 +123,8 @@ def listen(address: str, *, mode: int = 0o600, group_id: int | None = None) -> s
                 if group_id is not None:
                     os.chown(address, -1, group_id)
                 Path(address).chmod(mode)
-        listener.listen(socket.SOMAXCONN)
+                # Under the lock too: bound but not yet listening, it looks like a dead server's.
+                listener.listen(socket.SOMAXCONN)
     except OSError as error:
         listener.close()
         if isinstance(error, DataError):

@@ -1,3 +1,4 @@
+import fcntl
 import os
 import socket
 import stat
@@ -146,6 +147,24 @@ def test_of_many_that_start_at_once_exactly_one_wins(tmp_path):
     [winner] = [listener for listener in won if listener is not None]
     assert answers(address)
     remove_socket(winner)
+
+
+def test_nobody_looks_while_a_socket_is_bound_and_does_not_listen(tmp_path, monkeypatch):
+    listen_really, locked = socket.socket.listen, []
+
+    def look_and_listen(listener, backlog):
+        folder = os.open(tmp_path, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            locked.append(True)
+        finally:
+            os.close(folder)
+        listen_really(listener, backlog)
+
+    monkeypatch.setattr(socket.socket, "listen", look_and_listen)
+    remove_socket(listen(str(tmp_path / "cache.sock")))
+    assert locked == [True]
 
 
 def test_the_kernel_says_who_the_other_side_is():
