@@ -15,7 +15,7 @@ from dataflow.dataset import Dataset as NativeDataset
 from dataflow.loaders.generators import generators_kept
 from dataflow.loaders.iterators import InlineIterator
 from dataflow.loaders.process_iterator import ProcessIterator
-from dataflow.loaders.state import Ledger, load_state, make_state
+from dataflow.loaders.state import Ledger, is_elastic, load_state, make_state
 from dataflow.loaders.stats import LoaderStats
 
 __all__ = ["DataLoader"]
@@ -98,6 +98,10 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             **newer,
         )
         self.in_order = in_order
+        # Names that Accelerate asks for. It takes this loader as it is where the batches are dealt to the ranks already:
+        # dealing each part to all ranks once more would lose the rest. And it keeps this loader's state.
+        self._is_accelerate_prepared = is_elastic(self.batch_sampler)
+        self.use_stateful_dataloader = True
 
     def __iter__(self) -> Any:
         """Begin an epoch, or go on where a loaded state says."""
