@@ -6,6 +6,7 @@ A table is sent to a server once, in pages of a fixed number of blocks, so that 
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from cache.keys import BlockRef
 from connectors.errors import BadInputError
 
-__all__ = ["MAX_TABLE_BLOCKS", "PAGE_BLOCKS", "BlockTable", "TablePage"]
+__all__ = ["MAX_TABLE_BLOCKS", "PAGE_BLOCKS", "BlockTable", "TableDigest", "TablePage"]
 
 PAGE_BLOCKS = 4096
 """Blocks in every page of a table but the last."""
@@ -50,6 +51,12 @@ class TablePage(msgspec.Struct, tag="page", frozen=True):
         """Blocks in this page."""
         return len(self.object) // 4
 
+    @property
+    def size_bytes(self) -> int:
+        """Memory that the page takes."""
+        columns = (self.uris, self.versions, self.object, self.offset, self.length, self.crc32c)
+        return sum(map(sys.getsizeof, (self, *columns, *self.uris, *self.versions)))
+
     def check(self) -> None:
         """Insist that the columns fit each other.
 
@@ -65,6 +72,7 @@ class TablePage(msgspec.Struct, tag="page", frozen=True):
             or len(self.length) != 8 * blocks
             or (self.crc32c is not None and len(self.crc32c) != 4 * blocks)
             or len(self.versions) != len(self.uris)
+            or len(self.uris) > blocks
             or objects.min() < 0
             or objects.max() >= len(self.uris)
             or np.frombuffer(self.offset, "<i8").min() < 0
@@ -83,6 +91,21 @@ class TablePage(msgspec.Struct, tag="page", frozen=True):
             int.from_bytes(self.length[8 * row : 8 * row + 8], "little"),
             None if crc32c is None else int.from_bytes(crc32c[4 * row : 4 * row + 4], "little"),
         )
+
+
+class TableDigest:
+    """The digest of a table, page by page."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.blake2b(digest_size=16)
+
+    def add(self, page: TablePage) -> None:
+        """Take the next page."""
+        self._digest.update(msgspec.msgpack.encode(page))
+
+    def value(self) -> bytes:
+        """Return the digest of the pages so far."""
+        return self._digest.digest()
 
 
 class BlockTable:
@@ -142,6 +165,11 @@ class BlockTable:
     def __len__(self) -> int:
         return (len(self.pages) - 1) * PAGE_BLOCKS + self.pages[-1].num_blocks if self.pages else 0
 
+    @cached_property
+    def size_bytes(self) -> int:
+        """Memory that the table takes."""
+        return sum(page.size_bytes for page in self.pages)
+
     def ref(self, block: int) -> BlockRef:
         """Name the bytes of one block."""
         page, row = divmod(block, PAGE_BLOCKS)
@@ -150,7 +178,7 @@ class BlockTable:
     @cached_property
     def digest(self) -> bytes:
         """16 bytes that name the table, so that several ranks need to send it only once."""
-        digest = hashlib.blake2b(digest_size=16)
+        digest = TableDigest()
         for page in self.pages:
-            digest.update(msgspec.msgpack.encode(page))
-        return digest.digest()
+            digest.add(page)
+        return digest.value()

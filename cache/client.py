@@ -24,8 +24,8 @@ from typing import Any, TypeVar
 from cache.block_table import BlockTable
 from cache.config import CacheConfig
 from cache.connection import Connection, ServerGoneError
-from cache.frames import MAX_BLOCKS, Done, Head, Meta, ReportBad, Statistics, Stats
-from cache.keys import BlockRef, block_key
+from cache.frames import Done, Head, Meta, ReportBad, Statistics, Stats
+from cache.keys import BlockRef
 from cache.plan_link import PlanLink
 from cache.private import ServerLog, start_server
 from cache.questions import ask, ask_blocks, ask_listing, ask_object, cut_batches
@@ -105,11 +105,11 @@ class CacheClient:
         for _ in range(self._options.max_reads):
             for batch in cut_batches(refs, _missing(results)):
                 self._with_server(partial(ask_blocks, refs, batch, results))
-            bad = [block_key(refs[place]) for place in _missing(results)]
+            bad = _missing(results)
             if not bad:
                 break
-            for begin in range(0, len(bad), MAX_BLOCKS):
-                self._with_server(partial(ask, ReportBad(bad[begin : begin + MAX_BLOCKS]), Done))
+            for batch in cut_batches(refs, bad):
+                self._with_server(partial(ask, ReportBad([refs[place] for place in batch]), Done))
         try:
             return [_settle(ref, result) for ref, result in zip(refs, results, strict=True)]
         finally:

@@ -196,10 +196,10 @@ class Engine:
                 request.results[position] = result
         return [request.results[position] for position in range(len(refs))]
 
-    async def report_bad(self, key: bytes) -> None:
-        """Remove a block whose bytes a reader found to be wrong; the next reader gets it from the origin."""
+    async def report_bad(self, ref: BlockRef) -> None:
+        """A reader found the bytes of a block to be wrong. Where they are, the next one gets it from the origin."""
         if self._running:
-            await self._stack.drop(key)
+            await self._stack.check(block_key(ref), ref.length)
 
     async def resize(self, name: str, *, capacity_bytes: int, capacity_blocks: int | None = None) -> None:
         """Change the limits of a tier while it is in use. A smaller one evicts, as its policy likes, and offers below.

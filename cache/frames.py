@@ -115,12 +115,9 @@ class Stats(msgspec.Struct, tag="stats", frozen=True):
 
 
 class ReportBad(msgspec.Struct, tag="bad", frozen=True):
-    """Say that the stored copies of these blocks failed their checksums; answered by `Done`."""
+    """Say that the stored copies of these blocks failed their checksums; answered by `Done`, once they were checked."""
 
-    keys: Annotated[
-        list[Annotated[bytes, msgspec.Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]],
-        msgspec.Meta(max_length=MAX_BLOCKS),
-    ]
+    refs: Annotated[list[BlockRef], msgspec.Meta(max_length=MAX_BLOCKS)]
 
 
 class OpenPlan(msgspec.Struct, tag="plan", frozen=True):

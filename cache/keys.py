@@ -41,13 +41,16 @@ class BlockRef:
 
 
 def block_key(ref: BlockRef) -> bytes:
-    """Return the 128-bit name of a block: blake2b over length-prefixed URI and version, offset and length.
+    """Return the 128-bit name of a block: blake2b over length-prefixed URI and version, offset, length and checksum.
 
-    The checksum is not part of the name: the version already stands for the content.
+    The checksum is part of the name because whoever asks first has the block fetched and checked: a client that names
+    another checksum, or none, shares nothing with those that name the right one.
     """
     uri, version = ref.uri.encode(), ref.version.encode()
     digest = hashlib.blake2b(digest_size=KEY_BYTES)
     digest.update(struct.pack("<I", len(uri)) + uri)
     digest.update(struct.pack("<I", len(version)) + version)
     digest.update(struct.pack("<QQ", ref.offset, ref.length))
+    if ref.crc32c is not None:
+        digest.update(struct.pack("<I", ref.crc32c))
     return digest.digest()

@@ -138,9 +138,10 @@ class Prefetcher:
         """Begin nothing any more."""
         self._stopped = True
 
-    def knows(self, digest: bytes) -> bool:
-        """Say whether a plan in use has the table, so that it need not be sent again."""
-        return digest in self._tables
+    def table(self, digest: bytes) -> BlockTable | None:
+        """Return the table that a plan in use has, so that it need not be sent again."""
+        table, _ = self._tables.get(digest, (None, 0))
+        return table
 
     def open(self, digest: bytes, table: BlockTable | None = None) -> int:
         """Begin a plan over a table, given or known, and return its number. `close` it.

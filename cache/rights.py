@@ -111,6 +111,11 @@ class Rights:
         self._rules = () if _is_operator(uid) else sorted(access.rules, key=lambda rule: -len(rule.prefix))
         self._readable: dict[str, bool] = {}
 
+    @property
+    def limited(self) -> bool:
+        """Whether there is anything that the user may not read."""
+        return bool(self._rules)
+
     def check(self, uris: Iterable[str]) -> None:
         """Refuse when the user may not read one of the objects.
 

@@ -25,6 +25,7 @@ from cache.config import CacheConfig
 from cache.engine import Engine
 from cache.rights import AccessConfig, Rights
 from cache.session import ServerLimits, Session
+from cache.share import UserShare
 from connectors.errors import DataError, PermissionDeniedError, TransientError
 from connectors.registry import open_store
 
@@ -66,6 +67,8 @@ class CacheServer:
         self._started_s = time.monotonic()
         self._stop = asyncio.Event()
         self._sessions: dict[asyncio.Task[None], Session] = {}
+        # One a user, whoever that is of the few that a machine has; kept when the user has gone.
+        self._shares: dict[int, UserShare] = {}
         self._ended_requests = 0
         self._accepting_again: asyncio.TimerHandle | None = None
 
@@ -129,18 +132,21 @@ class CacheServer:
             return
         connection.setblocking(False)
         pid, uid = peer(connection)
-        refusal = self._refusal(pid, uid)
-        session = Session(connection, self.engine, self.limits, self.stats, Rights(self._access, uid))
+        share = self._shares.setdefault(uid, UserShare())
+        refusal = self._refusal(pid, uid, share)
+        session = Session(connection, self.engine, self.limits, self.stats, Rights(self._access, uid), share)
         task = asyncio.create_task(session.serve() if refusal is None else session.refuse(refusal))
         self._sessions[task] = session
         task.add_done_callback(self._gone)
 
-    def _refusal(self, pid: int, uid: int) -> DataError | None:
+    def _refusal(self, pid: int, uid: int, share: UserShare) -> DataError | None:
         if not self._access.may_ask(uid):
             _log.warning("refused process %d of user %d", pid, uid)
             return PermissionDeniedError(f"user {uid} may not use this cache server; its owner has to allow it")
         if len(self._sessions) >= self.limits.max_connections:
             return TransientError(f"the cache server has its {self.limits.max_connections} connections already")
+        if share.connections >= self.limits.max_user_connections:
+            return TransientError(f"user {uid} has {share.connections} connections to the cache server already")
         return None
 
     def _gone(self, task: asyncio.Task[None]) -> None:

@@ -51,11 +51,15 @@ from cache.handle import Handle, seal_block
 from cache.keys import BlockRef
 from cache.reader_plan import ReaderPlan
 from cache.rights import Rights
+from cache.share import UserShare
 from connectors.errors import BadInputError, DataError, ErrorKind
 
-__all__ = ["ServerLimits", "Session", "pack_messages", "slice_refs"]
+__all__ = ["MAX_BLOCK_BYTES", "ServerLimits", "Session", "check_sizes", "pack_messages", "slice_refs"]
 
 _log = logging.getLogger(__name__)
+
+MAX_BLOCK_BYTES = 1 << 31
+"""Largest block that a server fetches."""
 
 _RECEIVE_BYTES = 64 * 1024
 _MESSAGE_INLINE_BYTES = 1024 * 1024
@@ -69,6 +73,7 @@ class ServerLimits:
 
     Attributes:
         max_connections: More are refused.
+        max_user_connections: More of one user are refused, so that others find room.
         slice_blocks: Blocks of one request held at once.
         slice_bytes: Bytes of one request held at once, at least one block.
         write_timeout_s: Longest time for a client to take what it asked for.
@@ -77,6 +82,7 @@ class ServerLimits:
     """
 
     max_connections: int = 1024
+    max_user_connections: int = 896
     slice_blocks: int = 256
     slice_bytes: int = 64 * 1024 * 1024
     write_timeout_s: float = 30.0
@@ -84,7 +90,14 @@ class ServerLimits:
     drain_s: float = 10.0
 
     def __post_init__(self) -> None:
-        for name in ("max_connections", "slice_blocks", "slice_bytes", "write_timeout_s", "heartbeat_s"):
+        for name in (
+            "max_connections",
+            "max_user_connections",
+            "slice_blocks",
+            "slice_bytes",
+            "write_timeout_s",
+            "heartbeat_s",
+        ):
             if getattr(self, name) <= 0:
                 raise BadInputError(f"{name} must be > 0, got {getattr(self, name)}")
 
@@ -98,6 +111,7 @@ class Session:
         limits: See there.
         stats: Gives the server's numbers.
         rights: What the user at the other end may read.
+        share: What that user takes.
 
     Attributes:
         busy: Whether a request is being answered.
@@ -112,6 +126,7 @@ class Session:
         limits: ServerLimits,
         stats: Callable[[], dict[str, Any]],
         rights: Rights,
+        share: UserShare,
     ) -> None:
         self.busy = False
         self.requests = 0
@@ -121,7 +136,9 @@ class Session:
         self._stats = stats
         self._rights = rights
         self._socket = connection
-        self._plan = ReaderPlan(self._engine.prefetcher)
+        self._share = share
+        self._share.connections += 1
+        self._plan = ReaderPlan(self._engine.prefetcher, rights, share)
         self._loop = asyncio.get_running_loop()
 
     async def serve(self) -> None:
@@ -147,6 +164,7 @@ class Session:
     def close(self) -> None:
         """Hang up. For when the task has ended: one that is cancelled before its first step runs no line of its own."""
         self._plan.close()
+        self._share.connections -= 1
         self._socket.close()
 
     async def _requests(self) -> AsyncIterator[Request]:
@@ -172,6 +190,7 @@ class Session:
         try:
             if isinstance(request, ReadBlocks):
                 self._rights.check(ref.uri for ref in request.refs)
+                check_sizes(request.refs)
                 await self._send_blocks(request.refs)
                 return
             with self._sign_of_life():
@@ -203,8 +222,9 @@ class Session:
                 self._rights.check([request.uri])
                 return Meta(await self._engine.head(request.uri))
             case ReportBad():
-                for key in request.keys:
-                    await self._engine.report_bad(key)
+                self._rights.check(ref.uri for ref in request.refs)
+                for ref in request.refs:
+                    await self._engine.report_bad(ref)
                 return Done()
             case Stats():
                 return Statistics(self._stats())
@@ -295,6 +315,16 @@ class Session:
             yield
         finally:
             timer.cancel()
+
+
+def check_sizes(refs: Sequence[BlockRef]) -> None:
+    """Refuse what would take too much of the server's memory at once. Pure."""
+    for ref in refs:
+        if ref.length > MAX_BLOCK_BYTES:
+            raise BadInputError(
+                f"a block of {ref.length} bytes of {ref.uri} is asked for; a server takes {MAX_BLOCK_BYTES} at most",
+                uri=ref.uri,
+            )
 
 
 def slice_refs(refs: Sequence[BlockRef], *, max_blocks: int, max_bytes: int) -> Iterator[Sequence[BlockRef]]:

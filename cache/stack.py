@@ -22,7 +22,6 @@ from cache.handle import Block, Handle
 from cache.ledger import Reservation
 from cache.level import Level
 from cache.tier import Tier
-from connectors.errors import CorruptError
 
 __all__ = ["Stack", "Stored"]
 
@@ -117,11 +116,10 @@ class Stack:
         """Offer a fetched block to the tiers, else to the ring. Returns at once; directories are written behind."""
         self._offer(block, 0, len(self._levels))
 
-    async def drop(self, key: bytes) -> None:
-        """Remove a block that a reader found to be wrong, wherever it is."""
-        reason = CorruptError(f"a reader found block {key.hex()} to be wrong")
+    async def check(self, key: bytes, length: int) -> None:
+        """Look at every copy of a block that a reader found to be wrong, and remove those that are."""
         for tier in self._level_of:
-            await tier.drop(key, reason)
+            await tier.check(key, length)
 
     async def resize(self, name: str, limits: Sequence[tuple[int, int]]) -> bool:
         """Give each place of a tier new limits, in bytes and blocks; what leaves is offered below."""

@@ -189,6 +189,12 @@ class Tier:
                 await self.drop(key, error)
             return None
 
+    async def check(self, key: bytes, length: int) -> None:
+        """Read a block that somebody found to be wrong: `read` drops it if so. Nobody's word alone removes anything."""
+        # Memory is sealed, and nothing came into it unchecked.
+        if not self.in_memory and (self.holds(key) or self.may_hold(key)):
+            await self.read(key, length)
+
     def put(self, block: Block) -> list[Block] | None:
         """Let a block into memory: None where it is not let in, else the blocks that left for it."""
         reservation = self.ledger.reserve(block.key, block.length)

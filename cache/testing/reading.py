@@ -36,7 +36,7 @@ async def read_blocks(engine: Engine, refs: Sequence[BlockRef]) -> list[bytes | 
         try:
             results.append(read_handle(key, handle))
         except CorruptError:
-            await engine.report_bad(key)
+            await engine.report_bad(ref)
             (again,) = await engine.get_many([ref])
             results.append(again if isinstance(again, DataError) else read_handle(key, again))
     return results

@@ -569,7 +569,7 @@ async def test_a_disk_that_hangs_holds_up_neither_its_readers_nor_the_others(tmp
         assert "no call has returned" in engine.stats()["tiers"][0]["state_reason"]
         begun = broken.calls["open"]
         assert "disk" not in await sources(engine, refs)
-        await engine.report_bad(block_key(on["disk"][0]))
+        await engine.report_bad(on["disk"][0])
         assert broken.calls["open"] == begun
         check_limits(engine.stats())
         broken.answers.set()
@@ -644,7 +644,7 @@ async def test_close_tells_the_waiters_and_is_final(origin: Origin) -> None:
     assert [type(result) for result in await engine.get_many([ref])] == [TransientError]
     with pytest.raises(TransientError, match="closed"):
         await engine.get_object(ref.uri)
-    await engine.report_bad(block_key(ref))
+    await engine.report_bad(ref)
     json.dumps(engine.stats())
 
 

@@ -29,7 +29,7 @@ from hypothesis.stateful import (
 from cache.config import CacheConfig, TierConfig
 from cache.disk import DiskLimits
 from cache.engine import Engine
-from cache.keys import BlockRef, block_key
+from cache.keys import BlockRef
 from cache.testing import FaultySystem, check_directory, check_limits, read_blocks
 from connectors.errors import ChangedError, DataError, TransientError
 from connectors.registry import open_store
@@ -155,7 +155,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(key=st.sampled_from(OBJECTS), number=st.integers(0, BLOCKS_PER_OBJECT - 1))
     def report_a_good_block(self, key: str, number: int) -> None:
         ref = BlockRef(f"{self.root}/{key}", list(self.contents[key])[-1], number * BLOCK, BLOCK)
-        self.runner.run(self.engine.report_bad(block_key(ref)))
+        self.runner.run(self.engine.report_bad(ref))
 
     @invariant()
     def no_tier_holds_more_than_it_may(self) -> None:

@@ -24,7 +24,7 @@ request_messages = st.one_of(
     st.builds(frames.ListObjects, text),
     st.builds(frames.Head, text),
     st.builds(frames.Stats),
-    st.builds(ReportBad, st.lists(st.binary(min_size=16, max_size=16), max_size=4)),
+    st.builds(ReportBad, st.lists(refs, max_size=4)),
 )
 reply_messages = st.one_of(
     st.builds(frames.Welcome, sizes, sizes),
@@ -113,7 +113,7 @@ def test_messages_before_the_garbage_are_delivered():
         {"type": "blocks", "refs": [{"uri": "u", "version": "v", "offset": -1, "length": 5}]},
         {"type": "blocks", "refs": [{"uri": "u", "version": "v", "offset": 0, "length": 0}]},
         {"type": "blocks", "refs": [{"uri": "u", "version": "v", "offset": 0, "length": 1}] * (frames.MAX_BLOCKS + 1)},
-        {"type": "bad", "keys": [b"short"]},
+        {"type": "bad", "refs": [{"uri": "u", "version": "v", "offset": 0}]},
         {"type": "unheard of"},
     ],
 )

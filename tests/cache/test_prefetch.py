@@ -361,9 +361,9 @@ async def test_a_table_is_kept_while_a_plan_uses_it(origin: Origin) -> None:
         first = prefetcher.open(table.digest, table)
         second = prefetcher.open(table.digest)
         prefetcher.close(first)
-        assert prefetcher.knows(table.digest)
+        assert prefetcher.table(table.digest) is table
         prefetcher.close(second)
-        assert not prefetcher.knows(table.digest)
+        assert prefetcher.table(table.digest) is None
 
 
 async def test_bad_numbers_and_too_many_plans_are_refused(origin: Origin) -> None:

@@ -205,7 +205,9 @@ async def test_a_directorys_victim_goes_down_and_in_the_end_to_the_ring(build: B
     assert (held(fast), held(slow), held(stack.ring.members[0])) == ([1], [5], [9])
 
 
-async def test_a_reported_block_is_gone_from_every_tier(build: Build, stacked, tmp_path: Path) -> None:
+async def test_a_reported_block_is_looked_at_and_goes_only_where_it_is_wrong(
+    build: Build, stacked, tmp_path: Path
+) -> None:
     ram, disk = build("ram", 1, Lru()), build("disk", 3, Lru(), disk=True)
     stack = stacked([ram, disk])
     place(stack, 1, 2)
@@ -213,12 +215,17 @@ async def test_a_reported_block_is_gone_from_every_tier(build: Build, stacked, t
     assert await get(stack, 1) == "disk"
     await stack.settle()
     assert (held(ram), held(disk)) == ([1], [1, 2])
-    await stack.drop(make_key(1))
-    assert (held(ram), held(disk)) == ([], [2])
-    assert (ram.ledger.counters.corrupt, disk.ledger.counters.corrupt) == (1, 1)
-    assert not (tmp_path / "disk" / "blocks-1" / block_path(make_key(1), LENGTH)).exists()
-    await stack.drop(make_key(1))
-    assert disk.ledger.counters.corrupt == 1
+    await stack.check(make_key(1), LENGTH)
+    assert (held(ram), held(disk)) == ([1], [1, 2])
+    file = tmp_path / "disk" / "blocks-1" / block_path(make_key(1), LENGTH)
+    damaged = bytearray(file.read_bytes())
+    damaged[7] ^= 1
+    file.write_bytes(damaged)
+    for _ in range(2):
+        await stack.check(make_key(1), LENGTH)
+        assert (held(ram), held(disk)) == ([1], [2])
+        assert (ram.ledger.counters.corrupt, disk.ledger.counters.corrupt) == (0, 1)
+        assert not file.exists()
 
 
 async def test_a_damaged_file_is_not_carried_to_another_tier(build: Build, stacked, tmp_path: Path) -> None:
