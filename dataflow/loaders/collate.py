@@ -26,6 +26,7 @@ from dataflow.loaders.packing import DIVERT_BYTES
 from dataflow.loaders.slots import SlotPool
 from dataflow.loaders.torch_private import DatasetKind, collate_tensors, create_fetcher, default_collate_fn_map
 from dataflow.observe.stages import stage
+from dataflow.transforms.epoch import reading_epoch
 
 __all__ = ["Fetch", "allocate_from", "allocate_private", "collate_into_slots"]
 
@@ -43,6 +44,7 @@ class Fetch:
         collate_fn: The collate function, or torch's default one.
         drop_last: For iterable datasets: whether a short last batch is left out.
         allocate: Gives the memory that a native dataset gathers a field into.
+        epoch: What random transforms depend on beside the sample.
     """
 
     def __init__(
@@ -54,8 +56,10 @@ class Fetch:
         collate_fn: Callable[[Any], Any],
         drop_last: bool,
         allocate: Allocate,
+        epoch: int,
     ) -> None:
         self._dataset = dataset
+        self._epoch = epoch
         self._collate_fn = collate_fn
         self._allocate = allocate
         self._torch = create_fetcher(kind, dataset, auto_collation, self._collate, drop_last)
@@ -68,13 +72,14 @@ class Fetch:
         Raises:
             StopIteration: An iterable dataset has no more.
         """
-        with stage("fetch"):
+        with stage("fetch"), reading_epoch(self._epoch):
             return self._gather(index) if self._is_native else self._torch.fetch(index)
 
     def skip(self, samples: int) -> None:
         """Read and drop samples of an iterable dataset (batches, where it yields those)."""
         if samples:
-            deque(islice(self._torch.dataset_iter, samples), maxlen=0)
+            with reading_epoch(self._epoch):
+                deque(islice(self._torch.dataset_iter, samples), maxlen=0)
 
     def _collate(self, samples: Any) -> Any:
         with stage("collate"):

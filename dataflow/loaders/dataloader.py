@@ -143,6 +143,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             BadInputError: Not a state of a loader, or one of another dataset, order or version; says what differs.
         """
         self._ledger.resume = load_state(self, state_dict)
+        self._ledger.next_epoch = state_dict.get("next_epoch", 0)
         self._ledger.progress = None
 
     def stats(self) -> LoaderStats:

@@ -22,6 +22,7 @@ from dataflow.loaders.state import (
     is_elastic,
     is_stateful,
     restore_order,
+    sampler_epoch,
     sampler_length,
     snapshot_order,
 )
@@ -88,7 +89,8 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
             if ledger.foresight is not None:
                 ledger.foresight.begin(sampler)
         elif resume is None:
-            progress = Progress(snapshot_order(loader) if order is None else order, self._base_seed)
+            epoch = sampler_epoch(sampler, self._ledger.next_epoch)
+            progress = Progress(snapshot_order(loader) if order is None else order, self._base_seed, epoch=epoch)
         else:
             progress = resume
             self._base_seed = progress.base_seed
@@ -98,6 +100,7 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
             shards = max(1, self._num_workers)
             progress.shards, progress.shard_states = [0] * shards, [None] * shards
         self._ledger.progress = self._progress = progress
+        self._ledger.next_epoch = progress.epoch + 1
         self._position = progress.batches
         self._skip = frozenset(progress.ahead)
         self._length = None if self._is_iterable else sampler_length(sampler)
@@ -166,6 +169,7 @@ class InlineIterator(LoaderIterator):
             collate_fn=self._collate_fn,
             drop_last=self._drop_last,
             allocate=allocate_private,
+            epoch=progress.epoch,
         )
         if self._is_iterable and progress.live_state is None:
             fetch.skip(progress.shards[0] * (self._batch_size or 1))

@@ -137,7 +137,7 @@ class ProcessIterator(LoaderIterator):
         if self._is_iterable:
             skip = self._received[worker_id] * (self._batch_size or 1)
             state = self._received_states[worker_id]
-        return BeginEpoch(self._epoch, self._shared_seed, skip, state, None)
+        return BeginEpoch(self._epoch, self._progress.epoch, self._shared_seed, skip, state, None)
 
     def _dispatch(self) -> None:
         """Draw one more index and ask for its batch, if there is an index and a worker to ask."""

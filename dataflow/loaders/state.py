@@ -46,6 +46,7 @@ __all__ = [
     "load_state",
     "make_state",
     "restore_order",
+    "sampler_epoch",
     "sampler_length",
     "snapshot_order",
 ]
@@ -65,7 +66,7 @@ class Progress:
         shards: For iterable datasets: batches handed out by each worker.
         shard_states: For iterable datasets with a state: each worker's, after the last batch of it that was handed out.
         next_shard: For iterable datasets: the worker whose turn it is.
-        epoch: The epoch that an elastic sampler walks.
+        epoch: The epoch's number: the sampler's own where it has one, else counted by the loader.
         finished: The epoch is over.
         live_state: Where the dataset iterates in this process: returns its state.
     """
@@ -94,6 +95,7 @@ class Progress:
     def as_dict(self) -> dict[str, Any]:
         """Return what a state keeps of it."""
         state = {"order": self.order, "base_seed": self.base_seed, "batches": self.batches, "ahead": sorted(self.ahead)}
+        state["epoch"] = self.epoch
         if self.shards:
             states = self.shard_states if self.live_state is None else [self.live_state()]
             state |= {"shards": self.shards, "shard_states": states, "next_shard": self.next_shard}
@@ -114,12 +116,14 @@ class Ledger:
         meter: Where the time goes.
         progress: Of the newest iterator; None before the first and after a state was loaded.
         resume: Where the next iterator is to go on.
+        next_epoch: Number of the epoch that begins next.
         foresight: Tells the cache what comes, where the order and the cache allow it.
     """
 
     meter: Meter = field(default_factory=Meter)
     progress: Progress | None = None
     resume: Progress | None = None
+    next_epoch: int = 0
     foresight: Foresight | None = None
 
 
@@ -131,6 +135,12 @@ def is_elastic(sampler: Any) -> bool:
 def is_stateful(dataset: Any) -> bool:
     """Whether an object keeps its own state."""
     return hasattr(dataset, "state_dict") and hasattr(dataset, "load_state_dict")
+
+
+def sampler_epoch(sampler: Any, default: int) -> int:
+    """Return the epoch that a sampler, or one that it wraps, was set to by `set_epoch`, as torch's distributed one is."""
+    epochs = (getattr(part, "epoch", None) for part in _parts(sampler) if hasattr(part, "set_epoch"))
+    return next((epoch for epoch in epochs if isinstance(epoch, int)), default)
 
 
 def sampler_length(sampler: Any) -> int | None:
@@ -149,7 +159,8 @@ def make_state(loader: DataLoader[Any], ledger: Ledger) -> dict[str, Any]:
         progress = None
     if not is_elastic(sampler):
         if progress is None:
-            return {**state, "epoch": None, "order": snapshot_order(loader, between_epochs=True)}
+            order = snapshot_order(loader, between_epochs=True)
+            return {**state, "epoch": None, "next_epoch": ledger.next_epoch, "order": order}
         return {**state, "epoch": progress.as_dict()}
     if progress is None or sampler.epoch != progress.epoch:  # set_epoch() has moved it on
         return {**state, "sampler": sampler.state_dict(), "ahead": []}

@@ -85,12 +85,15 @@ class BeginEpoch(NamedTuple):
     """Forget the last epoch. For iterable datasets: begin again, and go to where a loaded state says.
 
     Attributes:
+        epoch: Counts the orders of this kind: what was made for another one is not wanted.
+        number: The epoch's number, on which random transforms depend.
         skip: Samples of batches that are already handed out; read and dropped unless `dataset_state` is given.
         dataset_state: For a dataset that has `load_state_dict`.
         generators: For the successor of a dead worker: where that one's generators were after its last batch.
     """
 
     epoch: int
+    number: int
     shared_seed: int | None
     skip: int
     dataset_state: Any
@@ -248,6 +251,7 @@ class _Worker:
                 collate_fn=job.collate_fn,
                 drop_last=job.drop_last,
                 allocate=allocate_from(self._pool),
+                epoch=begin.number,
             )
             if begin.dataset_state is None:
                 self._fetch.skip(begin.skip)

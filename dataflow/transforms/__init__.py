@@ -1,0 +1,1 @@
+"""What happens to samples between storage and batch: images, tokens, and any callable, the same wherever it runs."""
