@@ -3,10 +3,13 @@
     python benchmarks/soak.py [--minutes 30] [--readers 4] [--seed 0]
 
 A daemon whose tiers hold about half of the data serves readers that each live for some reads and then end, or are
-killed in the middle. Meanwhile, at random: block files are flipped, cut or removed, objects of the origin are replaced,
-the daemon is stopped for a moment, or killed and started again on the same directory. Each reader compares every byte
-with what the object holds in that version. At the end the tiers are within their limits, no connection is left, and the
-daemon has no more descriptors open than blocks in memory explain.
+killed in the middle; some tell it their future first. Meanwhile, at random: block files are flipped, cut or removed,
+objects of the origin are replaced, clients send garbage, stall in the middle, or call good blocks bad, the daemon is
+stopped for a moment, or killed and started again on the same directory. The last one of them serves the second half.
+
+Each reader compares every byte with what the object holds in that version. At the end the tiers are within their
+limits, no connection and no plan is left, the daemon has no more descriptors open than blocks in memory explain, and
+its anonymous memory has not grown since its first minute.
 
 Prints one line of JSON; ends with 1 if anything was wrong.
 """
@@ -19,12 +22,13 @@ import multiprocessing
 import random
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -32,18 +36,26 @@ from typing import Any
 import numpy as np
 import psutil
 
+from cache.address import socket_address
+from cache.block_table import BlockTable
 from cache.client import CacheClient
 from cache.connection import ServerGoneError
+from cache.frames import PROTOCOL_VERSION, Hello, ReadBlocks, ReportBad, encode
 from cache.keys import BlockRef
-from connectors.errors import ChangedError, NotFoundError
+from cache.plan_link import PlanLink
+from connectors.errors import ChangedError, DataError, NotFoundError
 
 OBJECTS = 40
 OBJECT_BYTES = 1 << 20
 BLOCK_BYTES = 100_000
 TIER_BYTES = 10 << 20
 READS = 200
-FAULTS = ("flip", "cut", "remove", "replace", "replace", "stop", "kill_reader", "kill_daemon")
+FAULTS = ("flip", "cut", "remove", "replace", "replace", "stop", "kill_reader", "garbage", "stall", "slander")
 PAUSE_S = 0.2
+KILLS = 8
+STALLED = 4
+SETTLE_S = 60.0
+GROWTH_BYTES = 64 << 20
 
 
 def content(seed: int) -> bytes:
@@ -79,6 +91,13 @@ class Daemon:
         with closing(CacheClient(self.address)) as client:
             return client.stats()
 
+    def anonymous_bytes(self) -> int:
+        """Memory of its own: blocks in memory are files."""
+        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) << 10
+        raise AssertionError("Linux says RssAnon")
+
 
 def read(address: str, folder: Path, seed: int, channel: Connection) -> None:
     """One reader's life; sends what it counted."""
@@ -92,7 +111,8 @@ def read(address: str, folder: Path, seed: int, channel: Connection) -> None:
                 offsets = rng.sample(range(0, OBJECT_BYTES - BLOCK_BYTES, BLOCK_BYTES), 4)
                 # The block at 0 says which content this version is.
                 refs = [BlockRef(f"file://{path}", meta.version, at, BLOCK_BYTES) for at in (0, *offsets)]
-                blocks = client.read_blocks(refs)
+                with closing(announce(client, refs)) if rng.random() < 0.25 else nullcontext():
+                    blocks = client.read_blocks(refs)
             except (ChangedError, NotFoundError):
                 counts["changed"] += 1
                 continue
@@ -110,6 +130,46 @@ def read(address: str, folder: Path, seed: int, channel: Connection) -> None:
                 for ref, block in zip(refs, blocks, strict=True)
             )
     channel.send(counts)
+
+
+def announce(client: CacheClient, refs: list[BlockRef]) -> PlanLink:
+    """Tell the daemon what will be read."""
+    plan = client.open_plan(
+        BlockTable.from_columns(
+            [refs[0].uri],
+            [refs[0].version],
+            object_of=np.zeros(len(refs), np.int32),
+            offset=np.array([ref.offset for ref in refs]),
+            length=np.array([ref.length for ref in refs]),
+            crc32c=None,
+        )
+    )
+    plan.extend(np.arange(len(refs)))
+    return plan
+
+
+def lie(rng: random.Random, kind: str, address: str, folder: Path, stalled: list[socket.socket]) -> None:
+    """Be a client that nobody wants."""
+    liar = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    stalled.append(liar)
+    with suppress(OSError):
+        liar.settimeout(1.0)
+        liar.connect(socket_address(address))
+        greeting = encode(Hello(PROTOCOL_VERSION))
+        uri = f"file://{folder / str(rng.randrange(OBJECTS))}"
+        with closing(CacheClient(address)) as client, suppress(DataError):
+            version = client.head(uri).version
+            refs = [BlockRef(uri, version, at, BLOCK_BYTES) for at in range(0, OBJECT_BYTES - BLOCK_BYTES, BLOCK_BYTES)]
+            match kind:
+                case "garbage":
+                    liar.sendall(greeting + rng.randbytes(rng.randrange(1, 1000)))
+                case "stall":  # asks for far more than it ever takes
+                    frame = encode(ReadBlocks(refs * 20))
+                    liar.sendall(greeting + frame * 4 + frame[: rng.randrange(len(frame))])
+                case "slander":
+                    liar.sendall(greeting + encode(ReportBad(refs)))
+    while len(stalled) > STALLED:
+        stalled.pop(0).close()
 
 
 def make_fault(rng: random.Random, kind: str, daemon: Daemon, folder: Path, readers: dict[Any, Any]) -> None:
@@ -137,9 +197,20 @@ def make_fault(rng: random.Random, kind: str, daemon: Daemon, folder: Path, read
         daemon.process.resume()
     elif kind == "kill_reader" and readers:
         rng.choice(list(readers.values())).kill()
-    elif kind == "kill_daemon":
-        daemon.end(signal.SIGKILL)
-        daemon.start()
+
+
+def what_is_left(daemon: Daemon) -> dict[str, int]:
+    """What a daemon without clients still holds for them, and what it holds too much of."""
+    stats = daemon.stats()
+    # Blocks in memory are descriptors: those of the tier and of the ring, some of the daemon's own, and nothing else.
+    in_memory = sum(tier["blocks"] for tier in (stats["tiers"][0], stats["ring"]))
+    return {
+        "connections": stats["server"]["connections"] - 1,
+        "plans": stats["prefetch"]["plans"],
+        "prefetched_bytes": stats["prefetch"]["ahead_bytes"],
+        "descriptors": max(0, daemon.process.num_fds() - in_memory - 40),
+        "bytes_over_limit": sum(max(0, tier["used_bytes"] - tier["capacity_bytes"]) for tier in stats["tiers"]),
+    }
 
 
 def soak(folder: Path, *, minutes: float, num_readers: int, seed: int) -> dict[str, Any]:
@@ -150,11 +221,16 @@ def soak(folder: Path, *, minutes: float, num_readers: int, seed: int) -> dict[s
     for number in range(OBJECTS):
         (origin / str(number)).write_bytes(content(number))
     daemon = Daemon(folder)
+    stalled: list[socket.socket] = []
     context = multiprocessing.get_context("spawn")
     readers: dict[Any, Any] = {}
-    end = time.monotonic() + minutes * 60
-    next_fault = time.monotonic()
-    lives, fd_peak, rss_peak = 0, 0, 0
+    begin = time.monotonic()
+    end = begin + minutes * 60
+    # In the first half, and seldom enough to fill in between.
+    num_kills = max(1, min(KILLS, int(minutes * 6)))
+    kills = [begin + minutes * 30 * (number + 1) / num_kills for number in range(num_kills)]
+    next_fault = begin
+    lives, fd_peak, anonymous, next_look = 0, 0, [], begin + min(60.0, minutes * 15)
     while readers or time.monotonic() < end:
         while len(readers) < num_readers and time.monotonic() < end:
             ours, theirs = context.Pipe(duplex=False)
@@ -173,22 +249,31 @@ def soak(folder: Path, *, minutes: float, num_readers: int, seed: int) -> dict[s
         if time.monotonic() < end and time.monotonic() > next_fault:
             kind = rng.choice(FAULTS)
             faults[kind] += 1
-            make_fault(rng, kind, daemon, origin, readers)
-            # The daemon is killed seldom enough to fill in between.
-            next_fault = time.monotonic() + (5.0 if kind == "kill_daemon" else 1.0)
-        with suppress(psutil.NoSuchProcess):
-            fd_peak = max(fd_peak, daemon.process.num_fds())
-            rss_peak = max(rss_peak, daemon.process.memory_info().rss)
-    stats = daemon.stats()
-    # Blocks in memory are descriptors: those of the tier and of the ring, some of the daemon's own, and nothing else.
-    in_memory = sum(tier["blocks"] for tier in (stats["tiers"][0], stats["ring"]))
-    leaks = {
-        "connections": stats["server"]["connections"] - 1,
-        "descriptors": max(0, daemon.process.num_fds() - in_memory - 40),
-        "bytes_over_limit": sum(max(0, tier["used_bytes"] - tier["capacity_bytes"]) for tier in stats["tiers"]),
-        "exit_status": daemon.end(signal.SIGTERM),
-        "temporary_files": len(list((daemon.disk / "tmp").iterdir())),
-    }
+            if kind in ("garbage", "stall", "slander"):
+                lie(rng, kind, daemon.address, origin, stalled)
+            else:
+                make_fault(rng, kind, daemon, origin, readers)
+            next_fault = time.monotonic() + 1.0
+        if kills and time.monotonic() > kills[0]:
+            kills.pop(0)
+            faults["kill_daemon"] += 1
+            daemon.end(signal.SIGKILL)
+            daemon.start()
+            anonymous, next_look = [], time.monotonic() + min(60.0, minutes * 15)
+        fd_peak = max(fd_peak, daemon.process.num_fds())
+        if time.monotonic() > next_look:
+            anonymous.append(daemon.anonymous_bytes())
+            next_look = time.monotonic() + 60.0
+    for liar in stalled:
+        liar.close()
+    leaks = what_is_left(daemon)
+    while any(leaks.values()) and time.monotonic() < end + SETTLE_S:
+        time.sleep(PAUSE_S)
+        leaks = what_is_left(daemon)
+    anonymous.append(daemon.anonymous_bytes())
+    leaks["memory_bytes"] = max(0, anonymous[-1] - anonymous[0] - GROWTH_BYTES)
+    leaks["exit_status"] = daemon.end(signal.SIGTERM)
+    leaks["temporary_files"] = len(list((daemon.disk / "tmp").iterdir()))
     taken = sum(-(-file.stat().st_size // 4096) * 4096 for file in (daemon.disk / "blocks-1").glob("*/*"))
     leaks["disk_bytes_over_limit"] = max(0, taken - TIER_BYTES)
     return {
@@ -198,7 +283,7 @@ def soak(folder: Path, *, minutes: float, num_readers: int, seed: int) -> dict[s
         "faults": dict(sorted(faults.items())),
         "leaks": leaks,
         "fd_peak": fd_peak,
-        "rss_peak_mib": rss_peak >> 20,
+        "anonymous_mib_by_minute": [size_bytes >> 20 for size_bytes in anonymous],
     }
 
 
