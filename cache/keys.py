@@ -12,6 +12,8 @@ __all__ = ["KEY_BYTES", "BlockRef", "block_key"]
 
 KEY_BYTES = 16
 
+_MAX_OFFSET = (1 << 63) - 1  # what the kernel takes
+
 
 @dataclass(frozen=True, slots=True)
 class BlockRef:
@@ -33,11 +35,14 @@ class BlockRef:
     crc32c: int | None = None
 
     def __post_init__(self) -> None:
-        if self.offset < 0 or self.length < 1:
+        if self.offset < 0 or self.length < 1 or self.offset + self.length > _MAX_OFFSET:
             raise BadInputError(
-                f"a block needs offset >= 0 and length >= 1, got {self.offset} and {self.length} for {self.uri}",
+                f"a block needs offset >= 0, length >= 1 and an end below 2**63, "
+                f"got {self.offset} and {self.length} for {self.uri}",
                 uri=self.uri,
             )
+        if self.crc32c is not None and not 0 <= self.crc32c < 1 << 32:
+            raise BadInputError(f"crc32c has 32 bits, got {self.crc32c} for {self.uri}", uri=self.uri)
 
 
 def block_key(ref: BlockRef) -> bytes:

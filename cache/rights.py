@@ -121,9 +121,8 @@ class Rights:
 
         Raises:
             PermissionDeniedError: Names the first of them.
+            BadInputError: One is a relative path, which would mean a file below the server's own folder.
         """
-        if not self._rules:
-            return
         for uri in uris:
             readable = self._readable.get(uri)
             if readable is None:
@@ -135,15 +134,19 @@ class Rights:
 
     def check_listing(self, url: str) -> None:
         """Refuse when a listing of `url` would name what the user may not read; as `check`."""
+        self.check([url])
         if not self._rules:
             return
-        self.check([url])
         above = PrefixRule(url)
         for rule in self._rules:
             if above.covers(rule.prefix) and self._uid not in rule.uids:
                 raise self._refused(rule.prefix)
 
     def _may_read(self, uri: str) -> bool:
+        if "://" not in uri and not uri.startswith("/"):
+            raise BadInputError(f"{uri!r} names no object: a cache server takes whole URIs and absolute paths", uri=uri)
+        if not self._rules:
+            return True
         uri = normalise_url(uri)  # one object has many spellings
         return next((self._uid in rule.uids for rule in self._rules if rule.covers(uri)), True)
 

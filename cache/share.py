@@ -12,8 +12,8 @@ from connectors.errors import BadInputError
 
 __all__ = ["MAX_USER_PLACES", "MAX_USER_TABLE_BYTES", "UserShare"]
 
-MAX_USER_TABLE_BYTES = 1 << 30
-"""Block tables of one user: some 30 million blocks."""
+MAX_USER_TABLE_BYTES = 2 << 30
+"""Block tables of one user: some 60 million blocks of a few objects, or 7 million small objects."""
 
 MAX_USER_PLACES = 1 << 21
 """Places ahead in all plans of one user; each takes some 400 bytes."""

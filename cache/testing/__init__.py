@@ -3,6 +3,7 @@
 from cache.testing.blocks import make_block, make_key
 from cache.testing.children import digest_files, hold_plan, read_until_told, send_blocks
 from cache.testing.faulty_system import FaultySystem
+from cache.testing.frame_strategies import garbage, reply_messages, request_messages
 from cache.testing.invariants import check_directory, check_limits
 from cache.testing.reading import read_blocks, read_handle
 from cache.testing.replay import Replay
@@ -18,12 +19,15 @@ __all__ = [
     "check_directory",
     "check_limits",
     "digest_files",
+    "garbage",
     "hold_plan",
     "make_block",
     "make_key",
     "read_blocks",
     "read_handle",
     "read_until_told",
+    "reply_messages",
+    "request_messages",
     "running_server",
     "send_blocks",
     "sizes_by_key",

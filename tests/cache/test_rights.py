@@ -170,3 +170,11 @@ def test_a_mistake_in_the_file_is_named(tmp_path, text, complaint):
 def test_a_group_that_does_not_exist_is_named():
     with pytest.raises(BadInputError, match="nosuchgroup"):
         AccessConfig(group="nosuchgroup").group_id()
+
+
+@pytest.mark.parametrize("uri", ["", "x", "../x", "s3:", "s3:/b"])
+@pytest.mark.parametrize("uid", [0, STRANGER])
+def test_a_name_that_depends_on_the_servers_folder_is_refused(uri, uid):
+    for check in (Rights(ACCESS, uid).check_listing, lambda uri: Rights(AccessConfig(), uid).check([uri])):
+        with pytest.raises(BadInputError, match="names no object"):
+            check(uri)

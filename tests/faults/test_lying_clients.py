@@ -2,23 +2,27 @@
 
 import contextlib
 import os
+import socket
 
 import numpy as np
 import pytest
 from crc32c import crc32c
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cache import frames, share
+from cache.address import socket_address
 from cache.block_table import BlockTable
 from cache.client import CacheClient
 from cache.config import CacheConfig, TierConfig
 from cache.connection import Connection
-from cache.frames import Done, Failed, OpenPlan, PlanOpened, ReadBlocks, ReportBad
+from cache.frames import PROTOCOL_VERSION, Done, Failed, Hello, OpenPlan, PlanOpened, ReadBlocks, ReportBad, encode
 from cache.keys import BlockRef
 from cache.rights import AccessConfig, PrefixRule
 from cache.server import ServerLimits
 from cache.session import MAX_BLOCK_BYTES
 from cache.share import UserShare
-from cache.testing import running_server
+from cache.testing import garbage, request_messages, running_server
 from connectors.errors import BadInputError, ErrorKind, PermissionDeniedError, TransientError
 from connectors.objects import normalise_url
 
@@ -213,3 +217,39 @@ def test_a_block_that_would_fill_the_servers_memory_is_refused_by_name(tmp_path)
         with pytest.raises(BadInputError, match=r"sparse is asked for; a server takes \d+ at most"):
             client.read_blocks([ref])
         assert client.stats()["origin"]["bytes"] == 0
+
+
+def send_all(address, stream):
+    """Greet, send, and take whatever comes until the server hangs up."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.connect(socket_address(address))
+        # A server that has heard enough hangs up first.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            client.sendall(encode(Hello(PROTOCOL_VERSION)) + stream)
+            client.shutdown(socket.SHUT_WR)
+            while client.recv(65536):
+                pass
+
+
+def test_whatever_a_client_sends_others_are_served_and_nothing_is_left_of_it(refs, caplog):
+    uris = st.sampled_from([refs[0].uri, "memory://m/x", "file:///nowhere/x", "s3:", ""]) | st.text(max_size=9)
+    streams = st.lists(request_messages(uris).map(encode) | garbage(), max_size=6).map(b"".join)
+    with (
+        running_server(CacheConfig((TierConfig("ram", 1 << 20),))) as running,
+        contextlib.closing(CacheClient(running.address)) as client,
+    ):
+
+        @settings(max_examples=settings.default.max_examples // 2)
+        @given(streams)
+        def send(stream):
+            send_all(running.address, stream)
+
+        send()
+        assert [crc32c(block.view) for block in client.read_blocks(refs)] == [ref.crc32c for ref in refs]
+        while client.stats()["server"]["connections"] > 1:
+            pass
+        assert client.stats()["prefetch"]["plans"] == 0
+        (mine,) = running.server._shares.values()
+        assert (mine.connections, mine.places, mine.table_bytes) == (1, 0, 0)
+    # What a client can bring about is refused by name, never met by surprise.
+    assert [record.message for record in caplog.records if record.exc_info] == []
