@@ -133,7 +133,7 @@ async def compare(origin: str, store: Store, prefix: str, folder: Path, mib: int
 async def start_up(folder: Path, files: int) -> None:
     """Print what a directory of so many blocks costs at the start, and in memory."""
     root = folder / "million"
-    shelf = DirectoryShelf(str(root), read_ahead=False, system=os)
+    shelf = DirectoryShelf(str(root), medium="nvme", system=os)
     shelf.lock()
     shelf.close()
     blocks = root / "blocks-1"

@@ -8,7 +8,6 @@ connection is in good order then.
 from __future__ import annotations
 
 import logging
-import mmap
 import os
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
@@ -31,7 +30,7 @@ from cache.frames import (
     Request,
     error_of,
 )
-from cache.handle import Descriptor
+from cache.handle import Descriptor, map_memory
 from cache.keys import BlockRef, block_key
 from cache.reader import BlockData, ObjectData
 from connectors.errors import CorruptError, DataError, ErrorKind
@@ -157,11 +156,9 @@ def _read_verified(ref: BlockRef, descriptor: Descriptor) -> memoryview | None:
 
 
 def _map(descriptor: Descriptor, length: int) -> memoryview:
-    # Private: older kernels refuse a shared map of a memfd that is sealed against writing.
-    flags = mmap.MAP_PRIVATE | mmap.MAP_POPULATE
     try:
-        return memoryview(mmap.mmap(descriptor.fd, length, flags=flags, prot=mmap.PROT_READ))
-    except (OSError, ValueError):  # no descriptor left for it (a map keeps one), or no address space
+        return map_memory(descriptor.fd, length)
+    except (OSError, ValueError):
         return memoryview(_read(descriptor, length))
 
 

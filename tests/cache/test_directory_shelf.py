@@ -1,6 +1,7 @@
 """A directory has one server, holds only whole blocks, and survives a kill between any two system calls."""
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -11,20 +12,23 @@ from pathlib import Path
 import pytest
 
 from cache.block import block_path, file_bytes
+from cache.config import Medium
 from cache.directory_shelf import DirectoryShelf, LeftBehindError
 from cache.handle import Block, seal_block
 from cache.testing import FaultySystem, check_directory
 from connectors.errors import BadInputError, CorruptError
 
 DATA = bytes(range(256)) * 300
+# Large enough to go past the page cache, and no multiple of its pages.
+LARGE = bytes(range(256)) * 2000 + b"end"
 
 
 def make_block(number: int, data: bytes = DATA) -> Block:
     return seal_block(number.to_bytes(16, "big"), data)
 
 
-def opened(path: Path, system: object = os) -> DirectoryShelf:
-    shelf = DirectoryShelf(str(path), read_ahead=True, system=system)
+def opened(path: Path, system: object = os, medium: Medium = "nvme") -> DirectoryShelf:
+    shelf = DirectoryShelf(str(path), medium=medium, system=system)
     shelf.lock()
     return shelf
 
@@ -72,7 +76,7 @@ def test_a_second_server_is_refused_and_told_who_holds_the_directory(tmp_path: P
 def test_a_lock_is_free_when_its_holder_was_killed(tmp_path: Path) -> None:
     script = (
         "import os, sys; from cache.directory_shelf import DirectoryShelf\n"
-        "shelf = DirectoryShelf(sys.argv[1], read_ahead=False, system=os); shelf.lock()\n"
+        "shelf = DirectoryShelf(sys.argv[1], medium='ram', system=os); shelf.lock()\n"
         "print('locked', flush=True); sys.stdin.read()"
     )
     command, pipe = [sys.executable, "-c", script, str(tmp_path)], subprocess.PIPE
@@ -146,12 +150,13 @@ def test_swapped_files_are_not_read(tmp_path: Path) -> None:
             shelf.read(block.key, block.length)
 
 
+@pytest.mark.parametrize("data", [DATA, LARGE], ids=["small", "large"])
 @pytest.mark.parametrize("call", ["open", "posix_fallocate", "write", "rename", "mkdir"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
-def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, call: str, number: int) -> None:
+def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, call: str, number: int, data: bytes) -> None:
     shelf = opened(tmp_path, failing(call, number))
     with pytest.raises(OSError, match=os.strerror(number)) as caught:
-        shelf.write(make_block(7))
+        shelf.write(make_block(7, data))
     assert not isinstance(caught.value, LeftBehindError)
     assert check_directory(tmp_path, capacity_bytes=0) == {}
 
@@ -166,21 +171,57 @@ def test_a_temporary_file_that_cannot_be_removed_is_owned_up_to(tmp_path: Path) 
     assert len(list((tmp_path / "tmp").iterdir())) == 1
 
 
-def test_a_short_write_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("data", [DATA, LARGE], ids=["small", "large"])
+def test_a_short_write_goes_on(tmp_path: Path, data: bytes) -> None:
     class ShortWrites(FaultySystem):
         def __getattr__(self, name: str) -> object:
             if name == "write":
                 return lambda fd, data: os.write(fd, data[: max(1, len(data) // 2)])
             return super().__getattr__(name)
 
-    block = make_block(7)
+    block = make_block(7, data)
     opened(tmp_path, ShortWrites(lambda name: None)).write(block)
     cost_bytes = -(-file_bytes(block.length) // 4096) * 4096
-    assert check_directory(tmp_path, capacity_bytes=cost_bytes) == {block.key: DATA}
+    assert check_directory(tmp_path, capacity_bytes=cost_bytes) == {block.key: data}
 
 
-def test_a_kill_before_any_system_call_of_a_write_leaves_whole_blocks_only(tmp_path: Path) -> None:
-    written, new = make_block(1), make_block(2)
+class SystemWithoutDirectWrites(FaultySystem):
+    """Refuses each write past the page cache, or each but the first, as file systems do that cannot."""
+
+    def __init__(self, taken: int) -> None:
+        super().__init__(lambda name: None)
+        self.refused = 0
+        self._taken = taken
+
+    def write(self, fd: int, data: memoryview) -> int:
+        if not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+            return os.write(fd, data)
+        if self._taken:
+            self._taken -= 1
+            return os.write(fd, data[:65536])
+        self.refused += 1
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+
+@pytest.mark.parametrize("taken", [0, 1])
+def test_what_a_file_system_does_not_take_past_its_page_cache_it_gets_through_it(tmp_path: Path, taken: int) -> None:
+    block, system = make_block(7, LARGE), SystemWithoutDirectWrites(taken)
+    opened(tmp_path, system).write(block)
+    cost_bytes = -(-file_bytes(block.length) // 4096) * 4096
+    assert check_directory(tmp_path, capacity_bytes=cost_bytes) == {block.key: LARGE}
+    assert system.refused == 1
+
+
+@pytest.mark.parametrize("medium", ["ram", "nvme", "hdd"])
+def test_a_large_block_is_the_same_on_every_medium(tmp_path: Path, medium: Medium) -> None:
+    shelf, block = opened(tmp_path, medium=medium), make_block(7, LARGE)
+    shelf.write(block)
+    assert shelf.read(block.key, block.length).map() == LARGE
+
+
+@pytest.mark.parametrize("data", [DATA, LARGE], ids=["small", "large"])
+def test_a_kill_before_any_system_call_of_a_write_leaves_whole_blocks_only(tmp_path: Path, data: bytes) -> None:
+    written, new = make_block(1, data), make_block(2, data)
     outcomes = set()
     for victim_call in range(50):
         path = tmp_path / str(victim_call)
@@ -202,9 +243,9 @@ def test_a_kill_before_any_system_call_of_a_write_leaves_whole_blocks_only(tmp_p
         killed = os.waitpid(pid, 0)[1] == signal.SIGKILL
         shelf = opened(path)
         assert list((path / "tmp").iterdir()) == []
-        blocks = check_directory(path, capacity_bytes=10**6)
+        blocks = check_directory(path, capacity_bytes=10**7)
         assert set(blocks) >= {written.key}
-        assert set(blocks.values()) == {DATA}
+        assert set(blocks.values()) == {data}
         outcomes.add((killed, len(blocks)))
         shelf.close()
         if not killed:

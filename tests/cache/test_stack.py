@@ -40,7 +40,7 @@ async def build(tmp_path: Path) -> AsyncIterator[Build]:
 
         def make(name: str, blocks: int, policy: Policy, *, disk: bool = False, system: object = os) -> Tier:
             if disk:
-                shelf = DirectoryShelf(str(tmp_path / name), read_ahead=False, system=system)
+                shelf = DirectoryShelf(str(tmp_path / name), medium="ram", system=system)
                 threads.submit(shelf.lock).result()
             return Tier(
                 name=name,

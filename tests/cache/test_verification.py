@@ -12,7 +12,7 @@ from connectors.errors import BadInputError
 
 @pytest.fixture
 def directory(tmp_path):
-    shelf = DirectoryShelf(str(tmp_path), read_ahead=False, system=os)
+    shelf = DirectoryShelf(str(tmp_path), medium="ram", system=os)
     shelf.lock()
     for number in range(20):
         shelf.write(make_block(number, bytes([number]) * 5000))
