@@ -15,7 +15,7 @@ import select
 import signal
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dataflow.loaders.channel import Channel, channel_pair
@@ -37,6 +37,7 @@ class Worker:
         channel: To it.
         slots: Its shared memory.
         lifeline: Readable once the process is dead.
+        heard_s: When it was last heard of, or was given work after it had none; on the monotonic clock.
     """
 
     id: int
@@ -45,23 +46,35 @@ class Worker:
     slots: SlotMap
     lifeline: int
     owns_lifeline: bool
+    heard_s: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """A worker that ended on its own."""
+    """The end of a worker that was not asked to leave.
+
+    Attributes:
+        worker: Whose end it is.
+        silent_s: How long it had made no batch, if it was ended for that.
+    """
 
     worker: Worker
+    silent_s: float | None = None
 
     def as_error(self) -> RuntimeError:
-        """Say it in torch's words, with the cause chained."""
+        """Say it in torch's words where it has any, with the cause chained."""
+        if self.silent_s is not None:
+            return RuntimeError(str(self))
         process = self.worker.process
         error = RuntimeError(f"DataLoader worker (pid(s) {process.pid}) exited unexpectedly")
         error.__cause__ = RuntimeError(_obituary(process.pid, process.exitcode))
         return error
 
     def __str__(self) -> str:
-        return _obituary(self.worker.process.pid, self.worker.process.exitcode).strip()
+        process = self.worker.process
+        if self.silent_s is not None:
+            return f"DataLoader worker (pid {process.pid}) made no batch for {self.silent_s:.3g} s and was ended"
+        return _obituary(process.pid, process.exitcode).strip()
 
 
 def _obituary(pid: int, exit_code: int | None) -> str:
@@ -136,6 +149,13 @@ class Crew:
             if events or (deadline_s is not None and time.monotonic() >= deadline_s):
                 return events
 
+    def end_silent(self, worker: Worker) -> Death:
+        """End a worker that is not heard of. One that the system holds fast in a call goes when that returns."""
+        silent_s = time.monotonic() - worker.heard_s
+        worker.process.kill()
+        self._bury(worker)
+        return Death(worker, silent_s)
+
     def replace(self, worker_id: int, begin: BeginEpoch) -> None:
         """Start a new process in the place of a dead one."""
         self.workers[worker_id] = self._start(worker_id, begin)
@@ -186,6 +206,7 @@ class Crew:
 
     def _receive(self, worker: Worker) -> list[Result]:
         channel = worker.channel
+        worker.heard_s = time.monotonic()
         if channel.pending:
             channel.flush()
             self._watch(worker)
@@ -202,7 +223,7 @@ class Crew:
         worker.process.join(timeout=JOIN_TIMEOUT_S)
         if worker.process.is_alive():  # it closed its channel, or its exit hangs
             worker.process.kill()
-            worker.process.join()
+            worker.process.join(timeout=JOIN_TIMEOUT_S)
 
     def _forget(self, worker: Worker) -> None:
         if self._by_fd.pop(worker.lifeline, None) is None:

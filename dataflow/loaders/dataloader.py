@@ -32,7 +32,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
     - Batches come from worker processes in shared memory that is used again and again. A batch may be kept as long as
       you like and be written to; its memory is reused only after the last tensor over it is gone.
     - `state_dict` and `load_state_dict`, at any moment.
-    - A worker that dies is replaced, and its batches are made again.
+    - A worker that dies or hangs is replaced, and its batches are made again.
     - `stats` says where the time went.
 
     Args:
@@ -43,10 +43,13 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         on_worker_failure: "restart" replaces a dead worker by one that goes on behind its last batch, with the global
             random number generators as they were then; the batches are the same. After four deaths over one batch, and
             at once with "raise", the death is torch's `RuntimeError`.
+        worker_deadline_s: How long a worker may take over one batch, its own start counted with its first one. One
+            that takes longer is killed, which is a failure as above. By default workers may take for ever, as in torch;
+            without workers there is no deadline. (`timeout` limits the wait of the caller, and raises.)
 
     Raises:
         ValueError, TypeError: As torch does.
-        BadInputError: `on_worker_failure` is neither of the two.
+        BadInputError: `on_worker_failure` or `worker_deadline_s` is out of range.
     """
 
     def __init__(
@@ -71,11 +74,15 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         in_order: bool = True,
         device: str | torch.device | None = None,
         on_worker_failure: Literal["restart", "raise"] = "restart",
+        worker_deadline_s: float | None = None,
     ) -> None:
         if on_worker_failure not in ("restart", "raise"):
             raise BadInputError(f'on_worker_failure must be "restart" or "raise", got {on_worker_failure!r}')
+        if worker_deadline_s is not None and not worker_deadline_s > 0:
+            raise BadInputError(f"worker_deadline_s must be a time above 0, got {worker_deadline_s!r}")
         self.device = None if device is None else torch.device(device)
         self.on_worker_failure = on_worker_failure
+        self.worker_deadline_s = worker_deadline_s
         self._ledger = Ledger()
         newer = {"in_order": in_order} if _KNOWS_IN_ORDER else {}
         super().__init__(
@@ -98,8 +105,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             **newer,
         )
         self.in_order = in_order
-        # Names that Accelerate asks for. It takes this loader as it is where the batches are dealt to the ranks already:
-        # dealing each part to all ranks once more would lose the rest. And it keeps this loader's state.
+        # Names that Accelerate asks for. It takes this loader as it is where batches are dealt to the ranks already (it
+        # would deal each part to all ranks once more, and lose the rest), and keeps this loader's state.
         self._is_accelerate_prepared = is_elastic(self.batch_sampler)
         self.use_stateful_dataloader = True
 

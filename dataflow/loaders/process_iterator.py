@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
+import time
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -70,6 +72,7 @@ class ProcessIterator(LoaderIterator):
         if self._prefetch_factor <= 0:
             raise AssertionError("prefetch_factor must be greater than 0 for MultiProcessingDataLoaderIter")
         self._restarts_workers = loader.on_worker_failure == "restart"
+        self._deadline_s = math.inf if loader.worker_deadline_s is None else loader.worker_deadline_s
         self._context = loader.multiprocessing_context or torch.multiprocessing
         self._worker_init_fn = loader.worker_init_fn
         if isinstance(self._dataset, (IterDataPipe, MapDataPipe)):
@@ -161,6 +164,8 @@ class ProcessIterator(LoaderIterator):
 
     def _ask(self, number: int) -> None:
         owed = self._tasks[number]
+        if self._owed_by(owed.worker) == [number]:
+            owed.worker.heard_s = time.monotonic()  # it had nothing to do until now
         self._crew.post(owed.worker.id, Task(self._epoch, number, owed.index, owed.worker.slots.notices()))
 
     def _next_data(self) -> Any:
@@ -189,13 +194,25 @@ class ProcessIterator(LoaderIterator):
 
     def _attend(self, timeout_s: float | None) -> bool:
         """Deal with what the workers did, waiting for it if need be; say whether there was anything."""
-        events = self._crew.wait(timeout_s)
-        for event in events:
-            if isinstance(event, Death):
-                self._replace(event)
-            else:
-                self._take(*event)
-        return bool(events)
+        until_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            wake_s = min(until_s, *(worker.heard_s + self._deadline_s for worker in self._owing()), math.inf)
+            events = self._crew.wait(None if wake_s == math.inf else max(0.0, wake_s - time.monotonic()))
+            # However long the caller was away, what a worker has said was heard just now.
+            late = [worker for worker in self._owing() if time.monotonic() - worker.heard_s > self._deadline_s]
+            for event in [*events, *map(self._crew.end_silent, late)]:
+                if isinstance(event, Death):
+                    self._replace(event)
+                else:
+                    self._take(*event)
+            if events or late or time.monotonic() >= until_s:
+                return bool(events or late)
+
+    def _owing(self) -> set[Worker]:
+        """Return the workers whose silence would be noticed."""
+        if self._deadline_s == math.inf:
+            return set()
+        return {owed.worker for owed in self._tasks.values() if owed.result is None}
 
     def _take(self, worker: Worker, result: Result) -> None:
         """Receive a result."""

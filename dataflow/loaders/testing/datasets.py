@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ __all__ = [
     "Draws",
     "Failing",
     "Hanging",
+    "HangsOnce",
     "Noisy",
     "Numbers",
     "Point",
@@ -23,6 +25,9 @@ __all__ = [
     "WholeBatches",
     "WorkerReport",
 ]
+
+
+_T_co = TypeVar("_T_co", covariant=True)
 
 
 class Point(NamedTuple):
@@ -139,6 +144,31 @@ class Hanging(Numbers):
         if index == self.at:
             threading.Event().wait(self.seconds)
         return super().__getitem__(index)
+
+
+class HangsOnce(Dataset[_T_co]):
+    """Another dataset of which some samples never come, the first time that they are asked for.
+
+    Args:
+        inner: The dataset.
+        at: The samples.
+        folder: An empty folder, where each that was asked for leaves a file.
+    """
+
+    def __init__(self, inner: Dataset[_T_co], at: Collection[int], folder: Path) -> None:
+        self.inner = inner
+        self.at = frozenset(at)
+        self.folder = folder
+
+    def __len__(self) -> int:
+        return len(self.inner)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> _T_co:
+        sample = self.inner[index]
+        if index in self.at and not (mark := self.folder / str(index)).exists():
+            mark.touch()
+            threading.Event().wait()
+        return sample
 
 
 class WorkerReport(Dataset[dict[str, Any]]):

@@ -3,10 +3,12 @@
 import itertools
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -17,6 +19,7 @@ from dataflow.loaders.testing import (
     Draws,
     Failing,
     Hanging,
+    HangsOnce,
     Noisy,
     Numbers,
     Stream,
@@ -140,6 +143,68 @@ def test_a_killed_worker_is_torchs_error_if_asked():
     with pytest.raises(RuntimeError, match=rf"DataLoader worker \(pid\(s\) {pid}\) exited unexpectedly") as caught:
         list(iterator)
     assert str(caught.value.__cause__) == f"DataLoader worker (pid {pid}) is killed by signal: Killed. "
+
+
+# A busy machine may make a worker late that does not hang. That costs a restart and changes no batch.
+DEADLINE_S = 1.0
+
+
+def test_a_worker_that_hangs_is_replaced_and_its_batches_come_in_order(tmp_path):
+    dataset = HangsOnce(Numbers(40, 700), {5, 30}, tmp_path)
+    loader = DataLoader(dataset, batch_size=4, num_workers=2, worker_deadline_s=DEADLINE_S)
+    assert [numbers_of(batch) for batch in loader] == [list(range(first, first + 4)) for first in range(0, 40, 4)]
+    assert loader.stats().counts["workers.replaced"] >= 2
+
+
+def test_random_draws_go_on_behind_what_a_hung_worker_had_drawn(tmp_path):
+    def draws(dataset, **options):
+        loader = DataLoader(
+            dataset, batch_size=None, num_workers=1, generator=torch.Generator().manual_seed(8), **options
+        )
+        return [[float(value) for value in sample] for sample in loader]
+
+    hangs = HangsOnce(Draws(20), {9}, tmp_path)
+    assert draws(hangs, worker_deadline_s=DEADLINE_S) == draws(Draws(20))
+    assert (tmp_path / "9").exists()
+
+
+def test_out_of_order_batches_come_once_each_although_a_worker_hangs(tmp_path):
+    dataset = HangsOnce(Numbers(40), {4}, tmp_path)
+    loader = DataLoader(dataset, batch_size=2, num_workers=2, in_order=False, worker_deadline_s=DEADLINE_S)
+    assert sorted(number for batch in loader for number in numbers_of(batch)) == list(range(40))
+
+
+def test_a_batch_that_always_hangs_is_an_error_after_some_tries(caplog):
+    loader = DataLoader(Hanging(12, at=0), batch_size=2, num_workers=1, worker_deadline_s=0.2)
+    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid \d+\) made no batch for .* s and was ended"):
+        list(loader)
+    assert sum("another one starts" in message for message in caplog.messages) == 3
+
+
+def test_a_hung_worker_is_an_error_at_once_if_asked():
+    loader = DataLoader(
+        Hanging(12, at=0), batch_size=2, num_workers=1, worker_deadline_s=0.2, on_worker_failure="raise"
+    )
+    with pytest.raises(RuntimeError, match="made no batch"):
+        list(loader)
+
+
+def test_a_caller_who_stays_away_longer_than_the_deadline_finds_the_workers_alive(monkeypatch):
+    loader = DataLoader(Numbers(12), batch_size=2, num_workers=2, worker_deadline_s=1000)
+    iterator = iter(loader)
+    seen = [numbers_of(next(iterator))]
+    for worker in filter(iterator._owed_by, iterator._crew.workers):
+        assert select.select([worker.channel.sock], [], [], 60)[0]  # what it sent is here, and then the clock leaps
+    monkeypatch.setattr(time, "monotonic", lambda clock=time.monotonic: clock() + 5000)
+    seen += [numbers_of(batch) for batch in iterator]
+    assert seen == [[first, first + 1] for first in range(0, 12, 2)]
+    assert "workers.replaced" not in loader.stats().counts
+
+
+@pytest.mark.parametrize("deadline_s", [0, -1, float("nan")])
+def test_a_deadline_that_is_no_time_is_refused(deadline_s):
+    with pytest.raises(ValueError, match="worker_deadline_s must be"):
+        DataLoader(Numbers(4), worker_deadline_s=deadline_s)
 
 
 def test_an_unknown_answer_to_failures_is_refused():
