@@ -7,7 +7,7 @@ opens as fast as its bytes arrive and is shared by forked workers without copies
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +16,7 @@ import pyarrow as pa
 from cache.keys import BlockRef
 from connectors.errors import CorruptError
 from connectors.objects import join_uri
+from dataflow.index.finder import BlockFinder
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -64,7 +65,7 @@ class Blocks:
         return len(self.shard)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Index:
     """Where every sample of one version of a dataset lies. Immutable, picklable.
 
@@ -102,9 +103,12 @@ class Index:
         if len(samples) and (samples.min() < 0 or samples.max() >= self.num_samples):
             wrong = samples[(samples < 0) | (samples >= self.num_samples)][0]
             raise IndexError(f"sample {wrong} is out of range for a dataset of {self.num_samples} samples")
-        first_sample = self.blocks.first_sample
-        block = np.searchsorted(first_sample, samples, side="right") - 1
-        return block, samples - first_sample[block]
+        block = self._finder.find(samples)
+        return block, samples - self.blocks.first_sample[block]
+
+    @cached_property
+    def _finder(self) -> BlockFinder:
+        return BlockFinder(self.blocks.first_sample)
 
     def block_ref(self, block: int) -> BlockRef:
         """Name the bytes of one block for the cache."""

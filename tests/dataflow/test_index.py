@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from connectors.errors import CorruptError
 from dataflow.index import Blocks, Index, Shards, decode_index, encode_index
+from dataflow.index.finder import BlockFinder
 
 
 def make_index(num_samples: list[int], *, crc: bool = True, num_shards: int = 2) -> Index:
@@ -42,6 +43,24 @@ def test_every_sample_is_found_where_it_was_counted(num_samples: list[int], data
     samples = np.array(data.draw(st.permutations(range(len(expected)))), np.int64)
     block, row = index.locate(samples)
     assert list(zip(block.tolist(), row.tolist(), strict=True)) == [expected[sample] for sample in samples]
+
+
+@given(
+    st.lists(st.one_of(st.integers(0, 5), st.just(0), st.just(10_000)), max_size=60),
+    st.integers(0, 2**32 - 1),
+)
+def test_blocks_of_any_size_are_found_as_by_a_search(sizes: list[int], seed: int) -> None:
+    first_sample = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    near = np.concatenate([first_sample, first_sample - 1, first_sample + 1])
+    samples = np.concatenate([near, np.random.default_rng(seed).integers(0, first_sample[-1] + 1, 50)])
+    samples = samples[(samples >= 0) & (samples < first_sample[-1])]
+    assert np.array_equal(BlockFinder(first_sample).find(samples), np.searchsorted(first_sample, samples, "right") - 1)
+
+
+def test_thousands_of_tiny_blocks_before_a_huge_one_are_not_walked() -> None:
+    first_sample = np.concatenate([np.arange(5001), [10**9]])
+    samples = np.array([4999, 0, 10**9 - 1, 5000, 17])
+    assert BlockFinder(first_sample).find(samples).tolist() == [4999, 0, 5000, 5000, 17]
 
 
 @pytest.mark.parametrize("sample", [-1, 6])

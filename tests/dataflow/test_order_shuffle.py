@@ -1,12 +1,14 @@
 import pickle
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors.errors import BadInputError
+from dataflow.order.feistel import Permutation
 from dataflow.order.shuffle import BlockOrder, FullOrder, Order, SequentialOrder
 
 block_sizes = st.lists(st.one_of(st.just(0), st.integers(0, 40)), max_size=30)
@@ -39,8 +41,39 @@ def test_any_part_equals_that_part_of_the_whole(sizes: list[int], window: int, d
             assert np.array_equal(order.at(positions), whole[positions])
 
 
+def many_blocks(num_blocks: int) -> list[int]:
+    """More blocks than one group has, some of them empty."""
+    return np.random.default_rng(num_blocks).integers(0, 5, num_blocks).tolist()
+
+
+@given(num_blocks=st.integers(32_768, 45_000), window=st.integers(1, 64), data=st.data())
+@settings(max_examples=8)
+def test_any_part_of_many_blocks_equals_that_part_of_the_whole(
+    num_blocks: int, window: int, data: st.DataObject
+) -> None:
+    table = first_sample(many_blocks(num_blocks))
+    order = BlockOrder(table, 1, 2, window)
+    whole = order.take(0, len(order))
+    assert np.array_equal(np.sort(whole), np.arange(len(order)))
+    start = data.draw(st.integers(0, len(order)))
+    stop = data.draw(st.integers(start, min(start + 2000, len(order))))
+    assert np.array_equal(order.take(start, stop), whole[start:stop])
+    anew = BlockOrder(table, 1, 2, window)
+    positions = np.array(data.draw(st.lists(st.integers(0, len(order) - 1), max_size=20)), dtype=np.int64)
+    assert np.array_equal(anew.at(positions), whole[positions])
+
+
+@pytest.mark.parametrize(("num_blocks", "window"), [(32_768, 64), (40_000, 1), (33_333, 7)])
+def test_many_blocks_are_spread_over_one_window_each(num_blocks: int, window: int) -> None:
+    check_windows(many_blocks(num_blocks), window)
+
+
 @given(sizes=block_sizes, window=st.integers(1, 12))
 def test_a_block_is_spread_over_one_window_only(sizes: list[int], window: int) -> None:
+    check_windows(sizes, window)
+
+
+def check_windows(sizes: list[int], window: int) -> None:
     order = BlockOrder(first_sample(sizes), 3, 0, window)
     block_of = np.repeat(np.arange(len(sizes)), sizes)[order.take(0, len(order))]
     open_blocks: set[int] = set()
@@ -89,6 +122,46 @@ def test_the_end_of_a_huge_order_costs_no_memory_per_sample() -> None:
     tracemalloc.stop()
     assert len(np.unique(tail)) == len(np.unique(far)) == 1000
     assert peak_bytes < 2_000_000
+
+
+def test_going_on_among_a_million_blocks_looks_at_one_group_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    permuted = []
+    apply = Permutation.apply
+
+    def watched(self: Permutation, elements: np.ndarray, *rest: Any) -> np.ndarray:
+        permuted.append(elements.size)
+        return apply(self, elements, *rest)
+
+    monkeypatch.setattr(Permutation, "apply", watched)
+    table = np.arange(0, 10**9 + 1, 1000)
+    tracemalloc.start()
+    order = BlockOrder(table, 0, 0, 64)
+    begun_bytes, _ = tracemalloc.get_traced_memory()
+    order.take(500_000_000, 500_000_256)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(permuted) < 20_000
+    assert begun_bytes < 200_000
+    assert peak_bytes < 2_000_000, "beside one bit of scratch a block, while the table is checked"
+
+
+def test_many_blocks_are_as_mixed_as_by_a_permutation() -> None:
+    num_blocks, num_epochs = 40_000, 20
+    table = np.arange(num_blocks + 1)
+    orders = np.array([BlockOrder(table, 0, epoch, 1).take(0, num_blocks) for epoch in range(num_epochs)])
+    places = np.argsort(orders, axis=1)
+    # Each block lands everywhere: its mean place over the epochs is within 6 standard deviations of the middle.
+    deviation = num_blocks / 12**0.5
+    assert np.abs(places.mean(axis=0) - (num_blocks - 1) / 2).max() < 6 * deviation / num_epochs**0.5
+    # Its place tells nothing of where it is stored, nor of the places of others near it or far from it, nor of the
+    # epoch before: a permutation has a correlation of 0.005, and not being in one group with its row brings 0.016.
+    stored = np.arange(num_blocks)
+    for epoch in range(1, num_epochs):
+        own = places[epoch]
+        for other in (stored, *(np.roll(own, lag) for lag in (1, 2, 32, 64, 4096)), places[epoch - 1]):
+            assert abs(np.corrcoef(own, other)[0, 1]) < 0.05
+    distance = np.abs(np.diff(places, axis=1)).mean()
+    assert abs(distance / (num_blocks / 3) - 1) < 0.02
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 2), (3, 2), (0, 11)])
