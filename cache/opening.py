@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from cache.catalogue import Catalogue
 from cache.config import CacheConfig, DirectoryConfig, Medium, PolicyName, TierConfig
 from cache.directory_shelf import DirectoryShelf
 from cache.disk import DiskLimits
@@ -27,8 +26,7 @@ _THREADS: dict[Medium, int] = {"ram": 2, "nvme": 8, "hdd": 2}
 async def open_levels(
     config: CacheConfig,
     *,
-    policy: Callable[[PolicyName, int], Policy],
-    catalogue: Catalogue,
+    policy: Callable[[PolicyName], Policy],
     max_memory_blocks: int,
     system: Any,
     disk_limits: DiskLimits,
@@ -37,8 +35,7 @@ async def open_levels(
 
     Args:
         config: Says which.
-        policy: Makes the policy of one place, given its bytes.
-        catalogue: What is known of blocks.
+        policy: Makes the policy of one place.
         max_memory_blocks: What the limit on open files leaves for each tier in memory.
         system: The module of system calls that directories are written with.
         disk_limits: When a disk is distrusted.
@@ -51,14 +48,12 @@ async def open_levels(
     try:
         for tier in config.tiers:
             if not tier.places:
-                chosen = policy(tier.policy, tier.capacity_bytes)
-                levels.append(memory_level(tier.name, tier, chosen, max_blocks=max_memory_blocks))
+                levels.append(memory_level(tier.name, tier, policy(tier.policy), max_blocks=max_memory_blocks))
                 continue
-            members = []
-            for place in tier.places:
-                chosen = policy(tier.policy, place.capacity_bytes or 0)
-                member = _directory(tier, place, chosen, catalogue, config, system, disk_limits)
-                members.append((member, place.path, place.weight))
+            members = [
+                (_directory(tier, place, policy(tier.policy), config, system, disk_limits), place.path, place.weight)
+                for place in tier.places
+            ]
             levels.append(Level(members))
             for member, _, _ in members:
                 await member.open()
@@ -115,7 +110,6 @@ def _directory(
     config: TierConfig,
     place: DirectoryConfig,
     policy: Policy,
-    catalogue: Catalogue,
     whole: CacheConfig,
     system: Any,
     disk_limits: DiskLimits,
@@ -126,10 +120,9 @@ def _directory(
         medium=config.medium,
         policy_name=config.policy,
         policy=policy,
-        shelf=DirectoryShelf(place.path, medium=config.medium, system=system, label_of=catalogue.labels.get),
+        shelf=DirectoryShelf(place.path, medium=config.medium, system=system),
         capacity_bytes=place.capacity_bytes,
         capacity_blocks=UNLIMITED_BLOCKS if place.capacity_blocks is None else place.capacity_blocks,
         max_queued_bytes=whole.max_inflight_bytes,
         calls=DiskCalls(config.name, threads=_THREADS[config.medium], limits=disk_limits),
-        catalogue=catalogue,
     )
