@@ -36,7 +36,7 @@ class BlockFinder:
 
     def find(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the block of each sample number, int64; each must lie in `[0, number of samples)`."""
-        block = self._first_block[samples >> self._shift].astype(np.int64)
+        block: npt.NDArray[np.int64] = self._first_block[samples >> self._shift].astype(np.int64)
         for _ in range(_MAX_TURNS):
             is_behind = self._first_sample[block + 1] <= samples
             if not is_behind.any():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -111,12 +111,18 @@ class Filtered:
 
     source: Shuffle
     selection: Selection
+    _kept: Shuffle = field(init=False, repr=False)  # the kept samples as a dataset of their own
 
     def __post_init__(self) -> None:
         if self.selection.num_samples != self.source.num_samples:
             raise BadInputError(
                 f"the mask speaks of {self.selection.num_samples} samples and the dataset has {self.source.num_samples}"
             )
+        first_sample = self.source.first_sample
+        if first_sample is not None:
+            first_sample = self.selection.count_before(first_sample)
+        kept = replace(self.source, num_samples=len(self.selection), first_sample=first_sample)
+        object.__setattr__(self, "_kept", kept)
 
     @property
     def num_samples(self) -> int:
@@ -125,11 +131,7 @@ class Filtered:
 
     def order(self, epoch: int) -> Order:
         """See `Source`."""
-        source, first_sample = self.source, self.source.first_sample
-        if first_sample is not None:
-            first_sample = self.selection.count_before(first_sample)
-        kept = Shuffle(len(self.selection), first_sample, source.shuffle, source.seed, source.window_blocks)
-        return _SelectedOrder(kept.order(epoch), self.selection)
+        return _SelectedOrder(self._kept.order(epoch), self.selection)
 
     def identity(self) -> dict[str, Any]:
         """See `Source`."""
