@@ -36,7 +36,7 @@ class WeighedShelf(DirectoryShelf):
     """Knows the most that ever lay in the directory, unfinished files included."""
 
     def __init__(self, path: str, system: object = os) -> None:
-        super().__init__(path, read_ahead=False, system=system)
+        super().__init__(path, medium="ram", system=system)
         self.bytes = self.blocks = self.most_bytes = self.most_blocks = 0
         self._guard = threading.Lock()
 
