@@ -132,6 +132,14 @@ class CacheClient:
         """Return the server's numbers, which concern all of its clients."""
         return self._with_server(partial(ask, Stats(), Statistics)).stats
 
+    def greet(self, timeout_s: float) -> None:
+        """Exchange a greeting with the server, on a connection of its own; a private one is not started for it.
+
+        Raises:
+            ServerGoneError: Nobody answers within `timeout_s`.
+        """
+        Connection(self.address, timeout_s=timeout_s).close()
+
     def open_plan(self, table: BlockTable) -> PlanLink:
         """Begin a plan over a table of blocks; see `cache.reader.TakesPlans`."""
         link = PlanLink(self._connect(), table)

@@ -4,7 +4,8 @@ import pytest
 
 from cache.connection import ServerGoneError
 from cache.fallback import FallbackReader
-from connectors.errors import NotFoundError
+from cache.reader import BlockData
+from connectors.errors import BadInputError, NotFoundError
 
 
 class Rung:
@@ -90,3 +91,90 @@ def test_a_copy_forgets_what_was_down_and_closing_closes_all():
     assert copy.stats() == "daemon"
     reader.close()
     assert all(rung.closed for rung in rungs)
+
+
+class Slow(Rung):
+    """Takes some seconds of the clock for each answer, and for a greeting."""
+
+    def __init__(self, name, clock, answers, *, greeting_s=0.0):
+        super().__init__(name)
+        self.clock = clock
+        self.answers = answers
+        self.taken_s = 0.0
+        self.greeting_s = greeting_s
+        self.greetings = 0
+
+    def _answer(self, *args):
+        self.calls += 1
+        self.clock.now_s += self.taken_s
+        return self.answers
+
+    read_blocks = read_object = list_objects = stats = _answer
+
+    def greet(self, timeout_s):
+        self.greetings += 1
+        self.clock.now_s += min(timeout_s, self.greeting_s)
+        if self.greeting_s > timeout_s:
+            raise ServerGoneError("no greeting")
+
+
+def blocks(*sources, size_bytes=10):
+    return [BlockData(memoryview(bytes(size_bytes)), source) for source in sources]
+
+
+def test_a_rung_that_is_slow_with_what_it_has_is_left_tried_and_returned_to(clock, caplog):
+    daemon, private = Slow("daemon", clock, blocks("ram")), Rung("private")
+    reader = ladder(clock, daemon, private)
+    daemon.taken_s = 5
+    assert [reader.read_blocks([]) for _ in range(5)] == [blocks("ram")] * 3 + ["private"] * 2
+    clock.now_s += 30
+    assert [reader.read_blocks([]) for _ in range(2)] == [blocks("ram"), "private"], "one trial"
+    daemon.taken_s = 0
+    clock.now_s += 30
+    assert [reader.read_blocks([]) for _ in range(2)] == [blocks("ram")] * 2
+    assert [record.getMessage() for record in caplog.records] == [
+        "daemon is slow: it was 3 times in a row; going on with private",
+        "daemon is back",
+    ]
+
+
+def test_time_for_many_bytes_is_not_slow(clock):
+    daemon, private = Slow("daemon", clock, blocks("disk", size_bytes=64 << 20)), Rung("private")
+    reader = ladder(clock, daemon, private)
+    daemon.taken_s = 5.9  # 2, and 4 for 64 MiB
+    for _ in range(9):
+        reader.read_blocks([])
+    assert private.calls == 0
+    daemon.taken_s = 6.1
+    for _ in range(9):
+        reader.read_blocks([])
+    assert private.calls == 6
+
+
+@pytest.mark.parametrize("answers", [blocks("ram", "origin"), "an object"])
+def test_a_slow_origin_is_nobodys_fault_unless_not_even_a_greeting_comes(clock, answers):
+    daemon, private = Slow("daemon", clock, answers), Rung("private")
+    reader = ladder(clock, daemon, private)
+    daemon.taken_s = 60
+    for _ in range(9):
+        assert reader.read_blocks([]) == answers
+    assert daemon.greetings == 9
+    daemon.greeting_s = 1.5
+    assert [reader.read_blocks([]) for _ in range(4)] == [answers] * 3 + ["private"]
+
+
+def test_a_rung_that_was_left_is_greeted_before_a_call_is_risked(clock):
+    daemon, private = Slow("daemon", clock, "daemon", greeting_s=2), Rung("private")
+    reader = ladder(clock, daemon, private)
+    reader._breakers[0].failed(clock())
+    clock.now_s = 31
+    assert reader.stats() == "private"
+    assert (daemon.calls, daemon.greetings, clock.now_s) == (0, 1, 32)
+    daemon.greeting_s, clock.now_s = 0, 63
+    assert reader.stats() == "daemon"
+
+
+@pytest.mark.parametrize("name", ["slow_s", "greeting_s"])
+def test_patience_is_checked(name):
+    with pytest.raises(BadInputError, match=name):
+        FallbackReader([], **{name: 0})

@@ -20,6 +20,7 @@ import pytest
 from cache.client import CacheClient, ClientOptions
 from cache.config import CacheConfig, TierConfig
 from cache.fallback import FallbackReader
+from cache.testing import running_server
 from connectors.errors import BadInputError, NotFoundError
 from dataflow import DataLoader, ElasticBatchSampler, ShardWriter, open_dataset
 
@@ -91,7 +92,10 @@ def requests_at(address):
         return client.stats()["server"]["requests"]
 
 
-def test_a_daemon_that_stutters_is_waited_for(tmp_path, rows, address, caplog):
+def test_a_daemon_that_stutters_is_waited_for(tmp_path, rows, address, caplog, monkeypatch):
+    # However long this machine takes to wake it.
+    monkeypatch.setattr("cache.access.CacheClient", CacheClient)
+    monkeypatch.setattr("cache.access.FallbackReader", partial(FallbackReader, slow_s=60.0))
     with daemon(address) as process:
         # Asleep until the loop's own next read has waited for it a moment.
         def stutter(dataset):
@@ -104,6 +108,45 @@ def test_a_daemon_that_stutters_is_waited_for(tmp_path, rows, address, caplog):
         for waker in wakers:
             assert waker.wait() == 0
     assert caplog.text == ""
+
+
+def test_a_slow_daemon_is_left_tried_and_returned_to(tmp_path, rows, address, caplog, monkeypatch):
+    clock = {"now_s": 0.0, "answer_s": 0.0}
+    ladder = partial(FallbackReader, retry_s=30.0, greeting_s=60.0, clock=lambda: clock["now_s"])
+    monkeypatch.setattr("cache.access.FallbackReader", ladder)
+    monkeypatch.setattr("cache.access.CacheClient", CacheClient)
+    asked = []
+    with running_server(CacheConfig((TierConfig("ram", 8 << 20),)), address=address) as running:
+        get_many = running.server.engine.get_many
+
+        async def dawdle(refs):
+            asked.append(clock["now_s"])
+            found = await get_many(refs)
+            clock["now_s"] += clock["answer_s"]
+            return found
+
+        running.server.engine.get_many = dawdle
+
+        def slow_down(dataset):
+            clock["answer_s"] = 5.0
+
+        def look_again(dataset):
+            clock["now_s"] += 30
+
+        def recover(dataset):
+            look_again(dataset)
+            clock["answer_s"] = 0.0
+
+        # While the first epoch comes from the origin, that is to blame, as the daemon greets at once.
+        actions = {5: slow_down, STEPS + 20: look_again, STEPS + 25: recover}
+        with caplog.at_level(logging.WARNING):
+            train(tmp_path, rows, address, actions, epochs=3)
+    name = f"the cache server at {address}"
+    assert [record.message for record in caplog.records] == [
+        f"{name} is slow: it was 3 times in a row; going on with a private server with 1024 MiB of memory",
+        f"{name} is back",
+    ]
+    assert len(asked) > 2 * STEPS // 3
 
 
 def test_a_stopped_daemon_is_left_and_returned_to(tmp_path, rows, address, caplog):
@@ -146,9 +189,9 @@ def test_a_killed_daemon_is_replaced_and_its_successor_used(tmp_path, rows, addr
         assert "is back" in caplog.text
 
 
-def test_without_its_directory_a_cache_passes_through_and_begins_anew(tmp_path, rows, address):
+def test_without_its_directory_a_cache_passes_through_and_says_so(tmp_path, rows, address):
     disk = tmp_path / "disk"
-    with daemon(address, "--disk", str(disk), "--disk-size", "64MiB"):
+    with daemon(address, "--disk", str(disk), "--disk-size", "64MiB") as process:
 
         def lose(dataset):
             shutil.rmtree(disk)
@@ -160,6 +203,10 @@ def test_without_its_directory_a_cache_passes_through_and_begins_anew(tmp_path, 
         (tier,) = [tier for tier in stats["tiers"] if tier["name"] == "disk"]
         assert stats["blocks_requested"] > 2 * STEPS
         assert tier["errors"] > 0
+        process.terminate()
+        said = process.stderr.read()
+    assert f"No such file or directory: '{disk}/" in said
+    assert "reads go on without it" in said
 
 
 def test_a_directory_that_cannot_be_is_refused_by_name_before_the_first_step(tmp_path, rows):
