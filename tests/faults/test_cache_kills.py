@@ -227,7 +227,8 @@ def daemon(address: str):
 def test_readers_of_a_daemon_that_dies_go_on_and_come_back(tmp_path, caplog):
     refs, address = make_data(tmp_path / "data.bin", 6), str(tmp_path / "cache.sock")
     private = CacheClient(unused_address(), private=CacheConfig())
-    reader = FallbackReader([("the daemon", CacheClient(address)), ("a private server", private)], retry_s=0)
+    rungs = [("the daemon", CacheClient(address)), ("a private server", private)]
+    reader = FallbackReader(rungs, retry_s=0, slow_s=60, greeting_s=60)
     with contextlib.closing(reader):
         pids = []
         with daemon(address) as first:

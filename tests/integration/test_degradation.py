@@ -45,7 +45,7 @@ def impatient(monkeypatch):
     """Readers that give a silent server one second, and look for a lost one at once."""
     options = ClientOptions(silence_timeout_s=1.0)
     monkeypatch.setattr("cache.access.CacheClient", partial(CacheClient, options=options))
-    monkeypatch.setattr("cache.access.FallbackReader", partial(FallbackReader, retry_s=0.001))
+    monkeypatch.setattr("cache.access.FallbackReader", partial(FallbackReader, retry_s=0.001, slow_s=60.0))
 
 
 @pytest.fixture
