@@ -15,7 +15,8 @@ from torch.utils.data import IterDataPipe, MapDataPipe, graph_settings
 
 from dataflow.loaders.collate import Fetch, allocate_private
 from dataflow.loaders.device import Staging
-from dataflow.loaders.foresight import foresee
+from dataflow.loaders.foresight import Foresight, foresee
+from dataflow.loaders.rehearsal import INLINE_OPENING, REOPENING, Setting
 from dataflow.loaders.state import (
     Ledger,
     Progress,
@@ -46,10 +47,13 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
 
     _base_seed: int
     _staging: Staging | None = None  # also where torch's part of __init__ fails
+    # What torch does to begin an epoch in a new iterator.
+    _opening = INLINE_OPENING
 
     def __init__(self, loader: DataLoader[Any], ledger: Ledger) -> None:
-        super().__init__(loader)
         self._ledger = ledger
+        self._prepare(loader, self._opening)
+        super().__init__(loader)
         self._meter = ledger.meter
         self._batch_size = loader.batch_size
         self._is_iterable = self._dataset_kind == DatasetKind.Iterable
@@ -71,6 +75,14 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         meter.leave()
         return batch
 
+    def _prepare(self, loader: DataLoader[Any], opening: tuple[Any, ...], first_step: int = 0) -> None:
+        """Let the cache foresee an epoch that is about to begin; `opening` is what torch does from here on."""
+        ledger, sampler = self._ledger, index_sampler(loader)
+        ledger.foresight = ledger.foresight or foresee(loader.dataset, sampler)
+        if ledger.foresight is not None and ledger.resume is None:
+            later = REOPENING if loader.persistent_workers else self._opening
+            ledger.foresight.prepare(Setting(sampler, loader.generator, opening, later, first_step))
+
     def _begin(self, loader: DataLoader[Any], indices: Iterator[Any], order: dict[str, Any] | None = None) -> None:
         """Begin an epoch, or go on in one that a loaded state names.
 
@@ -84,10 +96,6 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         if is_elastic(sampler):
             ahead = set() if resume is None else resume.ahead
             progress = Progress({}, self._base_seed, sampler.first_step, ahead, epoch=sampler.epoch)
-            ledger = self._ledger
-            ledger.foresight = ledger.foresight or foresee(self._dataset, sampler)
-            if ledger.foresight is not None:
-                ledger.foresight.begin(sampler)
         elif resume is None:
             epoch = sampler_epoch(sampler, self._ledger.next_epoch)
             progress = Progress(snapshot_order(loader) if order is None else order, self._base_seed, epoch=epoch)
@@ -95,12 +103,15 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
             progress = resume
             self._base_seed = progress.base_seed
             restore_order(loader, progress.order)
+            self._prepare(loader, REOPENING, progress.batches)
             self._sampler_iter = _advanced(iter(sampler), 0 if self._is_iterable else progress.batches)
         if self._is_iterable and not progress.shards:
             shards = max(1, self._num_workers)
             progress.shards, progress.shard_states = [0] * shards, [None] * shards
         self._ledger.progress = self._progress = progress
         self._ledger.next_epoch = progress.epoch + 1
+        if self._ledger.foresight is not None:
+            self._ledger.foresight.begin()
         self._position = progress.batches
         self._skip = frozenset(progress.ahead)
         self._length = None if self._is_iterable else sampler_length(sampler)
@@ -114,16 +125,22 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         while True:
             index = next(self._sampler_iter)
             number, self._position = self._position, self._position + 1
+            if (foresight := self._foresight()) is not None:
+                foresight.drew(number, index)
             if number not in self._skip:
                 return number, index
+
+    def _foresight(self) -> Foresight | None:
+        """What to tell of progress: nobody, where a newer iterator of the same loader does that."""
+        return self._ledger.foresight if self._ledger.progress is self._progress else None
 
     def _hand_out(self, number: int, index: Any) -> None:
         """Count a batch that goes to the caller, also one that went wrong: it does not come again."""
         progress, meter = self._progress, self._meter
         progress.hand_out(number)
         meter.batches += 1
-        if self._ledger.foresight is not None:
-            self._ledger.foresight.passed(progress.batches)
+        if (foresight := self._foresight()) is not None:
+            foresight.passed(progress.batches)
         if self._is_iterable:
             return
         meter.samples += len(index) if self._auto_collation else 1

@@ -25,6 +25,7 @@ from dataflow.loaders.crew import Crew, Death, Worker
 from dataflow.loaders.generators import GeneratorStates
 from dataflow.loaders.iterators import LoaderIterator
 from dataflow.loaders.packing import unpack
+from dataflow.loaders.rehearsal import REOPENING, WORKERS_OPENING
 from dataflow.loaders.slots import HELD_SLOTS
 from dataflow.loaders.state import Ledger, snapshot_order
 from dataflow.loaders.torch_private import interpreter_is_leaving, sharding_init_fn
@@ -64,6 +65,7 @@ class ProcessIterator(LoaderIterator):
     """Has the batches made by worker processes: `num_workers > 0`."""
 
     _crew: Crew
+    _opening = WORKERS_OPENING
 
     def __init__(self, loader: DataLoader[Any], ledger: Ledger) -> None:
         super().__init__(loader, ledger)
@@ -89,6 +91,8 @@ class ProcessIterator(LoaderIterator):
 
     def _reset(self, loader: DataLoader[Any], first_iter: bool = False) -> None:
         shared_seed = self._shared_seed
+        if not first_iter:
+            self._prepare(loader, REOPENING)
         order = snapshot_order(loader) if self._ledger.resume is None else None
         # Draws the shared seed of data pipes, and calls the sampler's iter() again, as torch does.
         super()._reset(loader, first_iter)

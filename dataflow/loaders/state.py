@@ -48,6 +48,7 @@ __all__ = [
     "restore_order",
     "sampler_epoch",
     "sampler_length",
+    "sampler_parts",
     "snapshot_order",
 ]
 
@@ -139,7 +140,7 @@ def is_stateful(dataset: Any) -> bool:
 
 def sampler_epoch(sampler: Any, default: int) -> int:
     """Return the epoch that a sampler, or one that it wraps, was set to by `set_epoch`, as torch's distributed one is."""
-    epochs = (getattr(part, "epoch", None) for part in _parts(sampler) if hasattr(part, "set_epoch"))
+    epochs = (getattr(part, "epoch", None) for part in sampler_parts(sampler) if hasattr(part, "set_epoch"))
     return next((epoch for epoch in epochs if isinstance(epoch, int)), default)
 
 
@@ -213,7 +214,7 @@ def _identity(loader: DataLoader[Any]) -> dict[str, Any]:
     fingerprint = getattr(loader.dataset, "fingerprint", None)
     return {
         **state,
-        "samplers": [type(part).__qualname__ for part in _parts(sampler)],
+        "samplers": [type(part).__qualname__ for part in sampler_parts(sampler)],
         "length": None if dataset_kind(loader) == DatasetKind.Iterable else sampler_length(sampler),
         "fingerprint": fingerprint if isinstance(fingerprint, str) else None,
     }
@@ -225,8 +226,8 @@ def _describe(state: Any) -> str:
     return f"a {type(state).__qualname__}"
 
 
-def _parts(sampler: Any) -> list[Any]:
-    """The sampler and those that it wraps, from outside in."""
+def sampler_parts(sampler: Any) -> list[Any]:
+    """Return a sampler and those that it wraps, from outside in."""
     parts: list[Any] = []
     while sampler is not None and len(parts) < 8:
         parts.append(sampler)
@@ -244,7 +245,7 @@ def snapshot_order(loader: DataLoader[Any], *, between_epochs: bool = False) -> 
 
     Between epochs the process's own generators are left out: who knows what the caller does with them until then.
     """
-    parts = _parts(index_sampler(loader))
+    parts = sampler_parts(index_sampler(loader))
     order: dict[str, Any] = {"parts": [_snapshot_part(part) for part in parts]}
     if loader.generator is not None:
         order["generator"] = _encode(loader.generator.get_state())
@@ -280,7 +281,7 @@ def _generator(part: Any) -> torch.Generator | None:
 
 
 def _load_samplers(loader: DataLoader[Any], order: Mapping[str, Any], *, generators: bool) -> None:
-    for part, snapshot in zip(_parts(index_sampler(loader)), order["parts"], strict=True):
+    for part, snapshot in zip(sampler_parts(index_sampler(loader)), order["parts"], strict=True):
         if "epoch" in snapshot:
             part.set_epoch(snapshot["epoch"])
         if "state" in snapshot:
@@ -290,7 +291,7 @@ def _load_samplers(loader: DataLoader[Any], order: Mapping[str, Any], *, generat
 
 
 def _load_generators(loader: DataLoader[Any], order: Mapping[str, Any]) -> None:
-    for part, snapshot in zip(_parts(index_sampler(loader)), order["parts"], strict=True):
+    for part, snapshot in zip(sampler_parts(index_sampler(loader)), order["parts"], strict=True):
         if "generator" in snapshot and (generator := _generator(part)) is not None:
             generator.set_state(_decode_tensor(snapshot["generator"]))
     if "generator" in order and loader.generator is not None:

@@ -1,5 +1,5 @@
 """For tests of Dataflow and of what is built on it."""
 
-from dataflow.testing.readers import CountingReader
+from dataflow.testing.readers import CountingReader, PlannedReader, RecordedPlan
 
-__all__ = ["CountingReader"]
+__all__ = ["CountingReader", "PlannedReader", "RecordedPlan"]

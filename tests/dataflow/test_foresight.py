@@ -7,17 +7,15 @@ import pickle
 from collections import Counter
 from collections.abc import Iterator
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
-from cache.block_table import BlockTable
 from cache.config import CacheConfig, TierConfig
-from cache.keys import BlockRef
-from connectors.errors import TransientError
 from dataflow import DataLoader, Dataset, ShardWriter, open_dataset
-from dataflow.loaders import ElasticBatchSampler, foresight
-from dataflow.loaders.foresight import block_table, foresee
+from dataflow.loaders import ElasticBatchSampler, announcer
+from dataflow.loaders.announcer import block_table
+from dataflow.loaders.foresight import ScheduleForesight, foresee
+from dataflow.testing import PlannedReader
 
 SAMPLES = 600
 
@@ -32,77 +30,25 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
     return folder
 
 
-class Plan:
-    """Takes down what a loader announces."""
-
-    def __init__(self, table: BlockTable) -> None:
-        self.table = table
-        self.blocks: list[int] = []
-        self.position = 0
-        self.calls: list[str] = []
-        self.broken = False
-
-    def _call(self, name: str) -> None:
-        self.calls.append(name)
-        if self.broken:
-            raise TransientError("the server is gone")
-
-    def extend(self, blocks: np.ndarray) -> None:
-        self._call("extend")
-        self.blocks += blocks.tolist()
-
-    def advance(self, position: int) -> None:
-        self._call("advance")
-        assert self.position <= position <= len(self.blocks)
-        self.position = position
-
-    def replace(self) -> None:
-        self._call("replace")
-        del self.blocks[self.position :]
-
-    def close(self) -> None:
-        self.calls.append("close")
-
-
-class Watched:
-    """A reader that takes plans and writes down what is read."""
-
-    def __init__(self, reader: object) -> None:
-        self._reader = reader
-        self.plans: list[Plan] = []
-        self.read: list[BlockRef] = []
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._reader, name)
-
-    def open_plan(self, table: BlockTable) -> Plan:
-        self.plans.append(Plan(table))
-        return self.plans[-1]
-
-    def read_blocks(self, refs: list[BlockRef]) -> list:
-        self.read += refs
-        return self._reader.read_blocks(refs)
-
-
 @pytest.fixture
 def dataset(url: str) -> Iterator[Dataset]:
     found = open_dataset(url, buffer_bytes=16 * 1024)
-    found._reader = Watched(found._reader)
+    found._reader = PlannedReader(found._reader)
     yield found
     found.reader.close()
 
 
-def reader_of(dataset: Dataset) -> Watched:
+def reader_of(dataset: Dataset) -> PlannedReader:
     reader = dataset.reader
-    assert isinstance(reader, Watched)
+    assert isinstance(reader, PlannedReader)
     return reader
 
 
 @pytest.fixture(autouse=True)
 def _small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(foresight, "_AHEAD_BLOCKS", 40)
-    monkeypatch.setattr(foresight, "_MARK_BLOCKS", 4)
-    monkeypatch.setattr(foresight, "_BUFFERED_BYTES", 12 * 1024)
+    monkeypatch.setattr(announcer, "_AHEAD_BLOCKS", 40)
+    monkeypatch.setattr(announcer, "_MARK_BLOCKS", 4)
+    monkeypatch.setattr(announcer, "_BUFFERED_BYTES", 12 * 1024)
 
 
 def numbers(loader: DataLoader) -> list[int]:
@@ -127,7 +73,7 @@ def test_what_is_read_was_announced_in_that_order(dataset: Dataset, shuffle: str
         numbers(loader)
         (plan,) = reader.plans
         assert "replace" not in plan.calls, "the next epoch was announced before this one ended"
-    read, announced = Counter(reader.read), Counter(map(plan.table.ref, plan.blocks))
+    read, announced = Counter([ref for request in reader.requests for ref in request]), Counter(plan.refs)
     if shuffle == "full":
         assert set(read) <= set(announced)
     else:
@@ -171,12 +117,12 @@ def test_an_epoch_left_early_and_a_loaded_state_begin_a_new_future(dataset: Data
     (plan,) = reader_of(dataset).plans
     assert plan.calls.count("replace") == 1
     loader.load_state_dict(state)
-    reader_of(dataset).read.clear()
+    reader_of(dataset).requests.clear()
     place = plan.position
     numbers(loader)
     assert plan.calls.count("replace") == 2
     announced = {plan.table.ref(block) for block in plan.blocks[place:]}
-    assert {*reader_of(dataset).read} <= announced
+    assert {ref for request in reader_of(dataset).requests for ref in request} <= announced
 
 
 def test_a_lost_server_is_logged_and_training_goes_on(dataset: Dataset, caplog: pytest.LogCaptureFixture) -> None:
@@ -184,7 +130,7 @@ def test_a_lost_server_is_logged_and_training_goes_on(dataset: Dataset, caplog: 
     reader = reader_of(dataset)
     batches = iter(loader)
     next(batches)
-    reader.plans[0].broken = True
+    reader.plans[0].is_broken = True
     with caplog.at_level(logging.WARNING):
         assert len(list(batches)) == SAMPLES // 20 - 1
     assert "nothing ahead until the next epoch" in caplog.text
@@ -197,7 +143,6 @@ def test_a_lost_server_is_logged_and_training_goes_on(dataset: Dataset, caplog: 
 def test_nothing_is_announced_where_nobody_can_use_it(url: str, dataset: Dataset) -> None:
     in_place = open_dataset(url)
     assert foresee(in_place, ElasticBatchSampler(in_place, 4)) is None
-    assert foresee(dataset, [[1, 2]]) is None
     assert foresee([1, 2, 3], ElasticBatchSampler(range(3), 1)) is None
     in_place.reader.close()
 
@@ -211,10 +156,10 @@ def test_an_epoch_without_a_step_announces_nothing(dataset: Dataset) -> None:
 def test_a_copy_has_no_plan(url: str) -> None:
     with_cache = open_dataset(url, cache=CacheConfig((TierConfig("ram", 1 << 20),)))
     found = foresee(with_cache, ElasticBatchSampler(with_cache, 4))
-    assert found is not None
-    found.begin(found._sampler)
+    assert isinstance(found, ScheduleForesight)
+    found.begin()
     copy = pickle.loads(pickle.dumps(found))
-    assert copy._plan is None
+    assert copy._announcer._plan is None
     found.close()
     with_cache.reader.close()
 

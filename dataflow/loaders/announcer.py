@@ -1,0 +1,171 @@
+"""Announcing to the cache the blocks of the steps to come, thousands ahead and across the end of the epoch.
+
+    steps (epoch, number, samples) -> their blocks, each when it is first needed -> windows -> plan
+
+A plan changes when bytes are fetched, never which bytes are read: whatever goes wrong with it is logged, and training
+goes on without.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from cache.block_table import BlockTable
+from cache.reader import PlanHandle, TakesPlans
+from connectors.errors import DataError
+from dataflow.index import Index
+
+if TYPE_CHECKING:
+    from dataflow.dataset import Dataset
+
+__all__ = ["Announcer", "Step", "block_table"]
+
+_log = logging.getLogger(__name__)
+
+Step: TypeAlias = tuple[int, int, npt.NDArray[np.int64]]
+"""Epoch, step of the epoch, and the numbers of the samples that this rank reads in it."""
+
+_AHEAD_BLOCKS = 4096
+# Each mark is a message, so one for every few blocks.
+_MARK_BLOCKS = 16
+# A worker keeps decoded blocks for a while; one that was planned this few blocks ago is not asked for again.
+_BUFFERED_BYTES = 64 << 20
+
+
+def block_table(index: Index) -> BlockTable:
+    """Return the blocks of an index as a plan numbers them: by their rows."""
+    blocks = index.blocks
+    return BlockTable.from_columns(
+        [index.shard_uri(shard) for shard in range(len(index.shards))],
+        index.shards.versions.to_pylist(),
+        object_of=blocks.shard,
+        offset=blocks.offset,
+        length=blocks.length,
+        crc32c=blocks.crc32c,
+    )
+
+
+class Announcer:
+    """One loader's plan. Belongs to the thread that iterates, and to one process; a copy in another one has no plan.
+
+    Args:
+        dataset: Gives the block table and the reader.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self._index = dataset.index
+        self._plan: PlanHandle | None = None
+        # Places of the plan: what the reader has passed, what the cache was told of that, and what is known.
+        self._position = self._marked = self._end = 0
+        self._expected = (0, 0)
+        self._blocks: Iterator[Step] = iter(())
+        # Of each step that was announced: epoch, step, and the plan's length after it.
+        self._ends: deque[tuple[int, int, int]] = deque()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Announcer, (self._dataset,)
+
+    def expects(self, epoch: int, step: int) -> bool:
+        """Say whether the steps from here on are those that were announced."""
+        return self._plan is not None and (epoch, step) == self._expected
+
+    def begin(self, epoch: int, step: int, steps: Iterator[Step]) -> None:
+        """Announce from here on; what was announced before and has not been passed is taken back.
+
+        Args:
+            epoch: Of the first step.
+            step: Its number in the epoch.
+            steps: It and those that follow; must not hold this object, whose plan ends when the last reference goes.
+        """
+        try:
+            if self._plan is None:
+                self._position = 0
+                reader = self._dataset.reader
+                self._plan = reader.open_plan(block_table(self._index)) if isinstance(reader, TakesPlans) else None
+            else:
+                self._plan.advance(self._position)
+                self._plan.replace()
+        except DataError as error:
+            self._give_up(error)
+        self._marked = self._end = self._position
+        self._expected = (epoch, step)
+        self._blocks = _first_needed(self._index, steps)
+        self._ends.clear()
+        self._announce()
+
+    def passed(self, steps: int) -> None:
+        """The first `steps` steps of the current epoch were handed out."""
+        if self._plan is None:
+            return
+        epoch = self._expected[0]
+        while self._ends and self._ends[0][:2] < (epoch, steps):
+            self._position = self._ends.popleft()[2]
+        # An epoch's end is the next one's beginning.
+        at_end = bool(self._ends) and self._ends[0][0] > epoch
+        self._expected = (epoch + 1, 0) if at_end else (epoch, steps)
+        if self._position - self._marked >= _MARK_BLOCKS or len(self._ends) < _AHEAD_BLOCKS // 2:
+            self._announce()
+
+    def close(self) -> None:
+        """End the plan."""
+        plan, self._plan = self._plan, None
+        if plan is not None:
+            plan.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _announce(self) -> None:
+        """Tell how far the reader is, and make the plan longer where less than half of it is left."""
+        if self._plan is None:
+            return
+        try:
+            if self._position > self._marked:
+                self._plan.advance(self._position)
+                self._marked = self._position
+            if min(self._end - self._position, len(self._ends)) < _AHEAD_BLOCKS // 2:
+                window = self._next_window()
+                if len(window):
+                    self._plan.extend(window)
+        except DataError as error:
+            self._give_up(error)
+
+    def _next_window(self) -> npt.NDArray[np.int64]:
+        parts: list[npt.NDArray[np.int64]] = []
+        # A data set that is decoded once and then kept by its workers has steps without a block, so both are bounded.
+        while self._end - self._position < _AHEAD_BLOCKS and len(self._ends) < _AHEAD_BLOCKS:
+            found = next(self._blocks, None)
+            if found is None:
+                break
+            epoch, step, blocks = found
+            self._end += len(blocks)
+            self._ends.append((epoch, step, self._end))
+            parts.append(blocks)
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def _give_up(self, error: DataError) -> None:
+        # The text alone: a record that keeps the error would keep its frames, and with them the loader.
+        _log.warning("the cache fetches nothing ahead until the next epoch: %s", str(error))
+        self.close()
+
+
+def _first_needed(index: Index, steps: Iterator[Step]) -> Iterator[Step]:
+    """Yield for each step the blocks that are first needed in it, in place of its samples."""
+    lengths = index.blocks.length
+    buffered = max(1, int(_BUFFERED_BYTES // max(1, int(lengths.mean()))))
+    # When each block was planned last, counted in planned blocks.
+    last = np.full(index.num_blocks, -buffered - 1, np.int64)
+    planned = 0
+    for epoch, step, samples in steps:
+        blocks = np.unique(index.locate(samples)[0])
+        blocks = blocks[planned - last[blocks] > buffered]
+        last[blocks] = planned + np.arange(len(blocks))
+        planned += len(blocks)
+        yield epoch, step, blocks
