@@ -1,5 +1,6 @@
 """Batches for torch: the drop-in `DataLoader`, samplers that fit any number of ranks, and datasets for them."""
 
+from dataflow.loaders.bad_samples import BadSamples
 from dataflow.loaders.dataloader import DataLoader
 from dataflow.loaders.joined import JoinedDataset
 from dataflow.loaders.packs import PackedDataset
@@ -8,6 +9,7 @@ from dataflow.loaders.schedule_sampler import Part, ScheduleSampler
 from dataflow.loaders.stats import LoaderStats
 
 __all__ = [
+    "BadSamples",
     "DataLoader",
     "ElasticBatchSampler",
     "JoinedDataset",

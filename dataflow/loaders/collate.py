@@ -22,6 +22,7 @@ import torch
 from torch.utils.data import default_collate
 
 from dataflow.dataset.columns import Allocate
+from dataflow.loaders.bad_samples import BadSamples, Sieve
 from dataflow.loaders.packing import DIVERT_BYTES
 from dataflow.loaders.slots import SlotPool
 from dataflow.loaders.torch_private import DatasetKind, collate_tensors, create_fetcher, default_collate_fn_map
@@ -45,6 +46,10 @@ class Fetch:
         drop_last: For iterable datasets: whether a short last batch is left out.
         allocate: Gives the memory that a native dataset gathers a field into.
         epoch: What random transforms depend on beside the sample.
+        bad_samples: What to do about samples that cannot be read; None raises.
+
+    Attributes:
+        sieve: Knows the bad samples, where there is a policy.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class Fetch:
         drop_last: bool,
         allocate: Allocate,
         epoch: int,
+        bad_samples: BadSamples | None,
     ) -> None:
         self._dataset = dataset
         self._epoch = epoch
@@ -65,6 +71,11 @@ class Fetch:
         self._torch = create_fetcher(kind, dataset, auto_collation, self._collate, drop_last)
         native = kind == DatasetKind.Map and auto_collation and _gathers_columns(dataset)
         self._is_native = native and _is_default_collate(collate_fn)
+        self.sieve: Sieve | None = None
+        self._make: Callable[[Any], Any] = self._gather if self._is_native else self._torch.fetch
+        if bad_samples is not None:
+            self.sieve = Sieve(bad_samples, make=self._make, probe=self._probe, num_samples=len(dataset))
+            self._make = self.sieve.make_batch if auto_collation else self.sieve.make_sample
 
     def __call__(self, index: Any) -> Any:
         """Return the batch.
@@ -73,13 +84,22 @@ class Fetch:
             StopIteration: An iterable dataset has no more.
         """
         with stage("fetch"), reading_epoch(self._epoch):
-            return self._gather(index) if self._is_native else self._torch.fetch(index)
+            return self._make(index)
 
     def skip(self, samples: int) -> None:
         """Read and drop samples of an iterable dataset (batches, where it yields those)."""
         if samples:
             with reading_epoch(self._epoch):
                 deque(islice(self._torch.dataset_iter, samples), maxlen=0)
+
+    def _probe(self, item: Any) -> None:
+        """Read one sample, as it is read in a batch."""
+        if self._is_native:
+            self._dataset.get_batch([item])
+        elif getattr(self._dataset, "__getitems__", None):
+            self._dataset.__getitems__([item])
+        else:
+            self._dataset[item]
 
     def _collate(self, samples: Any) -> Any:
         with stage("collate"):

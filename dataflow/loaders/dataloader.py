@@ -12,11 +12,13 @@ from torch.utils.data import Dataset, Sampler
 
 from connectors.errors import BadInputError
 from dataflow.dataset import Dataset as NativeDataset
+from dataflow.loaders.bad_samples import BadSamples, Rejects
 from dataflow.loaders.generators import generators_kept
 from dataflow.loaders.iterators import InlineIterator
 from dataflow.loaders.process_iterator import ProcessIterator
 from dataflow.loaders.state import Ledger, is_elastic, load_state, make_state
 from dataflow.loaders.stats import LoaderStats
+from dataflow.loaders.torch_private import DatasetKind, dataset_kind
 
 __all__ = ["DataLoader"]
 
@@ -46,10 +48,12 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         worker_deadline_s: How long a worker may take over one batch, its own start counted with its first one. One
             that takes longer is killed, which is a failure as above. By default workers may take for ever, as in torch;
             without workers there is no deadline. (`timeout` limits the wait of the caller, and raises.)
+        bad_samples: What to do about samples of a map-style dataset that cannot be read; by default their exception is
+            raised, as in torch.
 
     Raises:
         ValueError, TypeError: As torch does.
-        BadInputError: `on_worker_failure` or `worker_deadline_s` is out of range.
+        BadInputError: `on_worker_failure` or `worker_deadline_s` is out of range, or `bad_samples` cannot be followed.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         device: str | torch.device | None = None,
         on_worker_failure: Literal["restart", "raise"] = "restart",
         worker_deadline_s: float | None = None,
+        bad_samples: BadSamples | None = None,
     ) -> None:
         if on_worker_failure not in ("restart", "raise"):
             raise BadInputError(f'on_worker_failure must be "restart" or "raise", got {on_worker_failure!r}')
@@ -83,7 +88,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         self.device = None if device is None else torch.device(device)
         self.on_worker_failure = on_worker_failure
         self.worker_deadline_s = worker_deadline_s
-        self._ledger = Ledger()
+        self.bad_samples = bad_samples
+        self._ledger = Ledger(rejects=None if bad_samples is None else Rejects(bad_samples))
         newer = {"in_order": in_order} if _KNOWS_IN_ORDER else {}
         super().__init__(
             dataset,  # type: ignore[arg-type]  # torch declares its own class and asks for items only
@@ -105,6 +111,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             **newer,
         )
         self.in_order = in_order
+        _check_bad_samples(self)
         # Names that Accelerate asks for. It takes this loader as it is where batches are dealt to the ranks already (it
         # would deal each part to all ranks once more, and lose the rest), and keeps this loader's state.
         self._is_accelerate_prepared = is_elastic(self.batch_sampler)
@@ -138,7 +145,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         a seed and epoch, or by `ElasticBatchSampler`; where it is drawn from the process's global generators, save
         those as well.
         """
-        return make_state(self, self._ledger)
+        state, rejects = make_state(self, self._ledger), self._ledger.rejects
+        return state if rejects is None else {**state, "bad_samples": sorted(rejects.samples, key=str)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Let the next `iter()` go on where the state was taken. No sample of a map-style dataset is read for that.
@@ -152,10 +160,22 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         self._ledger.resume = load_state(self, state_dict)
         self._ledger.next_epoch = state_dict.get("next_epoch", 0)
         self._ledger.progress = None
+        if self._ledger.rejects is not None:
+            self._ledger.rejects.samples = set(state_dict.get("bad_samples", ()))
 
     def stats(self) -> LoaderStats:
         """Return where the time of the loop went, since this loader was made."""
         return self._ledger.meter.stats(self.num_workers)
+
+
+def _check_bad_samples(loader: DataLoader[Any]) -> None:
+    policy = loader.bad_samples
+    if policy is None:
+        return
+    if dataset_kind(loader) == DatasetKind.Iterable:
+        raise BadInputError("bad_samples needs a map-style dataset: a stream that has raised cannot go on behind it")
+    if policy.action == "skip" and loader.batch_sampler is None:
+        raise BadInputError('without batches there is nothing to leave a sample out of: use BadSamples("substitute")')
 
 
 # torch has it since 2.6; before that, batches always come in order and so they do here unless asked otherwise.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import IterDataPipe, MapDataPipe, graph_settings
 
+from dataflow.loaders.bad_samples import BadSample
 from dataflow.loaders.collate import Fetch, allocate_private
 from dataflow.loaders.device import Staging
 from dataflow.loaders.foresight import Foresight, foresee
@@ -56,6 +57,7 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         super().__init__(loader)
         self._meter = ledger.meter
         self._batch_size = loader.batch_size
+        self._bad_samples = loader.bad_samples
         self._is_iterable = self._dataset_kind == DatasetKind.Iterable
         self._staging = Staging.for_loader(loader.device, pins=self._pin_memory, pin_device=self._pin_memory_device)
 
@@ -150,6 +152,15 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
             self._sampler_iter = itertools.chain(after, self._sampler_iter)
             progress.finished = not after
 
+    def _note(self, found: list[BadSample]) -> None:
+        """Note the bad samples of the batch that goes to the caller.
+
+        Raises:
+            CorruptError: They are more than the budget allows.
+        """
+        if found and self._ledger.rejects is not None:
+            self._meter.add({}, {"samples.bad": self._ledger.rejects.add(found)})
+
 
 def _advanced(indices: Iterator[Any], number: int) -> Iterator[Any]:
     """Drop `number` indices, and draw the next one now, while the generators are what they were."""
@@ -187,6 +198,7 @@ class InlineIterator(LoaderIterator):
             drop_last=self._drop_last,
             allocate=allocate_private,
             epoch=progress.epoch,
+            bad_samples=self._bad_samples,
         )
         if self._is_iterable and progress.live_state is None:
             fetch.skip(progress.shards[0] * (self._batch_size or 1))
@@ -208,6 +220,8 @@ class InlineIterator(LoaderIterator):
                 self._hand_out(number, index)
             raise
         self._hand_out(number, index)
+        if self._fetch.sieve is not None:
+            self._note(self._fetch.sieve.take_found())
         if self._is_iterable:
             self._progress.shards[0] += 1
         return batch if self._staging is None else self._staging.bring(batch)

@@ -131,6 +131,7 @@ class ProcessIterator(LoaderIterator):
             num_workers=self._num_workers,
             base_seed=self._base_seed,
             shared_seed=shared_seed,
+            bad_samples=self._bad_samples,
             trainer_pid=os.getpid(),
             reports_generators=self._restarts_workers,
             max_slots=self._prefetch_factor + HELD_SLOTS + _SPARE_SLOTS,
@@ -255,6 +256,7 @@ class ProcessIterator(LoaderIterator):
             progress.shards[worker.id] += 1
             progress.shard_states[worker.id] = result.dataset_state
             progress.next_shard = (worker.id + 1) % self._num_workers
+        self._note(result.bad_samples)
         if result.status == Status.ERROR:
             unpack(result.parcel, worker.slots).reraise()
         if self._staging is None:

@@ -30,6 +30,7 @@ from torch.utils.data import (
 from torch.utils.data.distributed import DistributedSampler
 
 from connectors.errors import BadInputError
+from dataflow.loaders.bad_samples import Rejects
 from dataflow.loaders.stats import Meter
 from dataflow.loaders.torch_private import DatasetKind, dataset_kind, index_sampler
 
@@ -119,6 +120,7 @@ class Ledger:
         resume: Where the next iterator is to go on.
         next_epoch: Number of the epoch that begins next.
         foresight: Tells the cache what comes, where the order and the cache allow it.
+        rejects: The bad samples so far, where there is a policy for them.
     """
 
     meter: Meter = field(default_factory=Meter)
@@ -126,6 +128,7 @@ class Ledger:
     resume: Progress | None = None
     next_epoch: int = 0
     foresight: Foresight | None = None
+    rejects: Rejects | None = None
 
 
 def is_elastic(sampler: Any) -> bool:

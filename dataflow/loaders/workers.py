@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch.utils.data import IterDataPipe, graph_settings
 
+from dataflow.loaders.bad_samples import BadSample, BadSamples
 from dataflow.loaders.channel import Channel
 from dataflow.loaders.collate import Fetch, allocate_from, collate_into_slots
 from dataflow.loaders.generators import GeneratorStates, GeneratorWatch, seed_worker
@@ -62,6 +63,7 @@ class Job:
         reports_generators: Whether results say where the global generators are.
         max_slots: Limit on the slots of one worker.
         max_free_slots: Free slots that one worker keeps.
+        bad_samples: What to do about samples that cannot be read.
         shared_seed: Seed that all ranks share, for torch's data pipes.
         The others are torch's DataLoader arguments of the same name.
     """
@@ -75,6 +77,7 @@ class Job:
     num_workers: int
     base_seed: int
     shared_seed: int | None
+    bad_samples: BadSamples | None
     trainer_pid: int
     reports_generators: bool
     max_slots: int
@@ -148,6 +151,7 @@ class Result(NamedTuple):
         counts: Counters since the last result.
         dataset_state: After this batch, for iterable datasets that have `state_dict` and `load_state_dict`.
         generators: After this batch, if it has drawn from them.
+        bad_samples: Those that were found while it was made.
     """
 
     epoch: int
@@ -160,6 +164,7 @@ class Result(NamedTuple):
     counts: dict[str, int]
     dataset_state: Any
     generators: GeneratorStates | None
+    bad_samples: list[BadSample]
 
 
 def encode_result(result: Result) -> bytes:
@@ -252,6 +257,7 @@ class _Worker:
                 drop_last=job.drop_last,
                 allocate=allocate_from(self._pool),
                 epoch=begin.number,
+                bad_samples=job.bad_samples,
             )
             if begin.dataset_state is None:
                 self._fetch.skip(begin.skip)
@@ -306,8 +312,10 @@ class _Worker:
         recorder.counts.clear()
         state = self._dataset.state_dict() if self._is_stateful and status == Status.BATCH else None
         drawn = self._watch.changed() if self._job.reports_generators else None
+        sieve = None if self._fetch is None else self._fetch.sieve
+        bad = [] if sieve is None else sieve.take_found()
         result = Result(
-            task.epoch, task.number, status, parcel, new_slots, dropped_slots, seconds, counts, state, drawn
+            task.epoch, task.number, status, parcel, new_slots, dropped_slots, seconds, counts, state, drawn, bad
         )
         try:
             self._channel.send(encode_result(result), fds)
