@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import operator
 import re
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import click
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
-from rich.table import Table
 
 from connectors.errors import BadInputError
-from dataflow.cli.sizes import format_size
+from dataflow.cli.plan_report import show_plan
 from dataflow.dataset import Dataset, open_dataset, read_measure
 from dataflow.order import (
     BalancedParts,
@@ -26,18 +27,19 @@ from dataflow.order import (
     Filtered,
     FixedBatches,
     Mesh,
+    Mixture,
     PackedBatches,
     Schedule,
     Selection,
     Shuffle,
     Source,
     WeightedParts,
+    mixture_weights,
 )
 from dataflow.order.plan import BlockTable, EpochPlan, plan_epoch
 
 __all__ = ["plan"]
 
-MAX_REPLICAS_SHOWN = 16
 COMPARISONS = {
     "<": operator.lt,
     "<=": operator.le,
@@ -49,7 +51,7 @@ COMPARISONS = {
 
 
 @click.command()
-@click.argument("url")
+@click.argument("urls", metavar="URL...", nargs=-1, required=True)
 @click.option(
     "--batch", required=True, type=click.IntRange(1), help="Samples in one step over all ranks; of packs, packs."
 )
@@ -57,13 +59,24 @@ COMPARISONS = {
 @click.option("--mesh", help="Axes of the ranks and their sizes, e.g. pp=2,dp=4,tp=2; instead of --world-size.")
 @click.option("--data-axes", default="dp", show_default=True, help="The axes of --mesh that divide the data.")
 @click.option("--weights", help="Speed of each replica, e.g. 1,1,2; equal by default.")
+@click.option("--shares", help="Mix several datasets in these shares, e.g. 3,1; by default follow --temperature.")
+@click.option(
+    "--temperature", type=float, help="Mix by size ** (1 / this): 1, the default, keeps sizes, more lifts small ones."
+)
+@click.option("--epoch-samples", type=click.IntRange(1), help="Samples in an epoch of a mixture; by default as stored.")
+@click.option("--period", type=click.IntRange(1), help="Samples in which shares are exact; by default one batch.")
 @click.option("--lengths", help="Field with the length of each sample: a number, or a text or list that is counted.")
 @click.option("--capacity", type=click.IntRange(1), help="Pack samples into rows of so much length.")
 @click.option(
     "--budget", type=click.IntRange(1), help="Group by length; a step has at most this much, padding counted."
 )
 @click.option("--window", type=click.IntRange(1), default=65_536, show_default=True, help="Samples packed together.")
-@click.option("--balance", is_flag=True, help="Deal each batch so that all replicas get like sums of lengths.")
+@click.option("--balance", is_flag=True, help="Deal each batch so that all replicas get like sums of costs.")
+@click.option(
+    "--costs",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Measured cost of each sample, a .npy file; the lengths by default.",
+)
 @click.option("--where", multiple=True, help="Keep samples for which this holds, e.g. 'length <= 2048'; may repeat.")
 @click.option("--shuffle", type=click.Choice(["block", "full", "none"]), default="block", show_default=True)
 @click.option("--window-blocks", type=click.IntRange(1), default=64, show_default=True, help="Blocks mixed together.")
@@ -72,67 +85,143 @@ COMPARISONS = {
 @click.option("--epoch", type=int, default=0, show_default=True)
 @click.option("--steps", type=click.IntRange(1), help="Look at the first steps only; all by default.")
 @click.option("--json", "as_json", is_flag=True, help="Everything as one JSON object.")
-def plan(
-    *,
-    url: str,
-    batch: int,
-    world_size: int,
-    mesh: str | None,
-    data_axes: str,
-    weights: str | None,
-    lengths: str | None,
-    capacity: int | None,
-    budget: int | None,
-    window: int,
-    balance: bool,
-    where: tuple[str, ...],
-    shuffle: str,
-    window_blocks: int,
-    tail: Literal["short", "drop", "pad"],
-    seed: int,
-    epoch: int,
-    steps: int | None,
-    as_json: bool,
-) -> None:
-    """Say what each rank will read from the dataset at URL, and check that nothing is lost or repeated."""
-    num_replicas = world_size if mesh is None else _mesh(mesh, data_axes).num_replicas
-    if batch < num_replicas:
-        raise BadInputError(f"a global batch of {batch} samples cannot feed {num_replicas} replicas")
-    if lengths is None and (capacity or budget or balance):
-        raise BadInputError("--capacity, --budget and --balance need --lengths")
-    if capacity and budget:
-        raise BadInputError("--capacity packs samples and --budget groups them; give one")
-    if weights and balance:
-        raise BadInputError("--weights and --balance are two ways to divide a batch; give one")
-    dataset = open_dataset(url, cache=None)
-    try:
-        blocks = dataset.index.blocks
-        kind: Literal["block", "full", False] = False if shuffle == "none" else "full" if shuffle == "full" else "block"
-        stored = Shuffle(len(dataset), blocks.first_sample, kind, seed, window_blocks)
-        source: Source = stored
-        measures = None if lengths is None else _measure(url, lengths)
-        if where:
-            keep = np.logical_and.reduce([_kept(url, condition) for condition in where])
-            source = Filtered(stored, Selection(keep))
-            # Nobody asks for the length of a sample that is left out; it may be above what a batch holds.
-            measures = None if measures is None else np.where(keep, measures, 1)
-        batching: Batching = FixedBatches(batch, tail)
-        if measures is not None and capacity:
-            batching = PackedBatches(measures, capacity, batch, window, seed)
-        elif measures is not None and budget:
-            batching = BucketBatches(measures, budget, num_replicas, batch, None, window, seed)
-        division: Division = EqualParts() if weights is None else WeightedParts(_numbers(weights))
-        if measures is not None and balance:
-            division = BalancedParts(measures)
-        table = BlockTable(blocks.first_sample, blocks.length)
-        schedule = Schedule(source, batching)
-        found = plan_epoch(schedule, division, num_replicas, table, epoch=epoch, max_steps=steps, costs=measures)
-    finally:
-        dataset.reader.close()
+def plan(*, as_json: bool, **options: Any) -> None:
+    """Say what each rank will read from the dataset at URL, and check that nothing is lost or repeated.
+
+    Several URLs are mixed: a dataset that is used up begins its next epoch while others still run.
+    """
+    job = _Job(**options)
+    found = job.plan()
     if as_json:
         click.echo(json.dumps(asdict(found), indent=2))
-    else:
-        _show(found, tail, "packs" if capacity else "samples", Console())
+        return
+    units = "packs" if job.capacity else "samples"
+    show_plan(found, job.urls, may_drop=job.tail == "drop", units=units, console=Console())
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The options of the command, and what follows from them."""
+
+    urls: tuple[str, ...]
+    batch: int
+    world_size: int
+    mesh: str | None
+    data_axes: str
+    weights: str | None
+    shares: str | None
+    temperature: float | None
+    epoch_samples: int | None
+    period: int | None
+    lengths: str | None
+    capacity: int | None
+    budget: int | None
+    window: int
+    balance: bool
+    costs: Path | None
+    where: tuple[str, ...]
+    shuffle: str
+    window_blocks: int
+    tail: Literal["short", "drop", "pad"]
+    seed: int
+    epoch: int
+    steps: int | None
+
+    def __post_init__(self) -> None:
+        if self.batch < self.num_replicas:
+            raise BadInputError(f"a global batch of {self.batch} samples cannot feed {self.num_replicas} replicas")
+        if self.lengths is None and (self.capacity or self.budget):
+            raise BadInputError("--capacity and --budget need --lengths")
+        if self.lengths is None and self.costs is None and self.balance:
+            raise BadInputError("--balance needs --lengths or --costs")
+        if self.capacity and self.budget:
+            raise BadInputError("--capacity packs samples and --budget groups them; give one")
+        if self.weights and self.balance:
+            raise BadInputError("--weights and --balance are two ways to divide a batch; give one")
+        if self.shares and self.temperature:
+            raise BadInputError("--shares and --temperature are two ways to say how datasets are mixed; give one")
+        mixes = self.shares or self.temperature or self.epoch_samples or self.period
+        if mixes and len(self.urls) == 1:
+            raise BadInputError("--shares, --temperature, --epoch-samples and --period mix several datasets; give them")
+
+    @cached_property
+    def num_replicas(self) -> int:
+        """Parts of each global batch."""
+        return self.world_size if self.mesh is None else _mesh(self.mesh, self.data_axes).num_replicas
+
+    def plan(self) -> EpochPlan:
+        """Read what is needed, and walk the epoch."""
+        datasets = [_open(self, url) for url in self.urls]
+        lengths = None if self.lengths is None else np.concatenate([dataset.lengths for dataset in datasets])
+        table = BlockTable.joined([dataset.table for dataset in datasets])
+        costs = lengths if self.costs is None else _costs(self.costs, int(table.first_sample[-1]))
+        return plan_epoch(
+            Schedule(self._source(datasets), self._batching(lengths)),
+            self._division(costs),
+            self.num_replicas,
+            table,
+            epoch=self.epoch,
+            max_steps=self.steps,
+            costs=costs,
+        )
+
+    def _source(self, datasets: list[_Opened]) -> Source:
+        if len(datasets) == 1:
+            return datasets[0].source
+        sizes = [dataset.source.num_samples for dataset in datasets]
+        if self.shares is not None:
+            weights = _numbers("--shares", self.shares)
+        else:
+            weights = tuple(mixture_weights(sizes, 1.0 if self.temperature is None else self.temperature).tolist())
+        return Mixture(
+            sources=tuple(dataset.source for dataset in datasets),
+            num_numbers=tuple(int(dataset.table.first_sample[-1]) for dataset in datasets),
+            weights=weights,
+            epoch_samples=self.epoch_samples or sum(sizes),
+            period=self.period or self.batch,
+            seed=self.seed,
+        )
+
+    def _batching(self, lengths: npt.NDArray[Any] | None) -> Batching:
+        if lengths is not None and self.capacity:
+            return PackedBatches(lengths, self.capacity, self.batch, self.window, self.seed)
+        if lengths is not None and self.budget:
+            return BucketBatches(lengths, self.budget, self.num_replicas, self.batch, None, self.window, self.seed)
+        return FixedBatches(self.batch, self.tail)
+
+    def _division(self, costs: npt.NDArray[Any] | None) -> Division:
+        if self.balance and costs is not None:
+            return BalancedParts(costs)
+        return EqualParts() if self.weights is None else WeightedParts(_numbers("--weights", self.weights))
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """One dataset: what is read of it, where that lies, and how long its samples are (empty where nobody asks)."""
+
+    source: Source
+    table: BlockTable
+    lengths: npt.NDArray[Any]
+
+
+def _open(job: _Job, url: str) -> _Opened:
+    dataset = open_dataset(url, cache=None)
+    try:
+        blocks, num_samples = dataset.index.blocks, len(dataset)
+    finally:
+        dataset.reader.close()
+    kind: Literal["block", "full", False] = "block" if job.shuffle == "block" else "full"
+    stored = Shuffle(
+        num_samples, blocks.first_sample, False if job.shuffle == "none" else kind, job.seed, job.window_blocks
+    )
+    lengths = np.empty(0, np.int64) if job.lengths is None else _measure(url, job.lengths)
+    source: Source = stored
+    if job.where:
+        keep = np.logical_and.reduce([_kept(url, condition) for condition in job.where])
+        source = Filtered(stored, Selection(keep))
+        # Nobody asks for the length of a sample that is left out; it may be above what a batch holds.
+        lengths = lengths if job.lengths is None else np.where(keep, lengths, 1)
+    return _Opened(source, BlockTable(blocks.first_sample, blocks.length), lengths)
 
 
 def _mesh(text: str, data_axes: str) -> Mesh:
@@ -143,11 +232,24 @@ def _mesh(text: str, data_axes: str) -> Mesh:
     return Mesh.from_sizes(sizes, tuple(axis.strip() for axis in data_axes.split(",") if axis.strip()))
 
 
-def _numbers(text: str) -> tuple[float, ...]:
+def _numbers(option: str, text: str) -> tuple[float, ...]:
     try:
         return tuple(float(number) for number in text.split(","))
     except ValueError:
-        raise BadInputError(f"--weights are numbers with commas between, got {text!r}") from None
+        raise BadInputError(f"{option} are numbers with commas between, got {text!r}") from None
+
+
+def _costs(path: Path, num_samples: int) -> npt.NDArray[Any]:
+    try:
+        costs = np.load(path, allow_pickle=False, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise BadInputError(f"--costs {path} is no .npy file of numbers: {error}") from None
+    if not isinstance(costs, np.ndarray) or costs.shape != (num_samples,) or costs.dtype.kind not in "iuf":
+        raise BadInputError(
+            f"--costs {path} must hold one number for each of the {num_samples} samples, in their order; "
+            f"it has shape {np.shape(costs)}"
+        )
+    return costs
 
 
 def _measure(url: str, field: str) -> npt.NDArray[Any]:
@@ -165,39 +267,3 @@ def _kept(url: str, where: str) -> npt.NDArray[np.bool_]:
         raise BadInputError(f"--where compares a field with a number, such as 'length <= 2048', got {where!r}")
     field, comparison, number = parsed.groups()
     return np.asarray(COMPARISONS[comparison](_measure(url, field), float(number)), dtype=np.bool_)
-
-
-def _show(found: EpochPlan, tail: str, units: str, console: Console) -> None:
-    facts = Table.grid(padding=(0, 2))
-    walked = "" if found.walked_steps == found.num_steps else f", the first {found.walked_steps:,} below"
-    facts.add_row(f"epoch {found.epoch}", f"{found.num_samples:,} samples in {found.num_steps:,} steps{walked}")
-    facts.add_row("global batch", f"{_span(found.batch_units)} {units}, {_span(found.part_units)} a replica")
-    lengths = "" if found.balance_costs is None else f", {found.balance_costs:.3f} in lengths"
-    facts.add_row(
-        "largest / mean part", f"{found.balance_units:.3f} in {units}, {found.balance_bytes:.3f} in bytes{lengths}"
-    )
-    if found.num_dropped is None:
-        facts.add_row("check", f"{found.num_repeated:,} samples repeated in the steps above")
-    else:
-        wrong = found.num_repeated or (found.num_dropped and tail != "drop")
-        verdict = "[red]WRONG[/red]" if wrong else "[green]each sample once[/green]"
-        facts.add_row("check", f"{verdict}: {found.num_dropped:,} left out, {found.num_repeated:,} repeated")
-    console.print(facts)
-    shares = Table("replica", "samples", "padding", "bytes of samples", "blocks", "bytes of blocks")
-    for number, share in enumerate(found.replicas[:MAX_REPLICAS_SHOWN]):
-        shares.add_row(
-            str(number),
-            f"{share.num_samples:,}",
-            f"{share.num_padding:,}",
-            format_size(share.sample_bytes),
-            "?" if share.num_blocks is None else f"{share.num_blocks:,}",
-            "?" if share.block_bytes is None else format_size(share.block_bytes),
-        )
-    if (hidden := len(found.replicas) - MAX_REPLICAS_SHOWN) > 0:
-        shares.add_row(f"and {hidden:,} more", *[""] * 5)
-    console.print(shares)
-
-
-def _span(bounds: tuple[int, int]) -> str:
-    low, high = bounds
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

@@ -98,6 +98,10 @@ class Mixture:
         """See `Source`."""
         return _MixedOrder(self, epoch, self._borders())
 
+    def given_before(self, position: int) -> npt.NDArray[np.int64]:
+        """Return how many samples each source has given before a position, counted through all epochs from 0."""
+        return _MixedOrder(self, 0, self._borders()).given_before(position)
+
     def identity(self) -> dict[str, Any]:
         """See `Source`."""
         return {
@@ -149,6 +153,13 @@ class _MixedOrder:
             mine = source == which
             numbers[mine] = self._first_number[which] + self._from_source(which, place[mine])
         return numbers.reshape(np.shape(positions))
+
+    def given_before(self, position: int) -> npt.NDArray[np.int64]:
+        period, rest = divmod(position, self._mixture.period)
+        before, after = self._given(np.array([period, period + 1])).T
+        slots = self._slots.apply(np.arange(rest), self._mixture.period, period)
+        source = np.searchsorted(np.cumsum(after - before), slots, side="right")
+        return np.asarray(before + np.bincount(source, minlength=len(before)))
 
     def _given(self, periods: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return how many samples each source (rows) has given before each period (columns)."""

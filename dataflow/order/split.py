@@ -15,7 +15,17 @@ import numpy.typing as npt
 from connectors.errors import BadInputError
 from dataflow.order.batching import GlobalBatch
 
-__all__ = ["Division", "EqualParts", "Parts", "WeightedParts", "by_owner", "divide", "part_bounds", "split_batch"]
+__all__ = [
+    "Division",
+    "EqualParts",
+    "Parts",
+    "WeightedParts",
+    "by_owner",
+    "divide",
+    "part_bounds",
+    "part_starts",
+    "split_batch",
+]
 
 
 def part_bounds(length: int, rank: int, world_size: int) -> tuple[int, int]:
@@ -93,6 +103,11 @@ def by_owner(owner: npt.NDArray[np.int64], num_parts: int) -> tuple[npt.NDArray[
     return np.argsort(owner, kind="stable"), starts
 
 
+def part_starts(num_units: int, num_parts: int) -> npt.NDArray[np.int64]:
+    """Return where each of some equal, contiguous parts starts, then where the last stops."""
+    return np.arange(num_parts + 1, dtype=np.int64) * num_units // num_parts
+
+
 @dataclass(frozen=True, slots=True)
 class EqualParts:
     """Contiguous parts whose sizes differ by at most one."""
@@ -101,8 +116,7 @@ class EqualParts:
         self, batch: GlobalBatch, num_units: int, num_parts: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """See `Division`."""
-        starts = np.arange(num_parts + 1, dtype=np.int64) * num_units // num_parts
-        return np.arange(num_units, dtype=np.int64), starts
+        return np.arange(num_units, dtype=np.int64), part_starts(num_units, num_parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,16 @@ def test_any_part_equals_that_part_of_the_whole(case: list[tuple[int, int]], dat
     assert np.array_equal(order.at(positions), whole[positions])
 
 
+@given(case=cases, position=st.integers(0, 600))
+@settings(max_examples=25)
+def test_what_was_given_before_a_position_is_what_the_order_gave(case: list[tuple[int, int]], position: int) -> None:
+    sizes, weights = map(list, zip(*case, strict=True))
+    mixed = mixture(sizes, weights, 200, 70)
+    numbers = np.concatenate([mixed.order(epoch).take(0, 200) for epoch in range(3)])[:position]
+    expected = np.bincount(source_of(numbers, sizes), minlength=len(sizes))
+    assert mixed.given_before(position).tolist() == expected.tolist()
+
+
 def test_a_period_of_one_batch_makes_every_batch_exact() -> None:
     sizes = [100, 900, 50]
     sources = source_of(mixture(sizes, [1, 2, 5], 64 * 20, 64).order(0).take(0, 64 * 20), sizes).reshape(20, 64)
