@@ -13,8 +13,18 @@ from typing import Any, Literal, TypeAlias, get_args
 import msgspec
 
 from connectors.errors import BadInputError
+from connectors.objects import normalise_url
 
-__all__ = ["RESERVED_NAMES", "CacheConfig", "DirectoryConfig", "Medium", "PolicyName", "TierConfig"]
+__all__ = [
+    "RESERVED_NAMES",
+    "CacheConfig",
+    "DirectoryConfig",
+    "JobConfig",
+    "Medium",
+    "PolicyName",
+    "PrefixConfig",
+    "TierConfig",
+]
 
 Medium: TypeAlias = Literal["ram", "nvme", "hdd"]
 PolicyName: TypeAlias = Literal["kept", "lru", "s3fifo", "next_use", "drop_behind", "auto"]
@@ -125,6 +135,46 @@ class TierConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixConfig:
+    """How long, and how much of it, what lies at or below a URL is kept. Of several that fit, the longest counts.
+
+    Attributes:
+        prefix: The URL, made normal here.
+        ttl_s: A block older than this is not served any more, and is removed; None keeps it.
+        quota_bytes: Most bytes on the media of all tiers together; None sets no limit.
+    """
+
+    prefix: str
+    ttl_s: float | None = None
+    quota_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prefix", normalise_url(self.prefix))
+        if self.ttl_s is not None and not (1 <= self.ttl_s < math.inf):
+            raise BadInputError(f"{self.prefix}: ttl_s must be >= 1, got {self.ttl_s}")
+        _check_quota(self.prefix, self.quota_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class JobConfig:
+    """How much of what a job fetches is kept. Of several that fit, the first counts.
+
+    Attributes:
+        name: Of jobs, as they call themselves in `DATAFLOW_JOB`; `*` and `?` stand for any letters. Each job that fits
+            has a quota of its own.
+        quota_bytes: Most bytes on the media of all tiers together.
+    """
+
+    name: str
+    quota_bytes: int
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise BadInputError('the name of a job is empty; "*" means all that have one')
+        _check_quota(f"job {self.name}", self.quota_bytes)
+
+
+@dataclass(frozen=True, slots=True)
 class CacheConfig:
     """A whole cache.
 
@@ -135,6 +185,9 @@ class CacheConfig:
         max_inflight_requests: Most requests to origins at once; halved for a while when one says that it is too much.
         hedge: Send a read of a remote store once more where it takes longer than 99 % of its like, and take the first
             answer.
+        prefixes: Rules for data, by where it lies.
+        jobs: Rules for data, by the job that it was fetched for.
+        pinned_share: The part of each tier that pins may take.
     """
 
     tiers: tuple[TierConfig, ...] = ()
@@ -142,9 +195,15 @@ class CacheConfig:
     max_inflight_bytes: int = 256 * _MIB
     max_inflight_requests: int = 32
     hedge: bool = True
+    prefixes: tuple[PrefixConfig, ...] = ()
+    jobs: tuple[JobConfig, ...] = ()
+    pinned_share: float = 0.8
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tiers", tuple(self.tiers))
+        for name in ("tiers", "prefixes", "jobs"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not 0 <= self.pinned_share <= 1:
+            raise BadInputError(f"pinned_share must be within 0 and 1, got {self.pinned_share}")
         if self.ring_bytes < 0:
             raise BadInputError(f"ring_bytes must be >= 0, got {self.ring_bytes}")
         if self.max_inflight_bytes < 1:
@@ -153,10 +212,17 @@ class CacheConfig:
             raise BadInputError(f"max_inflight_requests must be >= 1, got {self.max_inflight_requests}")
         names = [tier.name for tier in self.tiers]
         paths = [place.path for tier in self.tiers for place in tier.places]
-        for what, values in (("name", names), ("path", paths)):
+        prefixes = [rule.prefix for rule in self.prefixes]
+        jobs = [rule.name for rule in self.jobs]
+        for what, values in (
+            ("tiers have the same name", names),
+            ("tiers have the same path", paths),
+            ("rules have the same prefix", prefixes),
+            ("rules are for the same job", jobs),
+        ):
             twice = sorted({value for value in values if values.count(value) > 1})
             if twice:
-                raise BadInputError(f"two tiers have the same {what}: {', '.join(twice)}")
+                raise BadInputError(f"two {what}: {', '.join(twice)}")
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str]) -> CacheConfig:
@@ -201,20 +267,29 @@ def _part(own: int | None, whole: int | None, share: float) -> int | None:
     return own if own is not None or whole is None else int(whole * share)
 
 
+def _check_quota(what: str, quota_bytes: int | None) -> None:
+    if quota_bytes is not None and quota_bytes < 0:
+        raise BadInputError(f"{what}: quota_bytes must be >= 0, got {quota_bytes}")
+
+
 def _build(found: Any, origin: str) -> CacheConfig:
     # msgspec checks types; a misspelt name it would pass over.
-    tables: list[tuple[type[CacheConfig | TierConfig | DirectoryConfig], Any]] = [(CacheConfig, found)]
-    if isinstance(found, dict) and isinstance(found.get("tiers"), list):
-        tables += [(TierConfig, tier) for tier in found["tiers"]]
-        for tier in found["tiers"]:
-            if isinstance(tier, dict) and isinstance(tier.get("directories"), list):
-                tables += [(DirectoryConfig, directory) for directory in tier["directories"]]
+    tables: list[tuple[type[Any], Any]] = [(CacheConfig, found)] if isinstance(found, dict) else []
+    for cls, name in ((TierConfig, "tiers"), (PrefixConfig, "prefixes"), (JobConfig, "jobs")):
+        tables += [(cls, table) for table in _tables(found, name)]
+    tables += [(DirectoryConfig, place) for tier in _tables(found, "tiers") for place in _tables(tier, "directories")]
     for cls, table in tables:
         known = [field.name for field in fields(cls)]
-        unknown = [name for name in table if name not in known] if isinstance(table, dict) else []
+        unknown = [name for name in table if name not in known]
         if unknown:
             raise BadInputError(f"{origin}: unknown setting {unknown[0]!r}; known are {', '.join(known)}")
     try:
         return msgspec.convert(found, CacheConfig)
     except msgspec.ValidationError as error:
         raise BadInputError(f"{origin}: {error}") from error
+
+
+def _tables(found: Any, name: str) -> list[dict[str, Any]]:
+    """Return the tables in a list of them; what is anything else is left to msgspec."""
+    entries = found.get(name) if isinstance(found, dict) else None
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []

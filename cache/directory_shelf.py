@@ -1,14 +1,15 @@
 """Blocks as files of one directory, owned by one server at a time; they survive it.
 
     <path>/lock          flock held by the server, its process id inside
+    <path>/journal-1     what the names cannot say (`cache.journal`), by its own format version
     <path>/tmp/          files being written; all of them are swept when the next server opens the directory
     <path>/blocks-1/xx/  published block files (`cache.block`), by format version
 
-A block is written under `tmp/` and renamed: a name under `blocks-1/` was complete when it appeared, whoever was killed
-between any two lines. It is removed by unlink and never truncated, so an open or mapped file stays whole for its
-holder. Nothing is fsynced: a cache that loses its last seconds in a power failure only fetches them again, and a file
-that the failure left torn under its final name does not verify, which is a miss. Files that are not ours are left
-alone.
+A block's label goes into the journal; then the block is written under `tmp/` and renamed: a name under `blocks-1/` was
+complete when it appeared, whoever was killed between any two lines. It is removed by unlink and never truncated, so an
+open or mapped file stays whole for its holder. Nothing is fsynced: a cache that loses its last seconds in a power
+failure only fetches them again, and a file that the failure left torn under its final name does not verify, which is a
+miss. Files that are not ours are left alone.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ import errno
 import fcntl
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cache.block import FORMAT_VERSION, block_path, encode_trailer, file_bytes, parse_name, verify
 from cache.config import Medium
 from cache.handle import Block, Descriptor, seal_block
+from cache.journal import Journal, LabelRecord
+from cache.labels import Label
 from connectors.errors import BadInputError, CorruptError
 from connectors.protocols import Buffer
 
@@ -50,15 +54,28 @@ class DirectoryShelf:
         medium: What the directory lies on. Files of a disk are read ahead when they are opened; large blocks go to an
             `nvme` past the page cache.
         system: The module of system calls; tests give one that fails or dies.
+        label_of: What is known of a block; called in threads.
+
+    Attributes:
+        journal: Keeps the labels.
     """
 
-    def __init__(self, path: str, *, medium: Medium, system: Any) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        medium: Medium,
+        system: Any,
+        label_of: Callable[[bytes], Label | None] = lambda _key: None,
+    ) -> None:
         self.path = path
         self._blocks = os.path.join(path, f"blocks-{FORMAT_VERSION}")
         self._temporary = os.path.join(path, "tmp")
         self._read_ahead = medium != "ram"
         self._direct = medium == "nvme"
         self._system = system
+        self._label_of = label_of
+        self.journal = Journal(os.path.join(path, "journal-1"), self._temporary, system=system)
         self._lock: Descriptor | None = None
 
     def lock(self) -> None:
@@ -87,7 +104,7 @@ class DirectoryShelf:
             for entry in left:
                 if not entry.is_dir(follow_symlinks=False):
                     Path(entry.path).unlink()
-        ours = {"lock", "tmp", os.path.basename(self._blocks)}
+        ours = {"journal-1", "lock", "tmp", os.path.basename(self._blocks)}
         foreign = sorted(set(os.listdir(self.path)) - ours)
         if foreign:
             _log.warning("%s holds what is not of this cache or this version and is left alone: %s", self.path, foreign)
@@ -131,7 +148,10 @@ class DirectoryShelf:
         return -(-file_bytes(length) // _PAGE_BYTES) * _PAGE_BYTES
 
     def write(self, block: Block) -> None:
-        """Write under `tmp/`, then rename into place."""
+        """Write its label, then the block under `tmp/`, then rename it into place."""
+        label = self._label_of(block.key)
+        if label is not None:
+            self.journal.append(LabelRecord(label.uri, label.job, label.born_s, block.key))
         temporary = os.path.join(self._temporary, block.key.hex())
         try:
             self._fill(temporary, block)

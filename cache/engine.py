@@ -17,14 +17,17 @@ import contextlib
 import logging
 import os
 import time
+import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
+from cache.administration import Administration
 from cache.budget import Budget, Errand
+from cache.catalogue import Catalogue
 from cache.config import CacheConfig, PolicyName, TierConfig
 from cache.disk import DiskLimits
 from cache.handle import Block, Handle
@@ -33,7 +36,7 @@ from cache.memory_shelf import raise_open_file_limit
 from cache.opening import limits_of, memory_level, open_levels
 from cache.origin import MAX_REQUEST_BYTES, Fetch, Origin
 from cache.plan import Futures
-from cache.policy import Auto, Detector, DropBehind, KeptSet, Lru, NextUse, Policy, S3Fifo
+from cache.policy import Auto, Detector, DropBehind, Guarded, KeptSet, Lru, NextUse, Policy, S3Fifo
 from cache.prefetch import Prefetcher, Work
 from cache.singleflight import SingleFlight
 from cache.stack import Stack, Stored
@@ -53,6 +56,8 @@ _CHECKING_THREADS = 2
 _CLOSE_TIMEOUT_S = 10.0
 _RESIZE_ROUNDS = 4
 _RESIZE_PAUSE_S = 10.0
+# The end of a pin is noticed so late.
+_SWEEP_EVERY_S = 60.0
 # The rest of the ring is for what nobody announced.
 _WINDOW_SHARE = 0.75
 _MIN_WINDOW_BYTES = 16 << 20
@@ -63,6 +68,7 @@ class _Request:
     """One call of `get_many`: by position, what is answered and what is being fetched; and where it looked in vain."""
 
     refs: Sequence[BlockRef]
+    job: str
     results: dict[int, Handle | DataError] = field(default_factory=dict)
     flights: dict[int, asyncio.Future[Block | DataError]] = field(default_factory=dict)
     missed: set[tuple[Tier, bytes]] = field(default_factory=set)
@@ -76,6 +82,10 @@ class Engine:
         open_store: Opens the store for a root URL such as `s3://bucket`.
         system: The module of system calls that directories are written with; tests give one that fails or dies.
         disk_limits: When a disk is distrusted and trusted again.
+        clock: Seconds of the wall clock, for what has an age or an end.
+
+    Attributes:
+        administration: Pins, evictions and what is held, for operators.
     """
 
     def __init__(
@@ -85,6 +95,7 @@ class Engine:
         open_store: Callable[[str], Store] = open_registered_store,
         system: Any = os,
         disk_limits: DiskLimits = DiskLimits(),  # noqa: B008  frozen
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._config = config
         self._open_store = open_store
@@ -97,7 +108,10 @@ class Engine:
         self._ahead: dict[Work, asyncio.Task[None]] = {}
         self._futures = Futures()
         self._detector = Detector()
-        self._planned_policies: list[NextUse] = []
+        # Those of quotas come and go.
+        self._planned_policies: weakref.WeakSet[NextUse] = weakref.WeakSet()
+        self._catalogue = Catalogue(config, clock)
+        self._sweeping: asyncio.Task[None] | None = None
         self._resizing = asyncio.Lock()
         self._checkers = ThreadPoolExecutor(_CHECKING_THREADS, thread_name_prefix="cache-check")
 
@@ -114,7 +128,8 @@ class Engine:
         self._memory_blocks = memory_blocks = raise_open_file_limit() * 3 // 4 // shelves
         levels = await open_levels(
             config,
-            policy=self._policy,
+            policy=self._guarded,
+            catalogue=self._catalogue,
             max_memory_blocks=memory_blocks,
             system=self._system,
             disk_limits=self._disk_limits,
@@ -122,6 +137,7 @@ class Engine:
         ring_config = TierConfig("none", config.ring_bytes, policy="lru")
         ring = memory_level("ring", ring_config, self._policy("ring"), max_blocks=memory_blocks)
         self._stack = Stack(levels, ring, max_promoting_bytes=config.max_inflight_bytes)
+        self.administration = Administration(self._stack, self._catalogue, self._flights.__contains__)
         self._origin = Origin(
             self._open_store,
             budget=Budget(max_bytes=config.max_inflight_bytes, max_requests=config.max_inflight_requests),
@@ -137,6 +153,7 @@ class Engine:
             clock=time.monotonic,
         )
         self._running = True
+        self._sweeping = asyncio.create_task(self._sweep())
 
     async def scanned(self) -> None:
         """Wait until every directory is known, and so lets blocks in."""
@@ -157,6 +174,8 @@ class Engine:
             return
         self._running = False
         self.prefetcher.stop()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
         while self._fetches:
             for task in self._fetches:
                 task.cancel()
@@ -165,19 +184,22 @@ class Engine:
         await self._origin.close()
         await asyncio.to_thread(self._checkers.shutdown)
 
-    async def get_many(self, refs: Sequence[BlockRef]) -> list[Handle | DataError]:
+    async def get_many(self, refs: Sequence[BlockRef], *, job: str = "") -> list[Handle | DataError]:
         """Find or fetch blocks; one result each, in the order of `refs`.
 
         A block that several callers miss at once is fetched once. A failed fetch is reported to all who wait for it and
-        is not remembered. The caller owns the handles.
+        is not remembered. The caller owns the handles. What is fetched falls under the quotas of `job`.
         """
         self._blocks_requested += len(refs)
-        request = _Request(refs)
+        request = _Request(refs, job)
         todo = [(position, block_key(ref)) for position, ref in enumerate(refs)]
         if self._running:
             self.prefetcher.demand(key for _, key in todo)
             for position, key in todo:
                 self._detector.observe(key, refs[position])
+            if self._catalogue.retention.watchful:
+                stale = [key for position, key in todo if self._catalogue.stale(key, refs[position].uri)]
+                await self.administration.refuse([key for key in stale if self._stack.holds(key)])
         # A second round looks again for what a directory was thought to hold.
         while todo:
             stored = self._look_up(request, todo)
@@ -222,6 +244,7 @@ class Engine:
             known = ", ".join(tier.name for tier in self._config.tiers) or "none"
             raise BadInputError(f"there is no tier {name!r}; there are: {known}")
         config = replace(config, capacity_bytes=capacity_bytes, capacity_blocks=capacity_blocks)
+        self._check_pins(name, limits_of(config, max_memory_blocks=self._memory_blocks))
         async with self._resizing:
             for _ in range(_RESIZE_ROUNDS):
                 if await self._stack.resize(name, limits_of(config, max_memory_blocks=self._memory_blocks)):
@@ -231,6 +254,8 @@ class Engine:
                     await asyncio.wait_for(self.settle(), _RESIZE_PAUSE_S)
             else:
                 raise TransientError(f"tier {name}: the disk does not let go of enough; see its state and try again")
+            for guard, (limit_bytes, _) in self._guards(name, limits_of(config, max_memory_blocks=self._memory_blocks)):
+                guard.max_pinned_bytes = self._catalogue.pinnable_bytes(limit_bytes)
             tiers = tuple(config if tier.name == name else tier for tier in self._config.tiers)
             self._config = replace(self._config, tiers=tiers)
 
@@ -259,6 +284,7 @@ class Engine:
             "joined": self._flights.joined,
             "prefetch": self.prefetcher.stats(),
             "pattern": asdict(self._detector.pattern()),
+            "retention": self.administration.stats(),
         }
 
     def has(self, key: bytes) -> bool:
@@ -275,8 +301,9 @@ class Engine:
         places = {key: place for place, (key, _) in enumerate(wanted)}
         # In the order of the plan, whatever order puts neighbours together.
         for fetch in sorted(self._origin.plan(wanted), key=lambda fetch: min(places[key] for key, _ in fetch.blocks)):
-            for key, _ in fetch.blocks:
+            for key, ref in fetch.blocks:
                 self._flights.begin(key)
+                self._catalogue.note(key, ref.uri, "")
             work = Work(fetch, Errand(awaited=False))
             begun.append(work)
             self._begin_fetch(fetch, work)
@@ -301,13 +328,17 @@ class Engine:
     def _look_up(self, request: _Request, todo: Sequence[tuple[int, bytes]]) -> dict[Tier, list[tuple[int, Stored]]]:
         """Answer what is in memory, join or begin the fetch of what is nowhere, return what directories may hold."""
         refs, missed, find = request.refs, request.missed, self._stack.find
+        stale = self._catalogue.stale if self._catalogue.retention.watchful else None
         stored: defaultdict[Tier, list[tuple[int, Stored]]] = defaultdict(list)
         cold: list[tuple[bytes, BlockRef]] = []
         for position, key in todo:
             if not self._running:
                 request.results[position] = _closed(refs[position])
                 continue
-            found = find(key, refs[position].length, missed)
+            if stale is not None and stale(key, refs[position].uri):
+                found = None
+            else:
+                found = find(key, refs[position].length, missed)
             if isinstance(found, Handle):
                 request.results[position] = found
             elif found is not None:
@@ -316,11 +347,14 @@ class Engine:
                 flight = self._flights.join(key)
                 if flight is None:
                     flight = self._flights.begin(key)
+                    self._catalogue.note(key, refs[position].uri, request.job)
                     cold.append((key, refs[position]))
                 request.flights[position] = flight
         # No await since `find`: nobody else has begun to fetch these.
         for fetch in self._origin.plan(cold) if cold else ():
             self._begin_fetch(fetch)
+        if cold:
+            self.administration.prune()
         return stored
 
     async def _open(
@@ -379,6 +413,28 @@ class Engine:
             del self._ahead[work]
             self.prefetcher.landed(work, [isinstance(result, Block) for result in results])
 
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(min(self._catalogue.retention.sweep_every_s or _SWEEP_EVERY_S, _SWEEP_EVERY_S))
+            await self.administration.sweep()
+
+    def _check_pins(self, name: str, limits: Sequence[tuple[int, int]]) -> None:
+        for guard, (limit_bytes, _) in self._guards(name, limits):
+            if guard.pinned_bytes > limit_bytes:
+                raise BadInputError(
+                    f"tier {name} holds {guard.pinned_bytes} pinned bytes where {limit_bytes} would be left; "
+                    "unpin something first"
+                )
+
+    def _guards(self, name: str, limits: Sequence[tuple[int, int]]) -> Iterator[tuple[Guarded, tuple[int, int]]]:
+        level = next(level for level in self._stack.levels if level.name == name)
+        for tier, limit in zip(level.members, limits, strict=True):
+            if tier.guard is not None:
+                yield tier.guard, limit
+
+    def _guarded(self, name: PolicyName, capacity_bytes: int) -> Policy:
+        return self._catalogue.guard(partial(self._policy, name), capacity_bytes)
+
     def _policy(self, name: PolicyName | Literal["ring"]) -> Policy:
         policy: Policy
         match name:
@@ -386,7 +442,7 @@ class Engine:
                 is_ring = name == "ring"
                 use = self._futures.near_use if is_ring else self._futures.next_use
                 policy = NextUse(use, otherwise="recent" if is_ring else "lowest_key")
-                self._planned_policies.append(policy)
+                self._planned_policies.add(policy)
             case "auto":
                 policy = Auto(self._detector.pattern)
             case _:

@@ -9,7 +9,7 @@ The order of calls is what keeps the limits, also for a moment and with many wri
     commit    the newcomer is written and from now on held; or `abandon`: it is not, and its space is given back
 
 So what lies on the medium never exceeds `used_bytes`, and `used_bytes` never exceeds the capacity. What cannot be
-removed from the medium stays charged.
+removed from the medium stays charged. The same goes, to the same moments, for the blocks of each quota and its account.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from itertools import islice
 from typing import TypeAlias
 
 from cache.disk import Admission
-from cache.policy import Policy
+from cache.policy import Account, Policy
 
 __all__ = ["UNLIMITED_BLOCKS", "Counters", "Entry", "Ledger", "Reservation"]
 
@@ -58,6 +58,16 @@ class Reservation:
     size_bytes: int
     victims: list[Entry]
     victim_bytes: int
+    shares: list[_Share]
+
+
+@dataclass(slots=True)
+class _Share:
+    """The part of a reservation that concerns one account: what comes to it and what leaves it."""
+
+    account: Account
+    size_bytes: int = 0
+    victim_bytes: int = 0
 
 
 class Ledger:
@@ -69,6 +79,7 @@ class Ledger:
         capacity_bytes: Most bytes on the medium; see `resize`.
         capacity_blocks: Most blocks.
         max_queued_bytes: Most bytes reserved and not yet written.
+        accounts_of: The quotas that a block is under, which the policy keeps to.
 
     Attributes:
         used_bytes: What is on the medium, or may come to it under a reservation.
@@ -85,6 +96,7 @@ class Ledger:
         capacity_bytes: int,
         capacity_blocks: int,
         max_queued_bytes: int,
+        accounts_of: Callable[[bytes], Sequence[Account]] = lambda _key: (),
     ) -> None:
         self.capacity_bytes = capacity_bytes
         self.capacity_blocks = capacity_blocks
@@ -99,6 +111,9 @@ class Ledger:
         self._max_queued_bytes = max_queued_bytes
         self._queued_bytes = 0
         self._lengths: dict[bytes, int] = {}
+        self._accounts_of = accounts_of
+        # Of blocks that take space on the medium, or will; most are under no quota.
+        self._accounts: dict[bytes, Sequence[Account]] = {}
         # On their way in or out, so neither let in nor chosen.
         self._busy: set[bytes] = set()
 
@@ -108,6 +123,14 @@ class Ledger:
     def holds(self, key: bytes) -> bool:
         """Say whether the block is here; a victim is until `hide`."""
         return key in self._lengths
+
+    def knows(self, key: bytes) -> bool:
+        """Say whether the block is here, or on its way in or out."""
+        return key in self._lengths or key in self._busy
+
+    def keys(self) -> list[bytes]:
+        """Return the blocks that are here."""
+        return list(self._lengths)
 
     def count_hit(self, key: bytes, length: int) -> None:
         """Take note of a read."""
@@ -129,6 +152,9 @@ class Ledger:
             return None
         victims = [(victim, self._lengths[victim]) for victim in chosen]
         victim_bytes = self._total_bytes(victims)
+        shares = self._shares(key, size_bytes, victims)
+        for share in shares:
+            share.account.used_bytes += max(0, share.size_bytes - share.victim_bytes)
         self.used_bytes += max(0, size_bytes - victim_bytes)
         self.used_blocks += not victims
         self._queued_bytes += size_bytes
@@ -137,7 +163,7 @@ class Ledger:
         # From now on, so that a better newcomer waits to displace it rather than displace a better one.
         self._policy.insert(key, size_bytes)
         self._busy.update(chosen, (key,))
-        return Reservation(key, length, size_bytes, victims, victim_bytes)
+        return Reservation(key, length, size_bytes, victims, victim_bytes, shares)
 
     def undecided(self, key: bytes, length: int) -> bool:
         """Say whether a block that is not let in will be, unless others come, once what is being written is held."""
@@ -152,6 +178,10 @@ class Ledger:
         """Give back what the victims, all of them off the medium, took beyond the newcomer."""
         surplus_bytes = max(0, reservation.victim_bytes - reservation.size_bytes)
         self._lower(surplus_bytes, max(0, len(reservation.victims) - 1))
+        for share in reservation.shares:
+            share.account.used_bytes -= max(0, share.victim_bytes - share.size_bytes)
+        for key, _ in reservation.victims:
+            self._accounts.pop(key, None)
         self._count_evicted(reservation.victims)
         self._busy.difference_update(key for key, _ in reservation.victims)
 
@@ -167,7 +197,7 @@ class Ledger:
         self._end(reservation)
         self._policy.remove(reservation.key)
         if not left_behind:
-            self._release(reservation.length)
+            self._release(reservation.key, reservation.length)
 
     def give_up(self, reservation: Reservation, removed: Sequence[Entry]) -> None:
         """Undo a reservation of which only some victims could be removed; the others stay charged, held no more."""
@@ -177,6 +207,12 @@ class Ledger:
             self.hide(key)
             self._busy.discard(key)
         unused_bytes = max(0, reservation.size_bytes - reservation.victim_bytes)
+        for share in reservation.shares:
+            share.account.used_bytes -= max(0, share.size_bytes - share.victim_bytes)
+        self._accounts.pop(reservation.key, None)
+        for key, length in removed:
+            for account in self._accounts.pop(key, ()):
+                account.used_bytes -= self._cost_bytes(length)
         self._lower(unused_bytes + self._total_bytes(removed), (not reservation.victims) + len(removed))
         self._count_evicted(removed)
 
@@ -196,7 +232,7 @@ class Ledger:
         """Give back the space of a detached block that is off the medium."""
         self._busy.discard(key)
         if removed:
-            self._release(length)
+            self._release(key, length)
 
     def resize(self, capacity_bytes: int, capacity_blocks: int) -> None:
         """Set new limits. Below what is held they come into force step by step, as `surplus` is evicted."""
@@ -221,13 +257,17 @@ class Ledger:
             excess_blocks -= 1
         return found
 
-    def begin_eviction(self, key: bytes) -> bool:
-        """Single out a block to leave without a newcomer; False where it is leaving already. `end_eviction` follows."""
-        if key not in self._lengths or key in self._busy:
-            return False
+    def begin_eviction(self, key: bytes) -> int | None:
+        """Single out a block to leave without a newcomer; return its length, and `end_eviction` follows.
+
+        None: it is not here, or is leaving already.
+        """
+        length = self._lengths.get(key)
+        if length is None or key in self._busy:
+            return None
         self._policy.remove(key)
         self._busy.add(key)
-        return True
+        return length
 
     def end_eviction(self, key: bytes, length: int, *, removed: bool) -> None:
         """Hold the block no more, and give back its space if it is off the medium."""
@@ -249,9 +289,11 @@ class Ledger:
             for victim in chosen:
                 victim_length = self._lengths.pop(victim)
                 self._policy.remove(victim)
-                self._release(victim_length)
+                self._release(victim, victim_length)
                 surplus.append((victim, victim_length))
             self.charge(length)
+            for share in self._shares(key, self._cost_bytes(length), ()):
+                share.account.used_bytes += share.size_bytes
             self._lengths[key] = length
             self._policy.insert(key, self._cost_bytes(length))
         return surplus
@@ -263,7 +305,22 @@ class Ledger:
         self.capacity_bytes = max(self.capacity_bytes, self.used_bytes)
         self.capacity_blocks = max(self.capacity_blocks, self.used_blocks)
 
-    def _release(self, length: int) -> None:
+    def _shares(self, key: bytes, size_bytes: int, victims: Sequence[Entry]) -> list[_Share]:
+        """Return what a newcomer and its victims are to each account, and take note of the newcomer's."""
+        accounts = self._accounts_of(key)
+        if accounts:
+            self._accounts[key] = accounts
+        elif not self._accounts:
+            return []
+        shares = {account: _Share(account, size_bytes) for account in accounts}
+        for victim, length in victims:
+            for account in self._accounts.get(victim, ()):
+                shares.setdefault(account, _Share(account)).victim_bytes += self._cost_bytes(length)
+        return list(shares.values())
+
+    def _release(self, key: bytes, length: int) -> None:
+        for account in self._accounts.pop(key, ()):
+            account.used_bytes -= self._cost_bytes(length)
         self._lower(self._cost_bytes(length), 1)
 
     def _lower(self, size_bytes: int, blocks: int) -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from cache.catalogue import Catalogue
 from cache.config import CacheConfig, DirectoryConfig, Medium, PolicyName, TierConfig
 from cache.directory_shelf import DirectoryShelf
 from cache.disk import DiskLimits
@@ -26,7 +27,8 @@ _THREADS: dict[Medium, int] = {"ram": 2, "nvme": 8, "hdd": 2}
 async def open_levels(
     config: CacheConfig,
     *,
-    policy: Callable[[PolicyName], Policy],
+    policy: Callable[[PolicyName, int], Policy],
+    catalogue: Catalogue,
     max_memory_blocks: int,
     system: Any,
     disk_limits: DiskLimits,
@@ -35,7 +37,8 @@ async def open_levels(
 
     Args:
         config: Says which.
-        policy: Makes the policy of one place.
+        policy: Makes the policy of one place, given its bytes.
+        catalogue: What is known of blocks.
         max_memory_blocks: What the limit on open files leaves for each tier in memory.
         system: The module of system calls that directories are written with.
         disk_limits: When a disk is distrusted.
@@ -48,12 +51,14 @@ async def open_levels(
     try:
         for tier in config.tiers:
             if not tier.places:
-                levels.append(memory_level(tier.name, tier, policy(tier.policy), max_blocks=max_memory_blocks))
+                chosen = policy(tier.policy, tier.capacity_bytes)
+                levels.append(memory_level(tier.name, tier, chosen, max_blocks=max_memory_blocks))
                 continue
-            members = [
-                (_directory(tier, place, policy(tier.policy), config, system, disk_limits), place.path, place.weight)
-                for place in tier.places
-            ]
+            members = []
+            for place in tier.places:
+                chosen = policy(tier.policy, place.capacity_bytes or 0)
+                member = _directory(tier, place, chosen, catalogue, config, system, disk_limits)
+                members.append((member, place.path, place.weight))
             levels.append(Level(members))
             for member, _, _ in members:
                 await member.open()
@@ -110,6 +115,7 @@ def _directory(
     config: TierConfig,
     place: DirectoryConfig,
     policy: Policy,
+    catalogue: Catalogue,
     whole: CacheConfig,
     system: Any,
     disk_limits: DiskLimits,
@@ -120,9 +126,10 @@ def _directory(
         medium=config.medium,
         policy_name=config.policy,
         policy=policy,
-        shelf=DirectoryShelf(place.path, medium=config.medium, system=system),
+        shelf=DirectoryShelf(place.path, medium=config.medium, system=system, label_of=catalogue.labels.get),
         capacity_bytes=place.capacity_bytes,
         capacity_blocks=UNLIMITED_BLOCKS if place.capacity_blocks is None else place.capacity_blocks,
         max_queued_bytes=whole.max_inflight_bytes,
         calls=DiskCalls(config.name, threads=_THREADS[config.medium], limits=disk_limits),
+        catalogue=catalogue,
     )

@@ -16,13 +16,16 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
+from cache.catalogue import Catalogue
 from cache.config import Medium
 from cache.directory_shelf import DirectoryShelf, LeftBehindError
 from cache.disk import DiskState
 from cache.disk_calls import DiskCalls
 from cache.handle import Block, Descriptor, Handle
+from cache.journal import PinRecord
 from cache.ledger import UNLIMITED_BLOCKS, Counters, Entry, Ledger, Reservation
-from cache.policy import Policy
+from cache.pins import PinSet
+from cache.policy import Guarded, Policy
 from cache.shelf import Shelf
 from connectors.errors import BadInputError, CorruptError, DataError, PermissionDeniedError
 
@@ -48,8 +51,10 @@ class Tier:
         capacity_blocks: Most blocks.
         max_queued_bytes: Most bytes waiting to be written; past it a slow disk loses admissions, and no reader waits.
         calls: Threads for the shelf's calls, owned; None where they never block.
+        catalogue: Takes what a directory knows of its blocks, and its pins.
 
     Attributes:
+        guard: The policy, where pins and quotas are around it.
         ledger: What the tier holds.
         scanning: A directory is not yet known: blocks are looked for by name, and none is let in.
         fault: The last failure of the medium, None once a write succeeds.
@@ -68,23 +73,28 @@ class Tier:
         capacity_blocks: int,
         max_queued_bytes: int,
         calls: DiskCalls | None,
+        catalogue: Catalogue | None = None,
     ) -> None:
         self.name = name
         self.medium = medium
         self.policy_name = policy_name
         self.shelf = shelf
+        self.guard = policy if isinstance(policy, Guarded) else None
         self.ledger = Ledger(
             policy=policy,
             cost_bytes=shelf.cost_bytes,
             capacity_bytes=capacity_bytes,
             capacity_blocks=capacity_blocks,
             max_queued_bytes=max_queued_bytes,
+            accounts_of=(lambda _key: ()) if self.guard is None else self.guard.accounts,
         )
         self.in_memory = calls is None
         self.scanning = False
         self.fault: str | None = None
         self.start: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]] = asyncio.create_task
         self._calls = calls
+        self._catalogue = catalogue
+        self._rewriting = False
         self._adopting: asyncio.Task[None] | None = None
         # Whether all that lies on the medium is known, so that something may come to it.
         self._known = True
@@ -262,6 +272,7 @@ class Tier:
         self.fault = None
         if self._calls is not None:
             self._calls.succeeded(writing=True)
+        self._tend_journal()
         return True
 
     async def resize(
@@ -283,13 +294,32 @@ class Tier:
         ledger.resize(capacity_bytes, capacity_blocks)
         while self.well and (victims := ledger.surplus()):
             for key, length in victims:
-                if self.well and ledger.begin_eviction(key):
+                if self.well and ledger.begin_eviction(key) is not None:
                     await self._evict(key, length, wanted, pass_on)
         return ledger.resized
 
+    async def evict(self, key: bytes) -> bool:
+        """Remove a block that is not to be kept any more; False where there is none, or it stays on the medium."""
+        if self.scanning:
+            self._unwanted.add(key)
+        length = self.ledger.begin_eviction(key)
+        return length is not None and await self._evict(key, length, lambda _key, _length: False, lambda _block: None)
+
+    async def keep_pins(self, pins: PinSet) -> bool:
+        """Write the pins down, so that the next server finds them; False where that cannot be."""
+        shelf = self.shelf
+        if self._calls is None or not isinstance(shelf, DirectoryShelf) or not shelf.locked:
+            return False
+        try:
+            await self._calls.call_for_reader(shelf.journal.append, PinRecord(pins))
+        except OSError as error:
+            self._note_fault(error, writing=True)
+            return False
+        return True
+
     async def _evict(
         self, key: bytes, length: int, wanted: Callable[[bytes, int], bool], pass_on: Callable[[Block], None]
-    ) -> None:
+    ) -> bool:
         removed = False
         try:
             if wanted(key, length):
@@ -308,6 +338,7 @@ class Tier:
             self._note_fault(error, writing=True)
         finally:
             self.ledger.end_eviction(key, length, removed=removed)
+        return removed
 
     async def drop(self, key: bytes, reason: Exception) -> None:
         """Remove a block that is wrong or cannot be read; the next reader fetches it again."""
@@ -349,9 +380,14 @@ class Tier:
         """Scan the directory and take over the blocks in it, the best by the policy where they exceed the limits."""
         foreign = 0
         try:
+            labels, pins = await self._call(shelf.journal.load)
+            if self._catalogue is not None:
+                self._catalogue.restore(pins)
             for folder in await self._call(shelf.folders):
                 blocks, others = await self._call(shelf.scan, folder)
                 foreign += others
+                if self._catalogue is not None:
+                    self._catalogue.adopt(labels, [key for key, _ in blocks])
                 for key, length in self.ledger.take_over(blocks, unwanted=self._unwanted):
                     try:
                         await self._remove(key, length)
@@ -365,12 +401,32 @@ class Tier:
                 self._calls.distrust(f"{shelf.path} cannot be listed: {error}")
         else:
             self._known = True
+            if self._catalogue is not None and self._catalogue.pins.current.generation > pins.generation:
+                await self.keep_pins(self._catalogue.pins.current)
         self.scanning = False
         self._unwanted.clear()
         self._follow()
         if foreign:
             _log.warning("tier %s: %d files in %s are not blocks and are left alone", self.name, foreign, shelf.path)
         _log.info("tier %s: %d blocks found in %s", self.name, len(self.ledger), shelf.path)
+        self._tend_journal()
+
+    def _tend_journal(self) -> None:
+        """Have the journal written anew where most of it is about blocks that are gone."""
+        shelf = self.shelf
+        if isinstance(shelf, DirectoryShelf) and not self._rewriting and shelf.journal.overgrown(len(self.ledger)):
+            self._rewriting = True
+            self.start(self._rewrite_journal(shelf))
+
+    async def _rewrite_journal(self, shelf: DirectoryShelf) -> None:
+        try:
+            # What is written from now on is kept as it is; before it, also what is still on its way.
+            end_bytes = await self._call(shelf.journal.size_bytes)
+            await self._call(shelf.journal.rewrite, self.ledger.knows, end_bytes)
+        except OSError as error:
+            self._note_fault(error, writing=True)
+        finally:
+            self._rewriting = False
 
     def stats(self) -> dict[str, Any]:
         """Return settings, fill, counters and the last fault as plain values."""
@@ -387,6 +443,7 @@ class Tier:
             "scanning": self.scanning,
             "fault": self.fault,
             **({} if self._calls is None else self._calls.stats()),
+            **({} if self.guard is None else self.guard.stats()),
             **({"path": self.shelf.path} if isinstance(self.shelf, DirectoryShelf) else {}),
         }
 

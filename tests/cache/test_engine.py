@@ -662,7 +662,7 @@ async def test_statistics_are_plain_numbers_by_name(tmp_path: Path, origin: Orig
     async with running(config, origin) as engine:
         await sources(engine, await origin.put("x", 3))
         stats = json.loads(json.dumps(engine.stats()))
-    assert list(stats) == ["tiers", "ring", "origin", "blocks_requested", "joined", "prefetch", "pattern"]
+    assert list(stats) == ["tiers", "ring", "origin", "blocks_requested", "joined", "prefetch", "pattern", "retention"]
     assert [tier["name"] for tier in stats["tiers"]] == ["ram", "disk"]
     named = {"medium", "policy", "capacity_bytes", "used_bytes", "capacity_blocks", "blocks", "hits", "hit_bytes"}
     named |= {"insertions", "written_bytes", "evictions", "evicted_bytes", "refused", "corrupt", "errors"}
