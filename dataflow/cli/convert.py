@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import Any
 
 import click
 from rich.console import Console
@@ -16,6 +19,24 @@ from dataflow.cli.sizes import SIZE, format_size
 from dataflow.formats.writable import WRITABLE
 
 __all__ = ["convert"]
+
+EXIT_INCOMPLETE = 3  # done, and samples are missing because something is wrong with them
+
+
+class _Split(click.ParamType[dict[str, float]]):
+    name = "name=weight,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, float]:
+        if isinstance(value, dict):
+            return value
+        parts = [part.partition("=") for part in value.split(",")]
+        try:
+            weights = {name.strip(): float(weight) for name, _, weight in parts}
+        except ValueError:
+            self.fail(f"{value!r} is no split; write train=.9,val=.1", param, ctx)
+        if len(weights) < len(parts):
+            self.fail(f"{value!r} names a part twice", param, ctx)
+        return weights
 
 
 @click.command()
@@ -32,66 +53,109 @@ __all__ = ["convert"]
     help="Of the buffers.",
 )
 @click.option("--fields", help="Fields to keep, separated by commas. All by default.")
+@click.option("--filter", help="Samples to keep: `label == 3 and len(text) > 10`, or module:function.")
+@click.option("--map", help="module:function from a sample to a sample.")
+@click.option("--clean", type=click.Path(), help="A TOML file of cleaning rules.")
+@click.option("--rule", multiple=True, help="A cleaning rule: `range field=age min=0 max=120`. May be repeated.")
+@click.option("--sample-fraction", type=float, default=1.0, show_default=True, help="Write this part of the samples.")
+@click.option("--split", type=_Split(), help="Write several datasets below DST: `train=.9,val=.1`.")
+@click.option(
+    "--shuffle",
+    type=click.Choice(["full", "block"]),
+    is_flag=False,
+    flag_value="full",
+    help="Write in random order; `block` mixes 64 blocks at a time and reads the source once.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Decides what is drawn and in which order.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["raise", "skip", "quarantine"]),
+    default="raise",
+    show_default=True,
+    help="What happens to bad samples.",
+)
+@click.option("--max-errors", type=click.IntRange(0), help="With more bad samples, it fails. Any number by default.")
+@click.option("--quarantine", help="Where rejected samples go. By default DST.quarantine.")
 @click.option("--workers", type=click.IntRange(0), help="Processes; 0 and 1 mean this one. By default one per core.")
 @click.option("--overwrite", is_flag=True, help="Replace a dataset at DST.")
 @click.option("--resume", is_flag=True, help="Go on with a conversion that broke off.")
 @click.option("--dry-run", is_flag=True, help="Plan and check, write nothing.")
 @click.option("--quiet", is_flag=True, help="No progress and no summary.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON per step of progress, then the result.")
+@click.pass_context
 def convert(
+    ctx: click.Context,
+    /,
     *,
-    src: str,
-    dst: str,
-    to: str,
     shard_size: int,
     block_size: int,
-    compression: str,
     fields: str | None,
-    workers: int | None,
-    overwrite: bool,
-    resume: bool,
+    clean: str | None,
+    rule: tuple[str, ...],
     dry_run: bool,
     quiet: bool,
     as_json: bool,
+    **settings: Any,
 ) -> None:
     """Write the dataset at SRC to DST, as native shards or in another format.
 
     SRC is anything that Dataflow reads, such as a folder of images in class folders; DST is a folder or a prefix of any
     store, and must be empty. Nothing is visible at DST before all of it is: what breaks off is finished with --resume.
+    Functions are looked for in this folder too. Exit code 3: it is done, and bad samples were left out.
     """
+    sys.path.append(os.getcwd())
+    rules = [*(conversion.read_rules(clean) if clean else ()), *map(conversion.parse_rule, rule)]
     with _progress(quiet=quiet or dry_run, as_json=as_json) as progress:
         result = conversion.convert(
-            src,
-            dst,
-            to=to,
             shard_size_bytes=shard_size,
             block_size_bytes=block_size,
-            compression=compression,
             fields=None if fields is None else [name.strip() for name in fields.split(",")],
-            workers=workers,
-            overwrite=overwrite,
-            resume=resume,
+            rules=rules,
             dry_run=dry_run,
             progress=progress,
+            **settings,
         )
     if as_json:
         click.echo(json.dumps({"event": "planned" if dry_run else "done"} | asdict(result)))
-    elif dry_run:
+    elif dry_run or not quiet:
+        _summarise(result, dry_run=dry_run)
+    ctx.exit(EXIT_INCOMPLETE if result.num_errors else 0)
+
+
+def _summarise(result: conversion.Conversion, *, dry_run: bool) -> None:
+    for row in result.rules:
+        click.echo(f"{row.rule}: {row.kept:,} kept, {row.changed:,} changed, {row.dropped:,} dropped")
+    left_out = [
+        (result.num_filtered, "filtered"),
+        (sum(row.dropped for row in result.rules), "cleaned away"),
+        (result.num_not_drawn, "not drawn"),
+        (result.num_errors, "bad"),
+    ]
+    if any(number for number, _ in left_out):
+        told = ", ".join(f"{number:,} {why}" for number, why in left_out if number)
+        click.echo(f"left out of {result.num_source:,} samples: {told}")
+    for message in result.errors:
+        click.echo(message, err=True)
+    if result.quarantine is not None:
+        click.echo(f"rejected samples are at {result.quarantine}")
+    if dry_run:
         click.echo(
             f"would write {result.num_samples:,} samples ({format_size(result.source_bytes)} in the source) in "
             f"{result.num_shards - result.num_resumed:,} shards to {result.url}"
         )
-    elif not quiet:
-        kept = f", {result.num_resumed} of them kept from before" if result.num_resumed else ""
-        click.echo(
-            f"{result.num_samples:,} samples in {result.num_shards:,} shards{kept}: "
-            f"{format_size(result.size_bytes)} at {result.url}"
-        )
+        return
+    for part in result.splits:
+        click.echo(f"{part.name}: {part.num_samples:,} samples in {part.num_shards:,} shards at {part.url}")
+    kept = f", {result.num_resumed} of them kept from before" if result.num_resumed else ""
+    click.echo(
+        f"{result.num_samples:,} samples in {result.num_shards:,} shards{kept}: "
+        f"{format_size(result.size_bytes)} at {result.url}"
+    )
 
 
 @contextmanager
 def _progress(*, quiet: bool, as_json: bool) -> Iterator[Callable[[conversion.Progress], None] | None]:
-    """Yield what receives progress: JSON lines on stdout, a bar on stderr, or nothing."""
+    """Yield what receives progress: JSON lines on stdout, bars on stderr, or nothing."""
     if as_json:
         yield lambda state: click.echo(json.dumps({"event": "progress"} | asdict(state)))
         return
@@ -99,17 +163,20 @@ def _progress(*, quiet: bool, as_json: bool) -> Iterator[Callable[[conversion.Pr
         yield None
         return
     columns = (
-        TextColumn("{task.fields[samples]} samples"),
+        TextColumn("{task.description} {task.fields[samples]} samples"),
         BarColumn(),
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("convert", total=None, samples="0")
+        tasks: dict[str, Any] = {}
 
         def show(state: conversion.Progress) -> None:
+            if state.stage not in tasks:
+                tasks[state.stage] = bar.add_task(state.stage, total=None, samples="0")
             samples = f"{state.samples:,} of {state.num_samples:,}"
+            task = tasks[state.stage]
             bar.update(task, completed=state.source_bytes, total=state.num_source_bytes, samples=samples)
 
         yield show

@@ -1,6 +1,8 @@
 """Conversion: any dataset that can be read, written as another."""
 
-from dataflow.convert.conversion import Conversion, convert
+from dataflow.convert.cleaning import parse_rule, read_rules
+from dataflow.convert.conversion import convert
 from dataflow.convert.progress import Progress
+from dataflow.convert.result import Conversion, RuleCount, SplitResult
 
-__all__ = ["Conversion", "Progress", "convert"]
+__all__ = ["Conversion", "Progress", "RuleCount", "SplitResult", "convert", "parse_rule", "read_rules"]

@@ -1,62 +1,60 @@
-"""`convert`: plan from the index, write shards in parallel, publish.
+"""`convert`: plan from the index, look at the source where that is asked for, write shards in parallel, publish.
 
-    source index -> plan (pure) -> shard jobs, each leaving shard + part record -> manifest -> part records removed
+    source index -> survey (filter, cleaning rules) -> choice and plan (pure) -> shard jobs -> manifests -> no records
 
-Until the manifest is written the destination holds no dataset, whatever is killed when. Part records make a broken-off
-conversion resumable: its plan is a function of source and settings, so what a record of the same plan vouches for is
-what this run would write.
+Until the manifest is written the destination holds no dataset, whatever is killed when. Records of finished jobs make a
+broken-off conversion resumable: what every job does is a function of source and settings, so what a record of the same
+conversion vouches for is what this run would write.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import msgspec
+import numpy as np
+import pyarrow as pa
 
-from connectors.errors import BadInputError, CorruptError
+from connectors.errors import BadInputError
 from connectors.objects import normalise_url
-from dataflow.convert.job import PartRecord, Work
-from dataflow.convert.plan import ShardJob, plan_digest, plan_shards
+from dataflow.convert.choice import check_choice, choose
+from dataflow.convert.cleaning import Cleaning
+from dataflow.convert.expression import Expression
+from dataflow.convert.functions import Function
+from dataflow.convert.job import Work
+from dataflow.convert.mapping import Mapping as SampleMapping
+from dataflow.convert.mapping import infer_schema
+from dataflow.convert.plan import plan_digest, plan_shards
 from dataflow.convert.progress import Progress
-from dataflow.convert.workers import run_here, run_in_processes
+from dataflow.convert.publishing import publish_all, publish_quarantine
+from dataflow.convert.reading import read_samples
+from dataflow.convert.rejects import FaultPolicy, owned_by_quarantine
+from dataflow.convert.result import Conversion, SplitResult
+from dataflow.convert.stages import Stages, read_records
+from dataflow.convert.survey import Survey, survey
 from dataflow.dataset import open_dataset
+from dataflow.formats.arrow.manifest import MANIFEST_NAME
 from dataflow.formats.destination import PART_SUFFIX, Destination
+from dataflow.formats.fields import select_fields
 from dataflow.formats.writable import make_target
 
 if TYPE_CHECKING:
-    from dataflow.formats.protocol import Part
+    from dataflow.convert.job import ShardJob
+    from dataflow.convert.rules import Duplicates, Rule
+    from dataflow.formats.protocol import Part, Target
 
-__all__ = ["Conversion", "convert"]
+__all__ = ["convert"]
 
-# Below this a second process costs more (it imports for half a second) than it saves.
-SMALL_BYTES = 64 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Conversion:
-    """What a conversion did.
-
-    Attributes:
-        url: Where the dataset is.
-        format: Its format.
-        num_samples: Samples in it.
-        num_shards: Shards in it.
-        num_resumed: Shards that an earlier run had finished.
-        source_bytes: Bytes of the source's blocks.
-        size_bytes: Bytes of the shards.
-    """
-
-    url: str
-    format: str
-    num_samples: int
-    num_shards: int
-    num_resumed: int
-    source_bytes: int
-    size_bytes: int
+# What is mapped to see what fields a function's results have.
+SAMPLES_TO_INFER = 256
+_FUNCTION = re.compile(r"[\w.]+:[\w.]+")
+_SURVEY = re.compile(r"survey-[a-z]+-\d{5,}(\.digests|\.part)")
 
 
 def convert(
@@ -68,6 +66,16 @@ def convert(
     block_size_bytes: int = 1 << 20,
     compression: str = "none",
     fields: Sequence[str] | None = None,
+    filter: str | Callable[..., Any] | None = None,  # noqa: A002  the word users know
+    map: str | Callable[..., Any] | None = None,  # noqa: A002
+    rules: Iterable[Rule | Duplicates] = (),
+    sample_fraction: float = 1.0,
+    split: Mapping[str, float] | None = None,
+    shuffle: str | None = None,
+    seed: int = 0,
+    on_error: str = "raise",
+    max_errors: int | None = None,
+    quarantine: str | os.PathLike[str] | None = None,
     workers: int | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -77,7 +85,7 @@ def convert(
     """Write the dataset at `src` in another place and format.
 
     The bytes written depend on source and settings only, not on the number of workers. Media are copied as they are
-    encoded.
+    encoded. Samples pass in this order: `filter`, `rules`, `sample_fraction`, `split`, `shuffle`, `map`.
 
     Args:
         src: Any dataset that `open_dataset` reads.
@@ -87,6 +95,22 @@ def convert(
         block_size_bytes: Size of a block before compression: what readers fetch and caches keep (`arrow`, `parquet`).
         compression: `none`, `lz4` or `zstd`, where the format has it.
         fields: Fields to keep; all by default.
+        filter: Samples to keep: an expression such as `"label == 3 and len(text) > 10"`, or a function of a sample,
+            itself or as `"module:function"`.
+        map: A function from sample to sample, itself or as `"module:function"`: dicts of plain values, media as encoded
+            bytes, tensors as arrays. Where the first results do not say what fields all have, give it an attribute
+            `schema`.
+        rules: Cleaning rules, in the order of their application (`read_rules`, `parse_rule`).
+        sample_fraction: Write only that part of the samples, drawn by `seed`; exact to the sample.
+        split: Write several datasets instead of one, to folders of these names below `dst`, with sizes in proportion to
+            the weights, exact to the sample; no sample is in two.
+        shuffle: `full` for any order of the samples, `block` for blocks in any order, mixed 64 at a time, which reads
+            a remote source once; None for the order of the source.
+        seed: Decides over everything that is drawn.
+        on_error: What happens to samples that cannot be read, judged or mapped: `raise`, `skip` them, or keep them in
+            `quarantine`, which then also keeps what the rules drop.
+        max_errors: With more bad samples, the conversion fails.
+        quarantine: Where rejected samples go, as a native dataset; by default `dst` with `.quarantine` appended.
         workers: Processes; 0 and 1 mean this one. By default one per core where the work is worth it.
         overwrite: Replace a dataset at `dst`. Objects that are no part of one are never removed.
         resume: Go on with a conversion that broke off: shards that it finished are kept.
@@ -99,130 +123,210 @@ def convert(
     """
     if shard_size_bytes < 1:
         raise BadInputError(f"shard_size_bytes must be >= 1, got {shard_size_bytes}")
+    if workers is not None and workers < 0:
+        raise BadInputError(f"workers must be >= 0, got {workers}")
     target = make_target(to, block_size_bytes=block_size_bytes, compression=compression)
+    split = dict(split or {})
+    check_choice(sample_fraction=sample_fraction, split=split, shuffle=shuffle)
+    policy = FaultPolicy(on_error, max_errors)
     src, dst = normalise_url(src), normalise_url(dst)
+    aside = normalise_url(quarantine) if quarantine is not None else f"{dst.rstrip('/')}.quarantine"
     if overwrite and resume:
         raise BadInputError("overwrite and resume exclude each other: one starts over, the other goes on")
-    if f"{src}/".startswith(f"{dst}/") or f"{dst}/".startswith(f"{src}/"):
-        raise BadInputError(f"source {src} and destination {dst} must not contain each other")
-    source = open_dataset(src, cache=None, columns=fields)
+    for one, other in [(src, dst), (src, aside), (dst, aside)]:
+        if f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/"):
+            raise BadInputError(f"source {src}, destination {dst} and quarantine must not contain each other")
+    source = open_dataset(src, cache=None)
     try:
-        jobs = plan_shards(source.index, shard_size_bytes)
-        schema = target.stored_schema(source.schema)
-        work = Work(source, target, schema, dst, plan_digest(source.index, schema, target, jobs))
-        with Destination(dst) as destination:
+        work = Work(
+            source=source,
+            target=target,
+            url=dst,
+            quarantine_url=aside,
+            plan="",
+            policy=policy,
+            fields=tuple(select_fields(source.schema, fields).names),
+            filter=_filter(filter, source.schema.names),
+            cleaning=Cleaning.of(rules, source.schema) if (rules := tuple(rules)) else None,
+        )
+        mapped = None if map is None else Function.of(map)
+        settings = (shard_size_bytes, sample_fraction, split, shuffle, seed, policy.on_error)
+        work = replace(work, plan=_digest(work, mapped, settings))
+        if mapped is None:
+            work = replace(work, schema=target.stored_schema(select_fields(source.schema, fields)))
+        run = _Run(shard_size_bytes, sample_fraction, split, shuffle, seed, mapped)
+        with ExitStack() as stack:
+            destination = stack.enter_context(Destination(dst))
             if dry_run:
-                return _rehearse(work, jobs, destination, overwrite=overwrite, resume=resume)
-            return _run(work, jobs, destination, workers=workers, overwrite=overwrite, resume=resume, progress=progress)
+                elsewhere = normalise_url(stack.enter_context(tempfile.TemporaryDirectory(prefix="dataflow-")))
+                stages = Stages(workers, {}, progress)
+                return _rehearse(work, run, destination, elsewhere, stages, overwrite=overwrite, resume=resume)
+            records = _begin(work, run, destination, overwrite=overwrite, resume=resume)
+            return _write(work, run, Stages(workers, records, progress), destination)
     finally:
         source.reader.close()
 
 
-def _rehearse(
-    work: Work, jobs: list[ShardJob], destination: Destination, *, overwrite: bool, resume: bool
-) -> Conversion:
-    """Check the destination as a real run would, and say what such a run would do."""
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Settings that decide over what is written."""
+
+    shard_size_bytes: int
+    sample_fraction: float
+    split: dict[str, float]
+    shuffle: str | None
+    seed: int
+    function: Function | None
+
+    def plan(self, work: Work, kept: Survey) -> tuple[Work, list[ShardJob]]:
+        """Return the work with everything known, and the shards."""
+        choices = choose(
+            work.source.index,
+            kept.selection,
+            sample_fraction=self.sample_fraction,
+            split=self.split,
+            shuffle=self.shuffle,
+            seed=self.seed,
+        )
+        work = replace(work, choices=tuple(choices), facts=kept.facts)
+        if self.function is not None:
+            mapping = SampleMapping(self.function, infer_schema(self.function, _first_samples(work)))
+            work = replace(work, mapping=mapping, schema=work.target.stored_schema(mapping.schema))
+        return work, plan_shards(work.source.index, choices, work.target, self.shard_size_bytes)
+
+    def owns(self, target: Target, name: str) -> bool:
+        """Return whether an object of this name was written by such a conversion, finished or not."""
+        folder, _, base = name.rpartition("/")
+        return _SURVEY.fullmatch(name) is not None or (folder in ("", *self.split) and target.owns(base))
+
+
+def _write(work: Work, run: _Run, stages: Stages, destination: Destination) -> Conversion:
+    found = survey(work, stages, destination)
+    work, jobs = run.plan(work, found)
+    num_resumed = sum(job.record in stages.records for job in jobs)
+    parts = stages.run("write", work, jobs, num_samples=sum(map(len, work.choices)))
+    has_quarantine = publish_quarantine(work, stages.quarantine)
+    publish_all(work, destination, jobs, parts, _lineage(work, found, sum(part["num_errors"] for part in parts)))
+    # The destination is a dataset now; records are of no use any more.
+    destination.delete(name for name in destination.sizes() if name.endswith(PART_SUFFIX) or _SURVEY.fullmatch(name))
+    result = _result(work, found, jobs, parts, stages)
+    return replace(result, num_resumed=num_resumed, quarantine=work.quarantine_url if has_quarantine else None)
+
+
+def _begin(work: Work, run: _Run, destination: Destination, *, overwrite: bool, resume: bool) -> dict[str, Part]:
+    """Make sure that destination and quarantine may be written to; return what an earlier run finished."""
     if resume:
-        num_resumed = len(_finished(work, jobs, destination))
-    else:
-        destination.insist_on_room(overwrite=overwrite, owns=work.target.owns)
-        num_resumed = 0
-    return _result(work, jobs, num_resumed=num_resumed, size_bytes=0)
+        return _finished(work, run, destination)
+    with Destination(work.quarantine_url) as quarantine:
+        if work.policy.on_error == "quarantine":
+            quarantine.insist_on_room(overwrite=overwrite, owns=owned_by_quarantine)
+        destination.clear(
+            overwrite=overwrite,
+            owns=lambda name: run.owns(work.target, name),
+            is_manifest=lambda name: name.rpartition("/")[2] == work.target.manifest_name,
+        )
+        if work.policy.on_error == "quarantine":
+            quarantine.clear(
+                overwrite=overwrite, owns=owned_by_quarantine, is_manifest=lambda name: name == MANIFEST_NAME
+            )
+    return {}
 
 
-def _run(
+def _finished(work: Work, run: _Run, destination: Destination) -> dict[str, Part]:
+    """Return what an earlier run of the same conversion finished; make sure that nothing else is there."""
+    sizes = destination.sizes()
+    recorded = any(name.endswith(PART_SUFFIX) for name in sizes)
+    for name in sizes:
+        if not run.owns(work.target, name):
+            raise BadInputError(f"{work.url} holds {name}, which no conversion left there", uri=work.url)
+        # Killed between the manifest and the removal of the records: both are done again.
+        if name.rpartition("/")[2] == work.target.manifest_name and not recorded:
+            raise BadInputError(f"{work.url} is a finished dataset already; nothing to resume", uri=work.url)
+    return read_records(destination, sizes, work.plan)
+
+
+def _rehearse(
     work: Work,
-    jobs: list[ShardJob],
+    run: _Run,
     destination: Destination,
+    elsewhere: str,
+    stages: Stages,
     *,
-    workers: int | None,
     overwrite: bool,
     resume: bool,
-    progress: Callable[[Progress], None] | None,
 ) -> Conversion:
-    parts: dict[int, Part] = {}
+    """Check the destination as a real run would, look at the source as one would, and say what it would write."""
+    records: dict[str, Part] = {}
     if resume:
-        parts = _finished(work, jobs, destination)
+        records = _finished(work, run, destination)
     else:
-        destination.clear(overwrite=overwrite, owns=work.target.owns, manifest=work.target.manifest_name)
-    num_resumed = len(parts)
-    todo = [job for job in jobs if job.number not in parts]
-    report = _Reporter(jobs, progress)
-    report([job for job in jobs if job.number in parts])
-    for job, part in _run_jobs(work, todo, workers):
-        parts[job.number] = part
-        report([job])
-    ordered = [parts[job.number] for job in jobs]
-    work.target.publish(destination, work.schema, ordered, _lineage(work))
-    destination.delete(work.target.shard_name(job.number) + PART_SUFFIX for job in jobs)
-    return _result(work, jobs, num_resumed=num_resumed, size_bytes=sum(part["size_bytes"] for part in ordered))
+        destination.insist_on_room(overwrite=overwrite, owns=lambda name: run.owns(work.target, name))
+    policy = replace(work.policy, on_error="skip") if work.policy.lenient else work.policy
+    with Destination(elsewhere) as aside:
+        found = survey(replace(work, url=elsewhere, policy=policy), stages, aside)
+    work, jobs = run.plan(work, found)
+    result = _result(work, found, jobs, [], stages)
+    num_resumed = sum(job.record in records for job in jobs)
+    return replace(result, num_resumed=num_resumed, num_samples=sum(map(len, work.choices)), num_shards=len(jobs))
 
 
-def _result(work: Work, jobs: list[ShardJob], *, num_resumed: int, size_bytes: int) -> Conversion:
+def _result(work: Work, found: Survey, jobs: list[ShardJob], parts: list[Part], stages: Stages) -> Conversion:
+    splits = []
+    for place, choice in enumerate(work.choices):
+        own = [part for job, part in zip(jobs, parts, strict=False) if job.choice == place and part["num_samples"]]
+        num_samples = sum(part["num_samples"] for part in own)
+        size_bytes = sum(part["shard"]["size_bytes"] for part in own)
+        url = f"{work.url}/{choice.name}" if choice.name else work.url
+        splits.append(SplitResult(choice.name, url, num_samples, len(own), size_bytes))
+    num_kept = found.num_kept
     return Conversion(
         url=work.url,
         format=work.target.format,
-        num_samples=len(work.source),
-        num_shards=len(jobs),
-        num_resumed=num_resumed,
+        num_samples=sum(part.num_samples for part in splits),
+        num_shards=sum(part.num_shards for part in splits),
+        num_resumed=0,
         source_bytes=int(work.source.index.blocks.length.sum()),
-        size_bytes=size_bytes,
+        size_bytes=sum(part.size_bytes for part in splits),
+        num_source=len(work.source),
+        num_filtered=found.num_filtered,
+        num_not_drawn=num_kept - sum(map(len, work.choices)),
+        num_errors=stages.num_errors,
+        errors=tuple(stages.examples[:5]),
+        rules=tuple(found.rules),
+        splits=tuple(splits) if splits[0].name else (),
     )
 
 
-def _run_jobs(work: Work, jobs: list[ShardJob], workers: int | None) -> Iterator[tuple[ShardJob, Part]]:
-    in_process = any(url.startswith("memory://") for url in (work.url, work.source.index.url))
-    if workers is None:
-        small = sum(job.source_bytes for job in jobs) < SMALL_BYTES
-        workers = 1 if small or in_process else len(os.sched_getaffinity(0))
-    if workers < 0:
-        raise BadInputError(f"workers must be >= 0, got {workers}")
-    workers = min(workers, len(jobs))
-    if workers <= 1:
-        return run_here(work, jobs)
-    if in_process:
-        raise BadInputError("memory:// lives in one process; convert with workers=0")
-    return run_in_processes(work, jobs, workers=workers)
+def _filter(given: str | Callable[..., Any] | None, names: list[str]) -> Expression | Function | None:
+    if given is None:
+        return None
+    if not isinstance(given, str) or _FUNCTION.fullmatch(given.strip()):
+        return Function.of(given.strip() if isinstance(given, str) else given)
+    expression = Expression(given)
+    expression.fields(names)
+    return expression
 
 
-def _finished(work: Work, jobs: list[ShardJob], destination: Destination) -> dict[int, Part]:
-    """Return the parts that an earlier run of the same plan left; make sure that nothing else is there."""
-    target, sizes = work.target, destination.sizes()
-    recorded = any(name.endswith(PART_SUFFIX) for name in sizes)
-    names = {target.shard_name(job.number): job.number for job in jobs}
-    parts = {}
-    for name in sizes:
-        shard = name.removesuffix(PART_SUFFIX)
-        if name == target.manifest_name:
-            if recorded:
-                continue  # killed between the manifest and the removal of the records: both are done again
-            raise BadInputError(f"{work.url} is a finished dataset already; nothing to resume", uri=work.url)
-        if not target.owns(name):
-            raise BadInputError(f"{work.url} holds {name}, which no conversion left there", uri=work.url)
-        if name == shard:
-            continue
-        record = _read_record(destination, name)
-        if record.plan != work.plan or shard not in names:
-            raise BadInputError(
-                f"{work.url} holds parts of another conversion: the source or a setting has changed; "
-                "start over with overwrite",
-                uri=work.url,
-            )
-        if sizes.get(shard) == record.part["size_bytes"]:
-            parts[names[shard]] = record.part
-    return parts
+def _digest(work: Work, mapped: Function | None, settings: object) -> str:
+    chosen = work.filter.identity() if isinstance(work.filter, Function) else work.filter
+    schema = work.source.schema.serialize().to_pybytes()
+    everything = (work.target, work.fields, chosen, work.cleaning, mapped and mapped.identity(), settings, schema)
+    return plan_digest(work.source.index, everything)
 
 
-def _read_record(destination: Destination, name: str) -> PartRecord:
-    try:
-        return msgspec.json.decode(destination.get(name), type=PartRecord)
-    except msgspec.MsgspecError as error:
-        uri = f"{destination.url}/{name}"
-        message = f"{uri} is not the record of a finished shard: {error}; start over with overwrite"
-        raise CorruptError(message, uri=uri) from error
+def _first_samples(work: Work) -> Any:
+    """Return the first good samples of the source, as the function will see them."""
+    kept = work.choices[0].kept
+    numbers = np.arange(min(SAMPLES_TO_INFER, len(work.choices[0].order)))
+    numbers = numbers if kept is None else kept.numbers(numbers)
+    lost: Callable[..., None] | None = (lambda *_: None) if work.policy.lenient else None
+    schema = pa.schema([work.source.schema.field(name) for name in work.fields])
+    batches = [batch for _, batch in read_samples(work.source, work.fields, numbers, lost)]
+    batch = pa.concat_batches(batches) if batches else pa.RecordBatch.from_pylist([], schema)
+    return batch if work.cleaning is None else work.cleaning.change(batch, work.facts)
 
 
-def _lineage(work: Work) -> dict[str, Any]:
+def _lineage(work: Work, found: Survey, num_lost: int) -> dict[str, Any]:
     """Say where the data came from. No time and no host: equal conversions give equal manifests."""
     index = work.source.index
     source = {
@@ -231,29 +335,21 @@ def _lineage(work: Work) -> dict[str, Any]:
         "fingerprint": index.fingerprint,
     }
     before = work.source.source.lineage
-    return {"source": source | ({"lineage": before} if before else {})}
+    steps: dict[str, Any] = {}
+    if work.filter is not None:
+        steps["filter"] = work.filter.name if isinstance(work.filter, Function) else work.filter.text
+    if work.cleaning is not None:
+        steps["rules"] = [
+            {"rule": row.rule, "kept": row.kept, "changed": row.changed, "dropped": row.dropped} for row in found.rules
+        ]
+    if work.mapping is not None:
+        steps["map"] = work.mapping.function.name
+    if num_lost + found.num_errors:
+        steps["lost"] = num_lost + found.num_errors
+    return {"source": source | ({"lineage": before} if before else {})} | steps
 
 
 def _without_credentials(url: str) -> str:
     """Drop user, password and query (signatures) from a URL that will be stored."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
-
-
-class _Reporter:
-    """Adds up finished jobs."""
-
-    def __init__(self, jobs: list[ShardJob], progress: Callable[[Progress], None] | None) -> None:
-        self._progress = progress
-        self._total = _sums(jobs)
-        self._done = _sums([])
-
-    def __call__(self, done: list[ShardJob]) -> None:
-        shards, samples, source_bytes = self._done = tuple(map(sum, zip(self._done, _sums(done), strict=True)))
-        if self._progress is not None:
-            num_shards, num_samples, num_source_bytes = self._total
-            self._progress(Progress(shards, num_shards, samples, num_samples, source_bytes, num_source_bytes))
-
-
-def _sums(jobs: list[ShardJob]) -> tuple[int, ...]:
-    return len(jobs), sum(job.last - job.first for job in jobs), sum(job.source_bytes for job in jobs)

@@ -1,17 +1,19 @@
-"""Writing one shard: the part of a conversion that runs in any process.
+"""The parts of a conversion that run in any process: a job writes what it found, then its record.
 
-The shard goes first, then its part record, both atomically. Killed before the record, the shard is written again by the
-next run, with the same bytes; killed after it, it is kept.
+The shard goes first, then its record, both atomically. Killed before the record, the job is done again by the next run,
+with the same bytes; killed after it, it is kept.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import itertools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
-import numpy as np
 
+from dataflow.convert.reading import read_samples, read_shuffled
+from dataflow.convert.rejects import Rejects, write_rejects
 from dataflow.formats.destination import PART_SUFFIX, Destination
 
 if TYPE_CHECKING:
@@ -19,66 +21,140 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from dataflow.convert.plan import ShardJob
+    from dataflow.convert.choice import Choice
+    from dataflow.convert.cleaning import Cleaning
+    from dataflow.convert.expression import Expression
+    from dataflow.convert.functions import Function
+    from dataflow.convert.mapping import Mapping
+    from dataflow.convert.reading import Numbered
+    from dataflow.convert.rejects import FaultPolicy
+    from dataflow.convert.rules import Facts
     from dataflow.dataset import Dataset
     from dataflow.formats.protocol import Part, Target
 
-__all__ = ["Work", "write_shard"]
-
-# What one request to the reader asks for; enough to hide a round trip, small beside a shard.
-FETCH_BYTES = 8 << 20
-FETCH_BLOCKS = 256
+__all__ = ["Job", "PartRecord", "ShardJob", "Work", "run_job"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What all shards of a conversion share; travels to worker processes once.
+    """What all jobs of a conversion share; travels to worker processes once a stage.
 
     Attributes:
         source: The dataset to read.
         target: How shards are built.
-        schema: What they store.
         url: Where they go.
+        quarantine_url: Where rejected samples go.
         plan: Digest of the conversion.
+        policy: What is done about bad samples.
+        fields: Fields of the source that are written, or mapped.
+        schema: What is stored; None as long as that is not known.
+        filter: Which samples are wanted.
+        cleaning: Which of those are good.
+        mapping: What becomes of them.
+        facts: What has been measured of the source, by field.
+        choices: The datasets to write.
     """
 
     source: Dataset
     target: Target
-    schema: pa.Schema
     url: str
+    quarantine_url: str
     plan: str
+    policy: FaultPolicy
+    fields: tuple[str, ...]
+    schema: pa.Schema | None = None
+    filter: Expression | Function | None = None
+    cleaning: Cleaning | None = None
+    mapping: Mapping | None = None
+    facts: dict[str, Facts] = field(default_factory=dict)
+    choices: tuple[Choice, ...] = ()
+
+    @property
+    def judged_fields(self) -> list[str]:
+        """Fields that have to be read to judge samples; at least one, so that there is something to read."""
+        return (self.cleaning.fields if self.cleaning else []) or self.source.schema.names[:1]
 
 
 class PartRecord(msgspec.Struct):
-    """What lies beside a finished shard until the dataset is published."""
+    """What lies beside a finished job's output until the dataset is published."""
 
     plan: str
-    part: dict[str, object]
+    part: dict[str, Any]
 
 
-def write_shard(work: Work, job: ShardJob, destination: Destination) -> Part:
-    """Build and write one shard and its record; return the record's content."""
-    part, chunks = work.target.build(
-        work.schema, read_range(work.source, work.schema.names, job.first, job.last), job.first
-    )
-    name = work.target.shard_name(job.number)
-    destination.put(name, chunks)
-    destination.put(name + PART_SUFFIX, [msgspec.json.encode(PartRecord(work.plan, part))])
+class Job(Protocol):
+    """One piece of work, for any process."""
+
+    @property
+    def record(self) -> str:
+        """Name of the record, without `PART_SUFFIX`; of a shard it is the shard's own."""
+        ...
+
+    def run(self, work: Work, destination: Destination) -> Part:
+        """Do it, and return what is remembered of it; equal for equal work."""
+        ...
+
+
+def run_job(work: Work, job: Job, destination: Destination) -> Part:
+    """Do a job and leave its record; return the record's content."""
+    part = job.run(work, destination)
+    destination.put(job.record + PART_SUFFIX, [msgspec.json.encode(PartRecord(work.plan, part))])
     return part
 
 
-def read_range(source: Dataset, names: list[str], first: int, last: int) -> Iterator[pa.RecordBatch]:
-    """Yield the samples `[first, last)` as record batches of the fields `names`, reading a few blocks at a time."""
-    index = source.index
-    first_sample, length = index.blocks.first_sample, index.blocks.length
-    begin, end = (int(block) for block in index.locate(np.array([first, last - 1]))[0])
-    while begin <= end:
-        filled = np.cumsum(length[begin : min(end + 1, begin + FETCH_BLOCKS)])
-        stop = begin + max(1, int(np.searchsorted(filled, FETCH_BYTES, side="right")))
-        blocks = source.reader.read_blocks([index.block_ref(block) for block in range(begin, stop)])
-        for block, data in zip(range(begin, stop), blocks, strict=True):
-            batch = source.source.decode(block, data.view).select(names)
-            low, high = max(first, int(first_sample[block])), min(last, int(first_sample[block + 1]))
-            if high > low:
-                yield batch.slice(low - int(first_sample[block]), high - low)
-        begin = stop
+@dataclass(frozen=True, slots=True)
+class ShardJob:
+    """One shard to write.
+
+    Attributes:
+        choice: Which dataset it belongs to.
+        number: Its place among the shards.
+        name: What it is called, below the destination.
+        first: First position of the dataset's order that it covers.
+        last: First position that it no longer covers.
+        source_bytes: About as many bytes of the source belong to it.
+    """
+
+    choice: int
+    number: int
+    name: str
+    first: int
+    last: int
+    source_bytes: int
+
+    @property
+    def record(self) -> str:
+        """Name of the shard."""
+        return self.name
+
+    def run(self, work: Work, destination: Destination) -> Part:
+        """Build and write the shard; without samples there is none."""
+        assert work.schema is not None
+        rejects, counted = Rejects(work.source, work.policy), [0]
+        batches = self._batches(work, rejects, counted)
+        first = next(batches, None)
+        part: Part = {"size_bytes": 0}
+        if first is not None:
+            part, chunks = work.target.build(work.schema, itertools.chain([first], batches), self.first)
+            destination.put(self.name, chunks)
+        name = f"write-{self.name.rpartition('/')[0]}{self.number:05d}"
+        return {"shard": part, "num_samples": counted[0]} | write_rejects(work, rejects, name)
+
+    def _batches(self, work: Work, rejects: Rejects, counted: list[int]) -> Iterator[pa.RecordBatch]:
+        choice = work.choices[self.choice]
+        samples = choice.samples(self.first, self.last)
+        read = read_shuffled if choice.shuffled else read_samples
+        on_damage = rejects.on_damage if work.policy.lenient else None
+        numbered = _changed(work, read(work.source, work.fields, samples, on_damage))
+        assert work.schema is not None
+        for _, batch in numbered if work.mapping is None else work.mapping.apply(numbered, rejects):
+            counted[0] += batch.num_rows
+            yield batch.select(work.schema.names)
+
+
+def _changed(work: Work, numbered: Iterator[Numbered]) -> Iterator[Numbered]:
+    """Apply the changes of the cleaning rules."""
+    if work.cleaning is None:
+        return numbered
+    cleaning = work.cleaning
+    return ((numbers, cleaning.change(batch, work.facts)) for numbers, batch in numbered)

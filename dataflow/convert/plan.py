@@ -1,65 +1,90 @@
-"""Which samples go into which shard. Pure: the source's index and the settings decide, never workers or time."""
+"""Which samples go into which job. Pure: source, settings and what is kept decide, never workers or time."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+from dataflow.convert.job import ShardJob
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from dataflow.convert.choice import Choice
     from dataflow.formats.protocol import Target
     from dataflow.index import Index
 
-__all__ = ["ShardJob", "plan_digest", "plan_shards"]
+__all__ = ["cut", "plan_digest", "plan_shards"]
 
 
-@dataclass(frozen=True, slots=True)
-class ShardJob:
-    """One shard to write.
-
-    Attributes:
-        number: Its place among the shards.
-        first: First sample of the source that it holds.
-        last: First sample that it no longer holds.
-        source_bytes: About as many bytes of the source belong to it.
-    """
-
-    number: int
-    first: int
-    last: int
-    source_bytes: int
-
-
-def plan_shards(index: Index, shard_size_bytes: int) -> list[ShardJob]:
-    """Cut the source into shards of about equal bytes, none much larger than `shard_size_bytes`.
+def plan_shards(index: Index, choices: Sequence[Choice], target: Target, shard_size_bytes: int) -> list[ShardJob]:
+    """Cut what every dataset gets into shards of about equal bytes of the source, none much larger than asked for.
 
     Inside a block of the source, samples count as equally large: nothing but the index is looked at.
     """
-    if not index.num_samples:
+    jobs = []
+    for place, choice in enumerate(choices):
+        if choice.shuffled:
+            # Any part of a shuffled order holds its share of all bytes.
+            total = int(index.blocks.length.sum() * _kept_share(index, choice))
+            size_bytes, positions = np.array([total]), np.array([0, len(choice.order)])
+        else:
+            size_bytes, positions = _stored(index, choice)
+        ranges = cut(positions, size_bytes * choice.share, shard_size_bytes) if len(choice) else []
+        jobs += [
+            ShardJob(place, number, choice.prefix + target.shard_name(number), *bounds)
+            for number, bounds in enumerate(ranges)
+        ]
+    return jobs
+
+
+def cut(first_sample: npt.NDArray[Any], size_bytes: npt.NDArray[Any], limit_bytes: int) -> list[tuple[int, int, int]]:
+    """Return ranges of about `limit_bytes`: first sample, the one after the last, and about how many bytes it has.
+
+    Args:
+        first_sample: int64, of every block, and the number of samples.
+        size_bytes: Of every block.
+        limit_bytes: At least 1.
+    """
+    if not first_sample[-1]:
         return []
-    ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(index.blocks.length)])
-    total = int(ends[-1])
-    wanted = -(-total // shard_size_bytes)
-    cuts = np.interp(np.arange(wanted + 1) * (total / wanted), ends, index.blocks.first_sample)
+    ends = np.concatenate([np.zeros(1), np.cumsum(size_bytes)])
+    total = float(ends[-1])
+    wanted = max(1, -(-round(total) // limit_bytes))
+    cuts = np.interp(np.arange(wanted + 1) * (total / wanted), ends, first_sample)
+    cuts[0], cuts[-1] = 0, first_sample[-1]
     bounds = np.unique(np.rint(cuts).astype(np.int64))
-    offsets = np.interp(bounds, index.blocks.first_sample, ends).astype(np.int64)
-    return [
-        ShardJob(number, int(bounds[number]), int(bounds[number + 1]), int(offsets[number + 1] - offsets[number]))
-        for number in range(len(bounds) - 1)
-    ]
+    offsets = np.interp(bounds, first_sample, ends).astype(np.int64)
+    return list(zip(bounds.tolist(), bounds[1:].tolist(), np.diff(offsets).tolist(), strict=False))
 
 
-def plan_digest(index: Index, schema: pa.Schema, target: Target, jobs: list[ShardJob]) -> str:
-    """Name a conversion: equal digests promise equal bytes, so the shards of a broken-off run can be kept.
+def plan_digest(index: Index, settings: object) -> str:
+    """Name a conversion: equal digests promise equal bytes, so what a broken-off run finished can be kept.
 
     Covers the versions of the source's objects: a source that changed in between starts over.
+
+    Args:
+        index: Of the source.
+        settings: Everything else that decides over the bytes; what it is shows in its `repr`.
     """
-    digest = xxhash.xxh3_128(repr((index.url, index.fingerprint, target, jobs)).encode())
-    digest.update(schema.serialize().to_pybytes())
+    digest = xxhash.xxh3_128(repr((index.url, index.fingerprint, settings)).encode())
     for version in index.shards.versions:
         digest.update(version.as_py().encode() + b"\0")
     return digest.hexdigest()
+
+
+def _kept_share(index: Index, choice: Choice) -> float:
+    return len(choice.order) / max(1, index.num_samples)
+
+
+def _stored(index: Index, choice: Choice) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return bytes of the kept samples of every block, and their first position."""
+    first_sample, length = index.blocks.first_sample, index.blocks.length
+    if choice.kept is None:
+        return length, first_sample
+    positions = choice.kept.count_before(first_sample)
+    return length * (np.diff(positions) / np.maximum(1, np.diff(first_sample))), positions

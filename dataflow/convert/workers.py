@@ -1,4 +1,4 @@
-"""Running shard jobs, in this process or in several.
+"""Running jobs, in this process or in several.
 
 Worker processes are started by `subprocess`, never forked (the source may hold threads and sockets) and not by
 multiprocessing's spawn, which runs the caller's main module again and keeps semaphores in /dev/shm. Each has one socket
@@ -16,29 +16,29 @@ from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
 from connectors.errors import DataError
-from dataflow.convert.job import Work, write_shard
+from dataflow.convert.job import Work, run_job
 from dataflow.formats.destination import Destination
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-    from dataflow.convert.plan import ShardJob
+    from dataflow.convert.job import Job
     from dataflow.formats.protocol import Part
 
 __all__ = ["run_here", "run_in_processes"]
 
 
-def run_here(work: Work, jobs: Iterable[ShardJob]) -> Iterator[tuple[ShardJob, Part]]:
-    """Write shards one after the other; yield each as it is done."""
+def run_here(work: Work, jobs: Iterable[Job]) -> Iterator[tuple[Job, Part]]:
+    """Do jobs one after the other; yield each as it is done."""
     with Destination(work.url) as destination:
         for job in jobs:
-            yield job, write_shard(work, job, destination)
+            yield job, run_job(work, job, destination)
 
 
-def run_in_processes(work: Work, jobs: Iterable[ShardJob], *, workers: int) -> Iterator[tuple[ShardJob, Part]]:
-    """Write shards in `workers` processes; yield each as it is done, in any order.
+def run_in_processes(work: Work, jobs: Iterable[Job], *, workers: int) -> Iterator[tuple[Job, Part]]:
+    """Do jobs in `workers` processes; yield each as it is done, in any order.
 
-    The first failure ends it: the other workers finish the shard that they are at, which stays for a resumed run.
+    The first failure ends it: the other workers finish the job that they are at, whose result stays for a resumed run.
 
     Raises:
         DataError: What a worker raised, or that one died.
@@ -69,12 +69,12 @@ class _Worker:
 
     def __init__(self) -> None:
         self.connection, theirs = Pipe()
-        self._job: ShardJob | None = None
+        self._job: Job | None = None
         with theirs:
             command = [sys.executable, "-P", "-m", "dataflow.convert.worker", str(theirs.fileno())]
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
 
-    def begin(self, job: ShardJob | None) -> bool:
+    def begin(self, job: Job | None) -> bool:
         """Hand out a job; False where there is none left."""
         if job is None:
             return False
@@ -82,7 +82,7 @@ class _Worker:
         self.send(job)
         return True
 
-    def finish(self) -> tuple[ShardJob, Part]:
+    def finish(self) -> tuple[Job, Part]:
         """Return the job's result, which must have arrived, or raise what went wrong."""
         job, self._job = self._job, None
         assert job is not None
@@ -133,13 +133,10 @@ def serve(connection: Connection) -> None:
             connection.send(_attempt(work, job, destination))
 
 
-def _attempt(work: Work, job: ShardJob, destination: Destination) -> Part | Exception:
+def _attempt(work: Work, job: Job, destination: Destination) -> Part | Exception:
     try:
-        return write_shard(work, job, destination)
+        return run_job(work, job, destination)
     except DataError as error:
         return error
     except Exception as error:  # noqa: BLE001  anything else may not survive pickling
-        name = work.target.shard_name(job.number)
-        return DataError(
-            f"writing {name} (samples {job.first} to {job.last - 1}) failed: {type(error).__name__}: {error}"
-        )
+        return DataError(f"{job.record} at {work.url} failed: {type(error).__name__}: {error}")

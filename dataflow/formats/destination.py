@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from connectors.bridge import run_sync
 from connectors.errors import BadInputError, NotFoundError
-from connectors.objects import normalise_url
+from connectors.objects import Span, normalise_url
 from connectors.registry import open_store
 
 if TYPE_CHECKING:
@@ -52,6 +52,10 @@ class Destination:
         """Read one object whole."""
         return run_sync(self._store.get(name))
 
+    def get_range(self, name: str, offset: int, length: int) -> Buffer:
+        """Read a part of one object."""
+        return run_sync(self._store.get_range(name, Span(offset, length)))
+
     def sizes(self) -> dict[str, int]:
         """Return name and size of what lies below the prefix; nothing where it does not exist."""
         return run_sync(self._sizes())
@@ -64,19 +68,19 @@ class Destination:
             except NotFoundError:
                 continue
 
-    def clear(self, *, overwrite: bool, owns: Callable[[str], bool], manifest: str) -> None:
+    def clear(self, *, overwrite: bool, owns: Callable[[str], bool], is_manifest: Callable[[str], bool]) -> None:
         """Make sure that the prefix is empty: refuse what it holds, or remove it.
 
         Args:
             overwrite: Remove an older dataset.
             owns: Whether an object of this name is part of such a dataset; nothing else is ever removed.
-            manifest: Goes first, so that the old dataset is gone before its parts are.
+            is_manifest: Whether an object goes first, so that the old dataset is gone before its parts are.
 
         Raises:
             BadInputError: It holds something that may not be removed.
         """
         found = self.insist_on_room(overwrite=overwrite, owns=owns)
-        self.delete(sorted(found, key=lambda name: name != manifest))
+        self.delete(sorted(found, key=lambda name: not is_manifest(name)))
 
     def insist_on_room(self, *, overwrite: bool, owns: Callable[[str], bool]) -> list[str]:
         """Return what has to be removed before a dataset is written here; change nothing. Errors as `clear`."""

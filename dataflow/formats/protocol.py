@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping
 
     import pyarrow as pa
 
@@ -112,7 +112,7 @@ class Target(Protocol):
         ...
 
     def publish(
-        self, destination: Destination, schema: pa.Schema, parts: Sequence[Part], lineage: dict[str, Any]
+        self, destination: Destination, schema: pa.Schema, parts: Mapping[str, Part], lineage: dict[str, Any]
     ) -> None:
-        """Make a dataset of the shards, all of which are in place; atomic."""
+        """Make a dataset of the shards, all of which are in place, by name and in order; atomic."""
         ...

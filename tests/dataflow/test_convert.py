@@ -16,11 +16,10 @@ from PIL import Image
 from connectors.errors import BadInputError, CorruptError, DataError
 from dataflow.convert import Progress, convert
 from dataflow.convert.conversion import _without_credentials
-from dataflow.convert.job import write_shard
-from dataflow.convert.plan import plan_shards
+from dataflow.convert.job import run_job
+from dataflow.convert.plan import cut
 from dataflow.dataset import open_dataset
 from dataflow.formats.arrow import ShardWriter
-from dataflow.index import Blocks, Index, Shards
 
 SIZES = {"shard_size_bytes": 500, "block_size_bytes": 300}
 COUNT = 60
@@ -93,22 +92,10 @@ def test_progress_counts_up_to_everything(images: Path, tmp_path: Path) -> None:
 @given(st.lists(st.tuples(st.integers(1, 1000), st.integers(0, 20)), min_size=1, max_size=30), st.integers(1, 3000))
 def test_a_plan_covers_every_sample_once_in_order(blocks: list[tuple[int, int]], shard_size_bytes: int) -> None:
     length, num_samples = (np.array(column, np.int64) for column in zip(*blocks, strict=True))
-    index = Index(
-        "file:///x",
-        "f",
-        Shards(pa.array(["s"]), length.sum(keepdims=True), pa.array(["v"])),
-        Blocks(
-            np.zeros(len(blocks), np.int32),
-            np.cumsum(length) - length,
-            length,
-            np.concatenate([[0], np.cumsum(num_samples)]),
-        ),
-    )
-    jobs = plan_shards(index, shard_size_bytes)
-    covered = [sample for job in jobs for sample in range(job.first, job.last)]
-    assert covered == list(range(index.num_samples))
-    assert [job.number for job in jobs] == list(range(len(jobs)))
-    assert all(job.last > job.first for job in jobs)
+    ranges = cut(np.concatenate([[0], np.cumsum(num_samples)]), length, shard_size_bytes)
+    covered = [sample for first, last, _ in ranges for sample in range(first, last)]
+    assert covered == list(range(num_samples.sum()))
+    assert all(last > first for first, last, _ in ranges)
 
 
 # Refusals
@@ -187,9 +174,9 @@ def test_a_resumed_conversion_keeps_what_is_finished_and_ends_the_same(
 
     def remember(work: object, job: object, destination: object) -> object:
         redone.append(job.number)
-        return write_shard(work, job, destination)
+        return run_job(work, job, destination)
 
-    monkeypatch.setattr("dataflow.convert.workers.write_shard", remember)
+    monkeypatch.setattr("dataflow.convert.workers.run_job", remember)
     result = convert(images, path, resume=True, **SIZES)
     assert result.num_resumed == after
     assert redone == list(range(after, result.num_shards))

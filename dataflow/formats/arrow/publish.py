@@ -21,7 +21,7 @@ from dataflow.formats.arrow.manifest import (
 from dataflow.index import Blocks, Shards, encode_index
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from dataflow.formats.arrow.shard import Shard
     from dataflow.formats.destination import Destination
@@ -42,14 +42,19 @@ def owns(name: str) -> bool:
 
 
 def publish(
-    destination: Destination, schema: pa.Schema, shards: Sequence[Shard], *, compression: str, lineage: dict[str, Any]
+    destination: Destination,
+    schema: pa.Schema,
+    shards: Mapping[str, Shard],
+    *,
+    compression: str,
+    lineage: dict[str, Any],
 ) -> Manifest:
     """Write `index.arrow`, then `dataset.json`, which makes the dataset exist.
 
     Args:
-        destination: Holds the shards already, under `shard_name`.
+        destination: Holds the shards already.
         schema: Schema of all shards.
-        shards: In the order of their samples.
+        shards: By name, in the order of their samples.
         compression: What the shards were built with.
         lineage: Where the data came from; JSON types.
     """
@@ -66,7 +71,7 @@ def publish(
         num_samples=int(tables[1].first_sample[-1]),
         num_blocks=len(tables[1]),
         num_shards=len(shards),
-        size_bytes=sum(shard.size_bytes for shard in shards),
+        size_bytes=sum(shard.size_bytes for shard in shards.values()),
         index=entry,
         fingerprint=dataset_fingerprint(encoded, entry.digest),
         compression=compression,
@@ -76,12 +81,13 @@ def publish(
     return manifest
 
 
-def index_tables(shards: Sequence[Shard]) -> tuple[Shards, Blocks]:
-    """Return the tables of an index over `shards`."""
+def index_tables(named: Mapping[str, Shard]) -> tuple[Shards, Blocks]:
+    """Return the tables of an index over shards."""
+    shards = list(named.values())
     num_blocks = [len(shard.offset) for shard in shards]
     num_samples = _join([shard.num_samples for shard in shards], np.int64)
     table = Shards(
-        pa.array([shard_name(number) for number in range(len(shards))], pa.string()),
+        pa.array(list(named), pa.string()),
         np.array([shard.size_bytes for shard in shards], np.int64),
         pa.array([shard.digest for shard in shards], pa.string()),
     )

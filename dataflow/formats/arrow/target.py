@@ -13,7 +13,7 @@ from dataflow.formats.arrow.writing import check_sizes, fit_batch
 from dataflow.formats.fields import storable_schema
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping
 
     import pyarrow as pa
 
@@ -80,8 +80,8 @@ class ArrowTarget:
         return asdict(shard), list(chunks)
 
     def publish(
-        self, destination: Destination, schema: pa.Schema, parts: Sequence[Part], lineage: dict[str, Any]
+        self, destination: Destination, schema: pa.Schema, parts: Mapping[str, Part], lineage: dict[str, Any]
     ) -> None:
         """Write index and manifest."""
-        shards = [Shard(**part) for part in parts]
+        shards = {name: Shard(**part) for name, part in parts.items()}
         publish(destination, schema, shards, compression=self.compression, lineage=lineage)

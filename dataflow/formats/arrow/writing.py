@@ -79,7 +79,7 @@ class ShardWriter:
         self._open = False
 
     def __enter__(self) -> ShardWriter:
-        self._destination.clear(overwrite=self._overwrite, owns=owns, manifest=MANIFEST_NAME)
+        self._destination.clear(overwrite=self._overwrite, owns=owns, is_manifest=MANIFEST_NAME.__eq__)
         self._open = True
         return self
 
@@ -151,8 +151,9 @@ class ShardWriter:
         for block in self._cutter.flush():
             self._append(block)
         self._close_shard()
+        shards = {shard_name(number): shard for number, shard in enumerate(self._shards)}
         self.manifest = publish(
-            self._destination, self.schema, self._shards, compression=self._compression, lineage=self._lineage
+            self._destination, self.schema, shards, compression=self._compression, lineage=self._lineage
         )
 
     def _withdraw(self) -> None:

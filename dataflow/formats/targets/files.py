@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from connectors.errors import BadInputError
@@ -53,7 +53,7 @@ class FileTarget(ABC):
         """Build one shard in memory."""
 
     def publish(
-        self, destination: Destination, schema: pa.Schema, parts: Sequence[Part], lineage: dict[str, Any]
+        self, destination: Destination, schema: pa.Schema, parts: Mapping[str, Part], lineage: dict[str, Any]
     ) -> None:
         """Do nothing: the shards are the dataset."""
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -92,11 +92,11 @@ class MdsTarget:
         self,
         destination: Destination,
         schema: pa.Schema,
-        parts: Sequence[Part],
+        parts: Mapping[str, Part],
         lineage: dict[str, Any],
     ) -> None:
         """Write `index.json`."""
-        shards = [self._describe(number, part, self._config(schema)) for number, part in enumerate(parts)]
+        shards = [self._describe(name, part, self._config(schema)) for name, part in parts.items()]
         content = json.dumps({"shards": shards, "version": 2}, sort_keys=True)
         destination.put(INDEX_NAME, [content.encode()])
 
@@ -113,8 +113,7 @@ class MdsTarget:
             "version": 2,
         }
 
-    def _describe(self, number: int, part: Part, config: dict[str, Any]) -> dict[str, Any]:
-        name = self.shard_name(number)
+    def _describe(self, name: str, part: Part, config: dict[str, Any]) -> dict[str, Any]:
         raw = {"basename": name.removesuffix(".zstd"), "bytes": part["raw_bytes"], "hashes": {}}
         packed = {"basename": name, "bytes": part["size_bytes"], "hashes": {}}
         zipped = packed if self.compression == "zstd" else None

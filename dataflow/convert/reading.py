@@ -1,0 +1,107 @@
+"""Reading chosen samples of a source as record batches, a few blocks at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from connectors.errors import ChangedError, CorruptError, DataError, NotFoundError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from cache.access import BlockData
+    from dataflow.dataset import Dataset
+
+__all__ = ["OnDamage", "read_samples", "read_shuffled"]
+
+# What one request to the reader asks for; enough to hide a round trip, small beside a shard.
+FETCH_BYTES = 8 << 20
+FETCH_BLOCKS = 256
+# What is held to be brought into another order.
+SHUFFLE_BYTES = 512 << 20
+# What is wrong with the data and not with the way to it.
+DAMAGE = (CorruptError, ChangedError, NotFoundError)
+
+# Told which block's samples are lost, and why.
+OnDamage = Callable[["npt.NDArray[np.int64]", int, DataError], None]
+Numbered = tuple["npt.NDArray[np.int64]", pa.RecordBatch]
+
+
+def read_samples(
+    source: Dataset, names: Sequence[str], samples: npt.NDArray[np.int64], on_damage: OnDamage | None = None
+) -> Iterator[Numbered]:
+    """Yield samples and their fields `names`, block by block.
+
+    Args:
+        source: What to read.
+        names: Fields, in the order wanted.
+        samples: Their numbers, ascending.
+        on_damage: Receives samples that cannot be read; without it, that is an error.
+    """
+    index, length = source.index, source.index.blocks.length
+    block, row = index.locate(samples)
+    starts = np.flatnonzero(np.diff(block, prepend=-1))
+    wanted = block[starts]
+    bounds = np.append(starts, len(samples))
+    begin = 0
+    while begin < len(wanted):
+        filled = np.cumsum(length[wanted[begin : begin + FETCH_BLOCKS]])
+        stop = begin + max(1, int(np.searchsorted(filled, FETCH_BYTES, side="right")))
+        for place, data in _fetch(source, wanted[begin:stop], lenient=on_damage is not None):
+            number, part = int(wanted[begin + place]), slice(*bounds[begin + place : begin + place + 2])
+            try:
+                if isinstance(data, DataError):
+                    raise data
+                batch = source.source.decode(number, data.view).select(names)
+            except DAMAGE as error:
+                if on_damage is None:
+                    raise
+                on_damage(samples[part], number, error)
+                continue
+            rows = row[part]
+            contiguous = int(rows[-1] - rows[0]) == len(rows) - 1
+            yield samples[part], batch.slice(rows[0], len(rows)) if contiguous else batch.take(pa.array(rows))
+        begin = stop
+
+
+def read_shuffled(
+    source: Dataset, names: Sequence[str], samples: npt.NDArray[np.int64], on_damage: OnDamage | None = None
+) -> Iterator[Numbered]:
+    """Yield samples in the order given, holding about `SHUFFLE_BYTES`; arguments as `read_samples`."""
+    blocks = source.index.blocks
+    block, _ = source.index.locate(samples)
+    size_bytes = np.cumsum(blocks.length[block] / np.diff(blocks.first_sample)[block])
+    begin = 0
+    while begin < len(samples):
+        before = size_bytes[begin - 1] if begin else 0
+        stop = max(begin + 1, int(np.searchsorted(size_bytes, before + SHUFFLE_BYTES, side="right")))
+        wanted = samples[begin:stop]
+        pieces = list(read_samples(source, names, np.sort(wanted), on_damage))
+        if pieces:
+            found = np.concatenate([numbers for numbers, _ in pieces])
+            kept = wanted[np.isin(wanted, found)] if len(found) < len(wanted) else wanted
+            rows = np.searchsorted(found, kept)
+            yield kept, pa.concat_batches([batch for _, batch in pieces]).take(pa.array(rows))
+        begin = stop
+
+
+def _fetch(
+    source: Dataset, blocks: npt.NDArray[np.int64], *, lenient: bool
+) -> Iterator[tuple[int, BlockData | DataError]]:
+    """Yield place and bytes of blocks; where one of many is damaged and that is tolerated, each is asked for alone."""
+    refs = [source.index.block_ref(int(block)) for block in blocks]
+    try:
+        yield from enumerate(source.reader.read_blocks(refs))
+    except DAMAGE as error:
+        if not lenient:
+            raise
+        if len(refs) == 1:
+            yield 0, error
+            return
+        for place in range(len(refs)):
+            for _, data in _fetch(source, blocks[place : place + 1], lenient=True):
+                yield place, data

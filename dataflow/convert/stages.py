@@ -1,0 +1,157 @@
+"""Running the jobs of one stage: those that an earlier run finished are taken over, the others are done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from connectors.errors import BadInputError, CorruptError
+from dataflow.convert.job import PartRecord
+from dataflow.convert.progress import Progress
+from dataflow.convert.workers import run_here, run_in_processes
+from dataflow.formats.destination import PART_SUFFIX
+
+if TYPE_CHECKING:
+    from dataflow.convert.job import Work
+    from dataflow.formats.destination import Destination
+    from dataflow.formats.protocol import Part
+
+__all__ = ["Stages", "read_records"]
+
+# Below this a second process costs more (it imports for half a second) than it saves.
+SMALL_BYTES = 64 << 20
+
+
+@dataclass(slots=True)
+class Stages:
+    """Runs stage after stage of one conversion.
+
+    Attributes:
+        workers: Processes; None for one per core where the work is worth it.
+        records: What an earlier run finished, by the names of its jobs.
+        progress: Told what is done.
+        num_errors: Bad samples so far, over all stages.
+        examples: The first of them.
+        quarantine: The shards of the quarantine so far: by the job's name, the shard's name and part.
+    """
+
+    workers: int | None
+    records: dict[str, Part]
+    progress: Callable[[Progress], None] | None
+    num_errors: int = 0
+    examples: list[str] = field(default_factory=list)
+    quarantine: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def run(self, name: str, work: Work, jobs: Sequence[Any], *, num_samples: int) -> list[Part]:
+        """Return the results of jobs, in their order.
+
+        Raises:
+            DataError: A job failed, or there are too many bad samples.
+        """
+        parts = {job.record: self.records[job.record] for job in jobs if job.record in self.records}
+        for part in parts.values():
+            self._count(work, part)
+        report = _Reporter(name, jobs, num_samples, self.progress)
+        report([job for job in jobs if job.record in parts], parts)
+        for job, part in _run(work, [job for job in jobs if job.record not in parts], self.workers):
+            parts[job.record] = part
+            self._count(work, part)
+            report([job], parts)
+        ordered = [parts[job.record] for job in jobs]
+        self.examples += [example for part in ordered for example in part.get("examples", ())]
+        self.quarantine |= {
+            job.record: parts[job.record]["quarantine"] for job in jobs if "quarantine" in parts[job.record]
+        }
+        return ordered
+
+    def _count(self, work: Work, part: Part) -> None:
+        if part.get("num_errors"):
+            self.num_errors += part["num_errors"]
+            work.policy.check(self.num_errors, part["examples"][-1])
+
+
+def read_records(destination: Destination, sizes: dict[str, int], plan: str) -> dict[str, Part]:
+    """Return what an earlier run of the same conversion finished, by the names of its jobs.
+
+    Args:
+        destination: Where it wrote.
+        sizes: What lies there.
+        plan: Digest of this conversion.
+
+    Raises:
+        BadInputError: The records are of another conversion.
+        CorruptError: A record is damaged.
+    """
+    parts = {}
+    for name in sizes:
+        if not name.endswith(PART_SUFFIX):
+            continue
+        record = _read_record(destination, name)
+        if record.plan != plan:
+            raise BadInputError(
+                f"{destination.url} holds parts of another conversion: the source or a setting has changed; "
+                "start over with overwrite",
+                uri=destination.url,
+            )
+        job = name.removesuffix(PART_SUFFIX)
+        shard = record.part.get("shard")
+        if shard is None or shard["size_bytes"] in (sizes.get(job), 0):
+            parts[job] = record.part
+    return parts
+
+
+def _read_record(destination: Destination, name: str) -> PartRecord:
+    try:
+        return msgspec.json.decode(destination.get(name), type=PartRecord)
+    except msgspec.MsgspecError as error:
+        uri = f"{destination.url}/{name}"
+        message = f"{uri} is not the record of a finished shard: {error}; start over with overwrite"
+        raise CorruptError(message, uri=uri) from error
+
+
+def _run(work: Work, jobs: Sequence[Any], workers: int | None) -> Any:
+    in_process = any(url.startswith("memory://") for url in (work.url, work.quarantine_url, work.source.index.url))
+    if workers is None:
+        small = sum(job.source_bytes for job in jobs) < SMALL_BYTES
+        workers = 1 if small or in_process else len(os.sched_getaffinity(0))
+    workers = min(workers, len(jobs))
+    if workers <= 1:
+        return run_here(work, jobs)
+    if in_process:
+        raise BadInputError("memory:// lives in one process; convert with workers=0")
+    return run_in_processes(work, jobs, workers=workers)
+
+
+class _Reporter:
+    """Adds up finished jobs."""
+
+    def __init__(
+        self, stage: str, jobs: Sequence[Any], num_samples: int, progress: Callable[[Progress], None] | None
+    ) -> None:
+        self._stage = stage
+        self._jobs = jobs
+        self._num_samples = num_samples
+        self._progress = progress
+        self._shards = self._samples = self._source_bytes = 0
+
+    def __call__(self, done: list[Any], parts: dict[str, Part]) -> None:
+        self._shards += len(done)
+        self._samples += sum(parts[job.record].get("num_samples", job.last - job.first) for job in done)
+        self._source_bytes += sum(job.source_bytes for job in done)
+        if self._progress is not None:
+            total = sum(job.source_bytes for job in self._jobs)
+            self._progress(
+                Progress(
+                    self._stage,
+                    self._shards,
+                    len(self._jobs),
+                    self._samples,
+                    self._num_samples,
+                    self._source_bytes,
+                    total,
+                )
+            )

@@ -1,0 +1,171 @@
+"""Cleaning rules: what each drops and changes, and how they are read."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from connectors.errors import BadInputError, NotFoundError
+from dataflow.convert import parse_rule, read_rules
+from dataflow.convert.cleaning import Cleaning
+from dataflow.convert.rules import Duplicates, Iqr, Length, Missing, Range, Zscore
+from dataflow.formats import image_field
+
+
+def png(side: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.arange(side * side, dtype=np.uint8).reshape(side, side)).save(file, "png")
+    return file.getvalue()
+
+
+WHOLE = png(9)
+FIELDS = {
+    "n": (pa.int64(), [1, 2, 3, None, 100]),
+    "x": (pa.float64(), [0.0, float("nan"), 1.0, None, -9.0]),
+    "s": (pa.string(), ["", " \t", "a\x00b", None, "good\n"]),
+    "many": (pa.list_(pa.int64()), [[], [1], [1, 2], None, [3]]),
+}
+SCHEMA = pa.schema([*(pa.field(name, kind) for name, (kind, _) in FIELDS.items()), image_field("photo")])
+BATCH = pa.record_batch(
+    [
+        *(pa.array(values, kind) for kind, values in FIELDS.values()),
+        pa.array([WHOLE, WHOLE[:-30], b"no", WHOLE, WHOLE[:40]], pa.binary()),
+    ],
+    schema=SCHEMA,
+)
+FACTS = {
+    "n": {"mean": 4.4, "deviation": 2.0, "median": 2.6, "lower": 1.0, "upper": 3.0},
+    "x": {"mean": 0.0, "deviation": 2.0, "median": 0.0, "lower": 0.0, "upper": 1.0},
+}
+
+
+@pytest.mark.parametrize(
+    ("rule", "dropped"),
+    [
+        ("missing field=n", [3]),
+        ("missing field=x", [1, 3]),
+        ("missing field=s", [3]),
+        ("range field=n min=2", [0]),
+        ("range field=n max=3", [4]),
+        ("range field=x min=-1 max=0.5", [2, 4]),
+        ("zscore field=n", [4]),
+        ("zscore field=x limit=4", [4]),
+        ("iqr field=n factor=0.5", [4]),
+        ("iqr field=x factor=100", []),
+        ("length field=s min=1", [0]),
+        ("length field=many max=1", [2]),
+        ("empty field=s", [0, 1]),
+        ("control field=s", [2]),
+        ("undecodable field=photo", [1, 2, 4]),
+    ],
+)
+def test_a_rule_drops_what_it_says(rule: str, dropped: list[int]) -> None:
+    cleaned = Cleaning.of([parse_rule(rule)], SCHEMA).judge(BATCH, FACTS)
+    assert np.flatnonzero(cleaned.dropped_by == 0).tolist() == dropped
+    assert repr(cleaned.batch.to_pydict()) == repr(BATCH.to_pydict())
+    assert cleaned.changed == [0]
+
+
+@pytest.mark.parametrize(
+    ("rule", "field", "values", "changed"),
+    [
+        ("missing field=n fill=7", "n", [1, 2, 3, 7, 100], 1),
+        ("missing field=n fill=mean", "n", [1, 2, 3, 4, 100], 1),
+        ("missing field=n fill=median", "n", [1, 2, 3, 3, 100], 1),
+        ("missing field=x fill=0.5", "x", [0.0, 0.5, 1.0, 0.5, -9.0], 2),
+        ("missing field=s fill=none", "s", ["", " \t", "a\x00b", "none", "good\n"], 1),
+        ("control field=s action=strip", "s", ["", " \t", "ab", None, "good\n"], 1),
+    ],
+)
+def test_a_rule_changes_what_it_says(rule: str, field: str, values: list, changed: int) -> None:
+    cleaning = Cleaning.of([parse_rule(rule)], SCHEMA)
+    cleaned = cleaning.judge(BATCH, FACTS)
+    assert cleaned.batch.column(field).to_pylist() == values
+    assert cleaned.changed == [changed]
+    assert (cleaned.dropped_by < 0).all()
+    assert repr(cleaning.change(BATCH, FACTS).to_pydict()) == repr(cleaned.batch.to_pydict())
+    assert cleaning.change(BATCH.select(["many"]), FACTS).equals(BATCH.select(["many"]))
+
+
+def test_a_rule_sees_what_the_ones_before_it_left() -> None:
+    rules = map(parse_rule, ["range field=n min=2", "missing field=n fill=500", "range field=n max=50"])
+    cleaned = Cleaning.of(rules, SCHEMA).judge(BATCH, {})
+    assert cleaned.dropped_by.tolist() == [0, -1, -1, 2, 2]
+    assert cleaned.changed == [0, 1, 0]
+
+
+def test_rules_are_read_from_toml(tmp_path: Path) -> None:
+    (tmp_path / "rules.toml").write_text(
+        """
+        [[rule]]
+        rule = "missing"
+        field = "n"
+        fill = "median"
+        [[rule]]
+        rule = "range"
+        field = "n"
+        min = 0
+        [[rule]]
+        rule = "duplicates"
+        fields = ["n", "s"]
+        """
+    )
+    rules = read_rules(tmp_path / "rules.toml")
+    assert rules == [Missing("n", "median"), Range("n", min=0), Duplicates(("n", "s"))]
+    assert Cleaning.of(rules, SCHEMA).labels == ["missing n", "range n", "duplicates n,s"]
+    assert Cleaning.of(rules, SCHEMA).measured == ["n"]
+
+
+def test_rules_are_read_from_text() -> None:
+    assert parse_rule("zscore field=n limit=2.5") == Zscore("n", 2.5)
+    assert parse_rule("iqr field='a b'") == Iqr("a b")
+    assert parse_rule("length field=s min=3 max=9") == Length("s", 3, 9)
+    assert parse_rule("duplicates fields=n,s") == Duplicates(("n", "s"))
+    assert Cleaning.of([parse_rule("duplicates")], SCHEMA).duplicates == Duplicates(tuple(SCHEMA.names))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "nothing field=n",
+        "range",
+        "range field",
+        "range field=n",
+        "range field=n min=5 max=1",
+        "range field=n min=low",
+        "range field=s min=1",
+        "range field=other min=1",
+        "range field=n min=1 step=2",
+        "zscore field=n limit=0",
+        "iqr field=s",
+        "length field=n min=1",
+        "empty field=n",
+        "control field=s action=burn",
+        "undecodable field=s",
+        "missing field=n fill=lots",
+        "missing field=s fill=mean",
+        "duplicates fields=other",
+        "range field='n",
+    ],
+)
+def test_senseless_rules_are_refused(text: str) -> None:
+    with pytest.raises(BadInputError):
+        Cleaning.of([parse_rule(text)], SCHEMA)
+
+
+def test_two_rules_about_duplicates_are_refused() -> None:
+    with pytest.raises(BadInputError, match="one rule duplicates"):
+        Cleaning.of([Duplicates(), Duplicates()], SCHEMA)
+
+
+@pytest.mark.parametrize("content", ["", "rule = 3", "[[rule]\n", "[[rules]]\nrule = 'empty'", "[[rule]]\nfield = 'n'"])
+def test_files_that_hold_no_rules_are_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "rules.toml").write_text(content)
+    with pytest.raises(BadInputError, match=r"rules\.toml"):
+        read_rules(tmp_path / "rules.toml")
+    with pytest.raises(NotFoundError):
+        read_rules(tmp_path / "none.toml")
