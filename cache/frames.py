@@ -276,22 +276,29 @@ class FrameReader(Generic[_M]):
         Raises:
             DataError: With kind `PROTOCOL`: what arrived is no frame of ours. The connection cannot be used further.
         """
-        self._buffer += data
+        # What begins here is cut where it lies; only a frame that arrives in pieces has to be put together.
+        whole = data
+        if self._buffer:
+            self._buffer += data
+            whole = self._buffer
         begin = 0
         try:
-            while len(self._buffer) - begin >= _LENGTH.size:
-                (length,) = _LENGTH.unpack_from(self._buffer, begin)
+            while len(whole) - begin >= _LENGTH.size:
+                (length,) = _LENGTH.unpack_from(whole, begin)
                 if length > self._max_bytes:
                     raise _garbage(f"a frame of {length} bytes is above the limit of {self._max_bytes}")
                 end = begin + _LENGTH.size + length
-                if len(self._buffer) < end:
+                if len(whole) < end:
                     break
-                with memoryview(self._buffer) as whole, whole[begin + _LENGTH.size : end] as body:
+                with memoryview(whole) as view, view[begin + _LENGTH.size : end] as body:
                     message = self._decode(body)
                 begin = end
                 yield message
         finally:
-            del self._buffer[:begin]
+            if whole is self._buffer:
+                del self._buffer[:begin]
+            else:
+                self._buffer += whole[begin:]
 
     def _decode(self, body: memoryview) -> _M:
         try:

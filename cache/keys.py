@@ -12,6 +12,8 @@ __all__ = ["KEY_BYTES", "BlockRef", "block_key"]
 
 KEY_BYTES = 16
 
+_U32 = struct.Struct("<I")
+_SPAN = struct.Struct("<QQ")
 _MAX_OFFSET = (1 << 63) - 1  # what the kernel takes
 
 
@@ -52,10 +54,14 @@ def block_key(ref: BlockRef) -> bytes:
     another checksum, or none, shares nothing with those that name the right one.
     """
     uri, version = ref.uri.encode(), ref.version.encode()
-    digest = hashlib.blake2b(digest_size=KEY_BYTES)
-    digest.update(struct.pack("<I", len(uri)) + uri)
-    digest.update(struct.pack("<I", len(version)) + version)
-    digest.update(struct.pack("<QQ", ref.offset, ref.length))
-    if ref.crc32c is not None:
-        digest.update(struct.pack("<I", ref.crc32c))
-    return digest.digest()
+    name = b"".join(
+        (
+            _U32.pack(len(uri)),
+            uri,
+            _U32.pack(len(version)),
+            version,
+            _SPAN.pack(ref.offset, ref.length),
+            b"" if ref.crc32c is None else _U32.pack(ref.crc32c),
+        )
+    )
+    return hashlib.blake2b(name, digest_size=KEY_BYTES).digest()

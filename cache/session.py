@@ -14,7 +14,7 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,13 +41,14 @@ from cache.frames import (
     Request,
     Statistics,
     Stats,
-    Waiting,
     Welcome,
     encode,
     failure_of,
     requests,
 )
 from cache.handle import Handle, seal_block
+from cache.heartbeat import Heartbeat
+from cache.incoming import Incoming
 from cache.keys import BlockRef
 from cache.reader_plan import ReaderPlan
 from cache.rights import Rights
@@ -61,10 +62,8 @@ _log = logging.getLogger(__name__)
 MAX_BLOCK_BYTES = 1 << 31
 """Largest block that a server fetches."""
 
-_RECEIVE_BYTES = 64 * 1024
 _MESSAGE_INLINE_BYTES = 1024 * 1024
 _LISTING_PAGE = 1000
-_WAITING_FRAME = encode(Waiting())
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,17 +139,25 @@ class Session:
         self._share.connections += 1
         self._plan = ReaderPlan(self._engine.prefetcher, rights, share)
         self._loop = asyncio.get_running_loop()
+        self._incoming = Incoming(connection)
+        self._heartbeat = Heartbeat(connection, limits.heartbeat_s)
 
     async def serve(self) -> None:
         """Answer requests until either side has enough."""
+        frames, greeted = requests(), False
         try:
-            async for request in self._requests():
-                self.busy = True
-                self.requests += 1
-                await self._answer(request)
-                self.busy = False
-                if self.last:
-                    break
+            while data := await self._incoming.receive():
+                for request in frames.feed(data):
+                    if not greeted or isinstance(request, Hello):
+                        await self._greet(request, greeted=greeted)
+                        greeted = True
+                        continue
+                    self.busy = True
+                    self.requests += 1
+                    await self._answer(request)
+                    self.busy = False
+                    if self.last:
+                        return
         except DataError as error:
             await self.refuse(error)
         except (ConnectionError, TimeoutError):
@@ -163,28 +170,22 @@ class Session:
 
     def close(self) -> None:
         """Hang up. For when the task has ended: one that is cancelled before its first step runs no line of its own."""
+        self._incoming.close()
+        self._heartbeat.close()
         self._plan.close()
         self._share.connections -= 1
         self._socket.close()
 
-    async def _requests(self) -> AsyncIterator[Request]:
-        """Yield what the client asks, after the greeting."""
-        frames, greeted = requests(), False
-        while data := await self._loop.sock_recv(self._socket, _RECEIVE_BYTES):
-            for request in frames.feed(data):
-                if greeted != (not isinstance(request, Hello)):
-                    raise DataError("a connection begins with one greeting", kind=ErrorKind.PROTOCOL)
-                if isinstance(request, Hello):
-                    if request.version != PROTOCOL_VERSION:
-                        raise DataError(
-                            f"this cache server speaks protocol {PROTOCOL_VERSION}, the client {request.version}; "
-                            "run the same release on both sides",
-                            kind=ErrorKind.PROTOCOL,
-                        )
-                    greeted = True
-                    await self._send(Welcome(PROTOCOL_VERSION, os.getpid()))
-                else:
-                    yield request
+    async def _greet(self, request: Request, *, greeted: bool) -> None:
+        if greeted or not isinstance(request, Hello):
+            raise DataError("a connection begins with one greeting", kind=ErrorKind.PROTOCOL)
+        if request.version != PROTOCOL_VERSION:
+            raise DataError(
+                f"this cache server speaks protocol {PROTOCOL_VERSION}, the client {request.version}; "
+                "run the same release on both sides",
+                kind=ErrorKind.PROTOCOL,
+            )
+        await self._send(Welcome(PROTOCOL_VERSION, os.getpid()))
 
     async def _answer(self, request: Request) -> None:
         try:
@@ -193,7 +194,7 @@ class Session:
                 check_sizes(request.refs)
                 await self._send_blocks(request.refs)
                 return
-            with self._sign_of_life():
+            with self._heartbeat:
                 reply = await self._reply(request)
         except DataError as error:
             reply = failure_of(error)
@@ -238,16 +239,17 @@ class Session:
         if not slices:
             await self._send(Blocks([], last=True))
         for number, part in enumerate(slices, 1):
-            with self._sign_of_life():
+            with self._heartbeat:
                 found = await self._engine.get_many(part)
-            with contextlib.ExitStack() as handles:
-                for result in found:
-                    if isinstance(result, Handle):
-                        handles.enter_context(result)
+            try:
                 messages = list(pack_messages(found))
                 for place, (items, fds) in enumerate(messages, 1):
                     last = number == len(slices) and place == len(messages)
                     await self._send(Blocks(items, last), fds)
+            finally:
+                for result in found:
+                    if isinstance(result, Handle):
+                        result.close()
 
     async def _send_object(self, reply: Object) -> None:
         assert reply.data is not None
@@ -267,7 +269,7 @@ class Session:
         deadline_s: float | None = None
         while left:
             try:
-                sent = self._socket.sendmsg([left], ancillary)
+                sent = self._socket.sendmsg([left], ancillary) if ancillary else self._socket.send(left)
             except BlockingIOError:
                 deadline_s = deadline_s or self._loop.time() + self._limits.write_timeout_s
                 async with asyncio.timeout_at(deadline_s):
@@ -291,30 +293,6 @@ class Session:
             await ready.wait()
         finally:
             self._loop.remove_writer(descriptor)
-
-    @contextlib.contextmanager
-    def _sign_of_life(self) -> Iterator[None]:
-        """While the engine works, tell the client that it is at it; find out when the client has died."""
-        task = asyncio.current_task()
-        assert task is not None
-        timer: asyncio.TimerHandle
-
-        def beat() -> None:
-            nonlocal timer
-            try:
-                self._socket.send(_WAITING_FRAME)
-            except BlockingIOError:
-                pass
-            except OSError:
-                task.cancel()
-                return
-            timer = self._loop.call_later(self._limits.heartbeat_s, beat)
-
-        timer = self._loop.call_later(self._limits.heartbeat_s, beat)
-        try:
-            yield
-        finally:
-            timer.cancel()
 
 
 def check_sizes(refs: Sequence[BlockRef]) -> None:
