@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pyarrow as pa
 
+from cache.access import open_reader
 from connectors.errors import BadInputError
 from connectors.objects import normalise_url
 from dataflow.convert.choice import check_choice, choose
@@ -38,7 +39,8 @@ from dataflow.convert.rejects import FaultPolicy, owned_by_quarantine
 from dataflow.convert.result import Conversion, SplitResult
 from dataflow.convert.stages import Stages, read_records
 from dataflow.convert.survey import Survey, survey
-from dataflow.dataset import open_dataset
+from dataflow.dataset import Dataset, open_dataset
+from dataflow.formats import open_source
 from dataflow.formats.arrow.manifest import MANIFEST_NAME
 from dataflow.formats.destination import PART_SUFFIX, Destination
 from dataflow.formats.fields import select_fields
@@ -47,6 +49,7 @@ from dataflow.formats.writable import make_target
 if TYPE_CHECKING:
     from dataflow.convert.job import ShardJob
     from dataflow.convert.rules import Duplicates, Rule
+    from dataflow.formats.place import BadRange
     from dataflow.formats.protocol import Part, Target
 
 __all__ = ["convert"]
@@ -136,7 +139,7 @@ def convert(
     for one, other in [(src, dst), (src, aside), (dst, aside)]:
         if f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/"):
             raise BadInputError(f"source {src}, destination {dst} and quarantine must not contain each other")
-    source = open_dataset(src, cache=None)
+    source, bad = _open(src, lenient=policy.lenient)
     try:
         work = Work(
             source=source,
@@ -145,6 +148,7 @@ def convert(
             quarantine_url=aside,
             plan="",
             policy=policy,
+            bad=bad,
             fields=tuple(select_fields(source.schema, fields).names),
             filter=_filter(filter, source.schema.names),
             cleaning=Cleaning.of(rules, source.schema) if (rules := tuple(rules)) else None,
@@ -204,9 +208,10 @@ def _write(work: Work, run: _Run, stages: Stages, destination: Destination) -> C
     found = survey(work, stages, destination)
     work, jobs = run.plan(work, found)
     num_resumed = sum(job.record in stages.records for job in jobs)
+    stages.count_bad(work)
     parts = stages.run("write", work, jobs, num_samples=sum(map(len, work.choices)))
     has_quarantine = publish_quarantine(work, stages.quarantine)
-    publish_all(work, destination, jobs, parts, _lineage(work, found, sum(part["num_errors"] for part in parts)))
+    publish_all(work, destination, jobs, parts, _lineage(work, found, stages.num_errors))
     # The destination is a dataset now; records are of no use any more.
     destination.delete(name for name in destination.sizes() if name.endswith(PART_SUFFIX) or _SURVEY.fullmatch(name))
     result = _result(work, found, jobs, parts, stages)
@@ -265,6 +270,7 @@ def _rehearse(
     with Destination(elsewhere) as aside:
         found = survey(replace(work, url=elsewhere, policy=policy), stages, aside)
     work, jobs = run.plan(work, found)
+    stages.count_bad(work)
     result = _result(work, found, jobs, [], stages)
     num_resumed = sum(job.record in records for job in jobs)
     return replace(result, num_resumed=num_resumed, num_samples=sum(map(len, work.choices)), num_shards=len(jobs))
@@ -287,7 +293,7 @@ def _result(work: Work, found: Survey, jobs: list[ShardJob], parts: list[Part], 
         num_resumed=0,
         source_bytes=int(work.source.index.blocks.length.sum()),
         size_bytes=sum(part.size_bytes for part in splits),
-        num_source=len(work.source),
+        num_source=len(work.source) + len(work.bad),
         num_filtered=found.num_filtered,
         num_not_drawn=num_kept - sum(map(len, work.choices)),
         num_errors=stages.num_errors,
@@ -295,6 +301,19 @@ def _result(work: Work, found: Survey, jobs: list[ShardJob], parts: list[Part], 
         rules=tuple(found.rules),
         splits=tuple(splits) if splits[0].name else (),
     )
+
+
+def _open(src: str, *, lenient: bool) -> tuple[Dataset, tuple[BadRange, ...]]:
+    """Open the source; leniently, damaged records are passed over where its format can do that."""
+    if not lenient:
+        return open_dataset(src, cache=None), ()
+    reader = open_reader(src, None)
+    bad: list[BadRange] = []
+    try:
+        return Dataset(open_source(src, reader, bad=bad), reader, buffer_bytes=0), tuple(bad)
+    except BaseException:
+        reader.close()
+        raise
 
 
 def _filter(given: str | Callable[..., Any] | None, names: list[str]) -> Expression | Function | None:
@@ -310,7 +329,16 @@ def _filter(given: str | Callable[..., Any] | None, names: list[str]) -> Express
 def _digest(work: Work, mapped: Function | None, settings: object) -> str:
     chosen = work.filter.identity() if isinstance(work.filter, Function) else work.filter
     schema = work.source.schema.serialize().to_pybytes()
-    everything = (work.target, work.fields, chosen, work.cleaning, mapped and mapped.identity(), settings, schema)
+    everything = (
+        work.target,
+        work.fields,
+        work.bad,
+        chosen,
+        work.cleaning,
+        mapped and mapped.identity(),
+        settings,
+        schema,
+    )
     return plan_digest(work.source.index, everything)
 
 
@@ -344,8 +372,8 @@ def _lineage(work: Work, found: Survey, num_lost: int) -> dict[str, Any]:
         ]
     if work.mapping is not None:
         steps["map"] = work.mapping.function.name
-    if num_lost + found.num_errors:
-        steps["lost"] = num_lost + found.num_errors
+    if num_lost:
+        steps["lost"] = num_lost
     return {"source": source | ({"lineage": before} if before else {})} | steps
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dataflow.convert.rejects import FaultPolicy
     from dataflow.convert.rules import Facts
     from dataflow.dataset import Dataset
+    from dataflow.formats.place import BadRange
     from dataflow.formats.protocol import Part, Target
 
 __all__ = ["Job", "PartRecord", "ShardJob", "Work", "run_job"]
@@ -46,6 +47,7 @@ class Work:
         quarantine_url: Where rejected samples go.
         plan: Digest of the conversion.
         policy: What is done about bad samples.
+        bad: Ranges of the source that no sample could be made of.
         fields: Fields of the source that are written, or mapped.
         schema: What is stored; None as long as that is not known.
         filter: Which samples are wanted.
@@ -61,6 +63,7 @@ class Work:
     quarantine_url: str
     plan: str
     policy: FaultPolicy
+    bad: tuple[BadRange, ...]
     fields: tuple[str, ...]
     schema: pa.Schema | None = None
     filter: Expression | Function | None = None

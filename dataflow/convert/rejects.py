@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from cache.keys import BlockRef
 from connectors.errors import BadInputError, DataError
 from dataflow.formats.arrow.manifest import INDEX_NAME, MANIFEST_NAME
 from dataflow.formats.arrow.target import ArrowTarget
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from dataflow.convert.job import Work
     from dataflow.dataset import Dataset
+    from dataflow.formats.place import BadRange
     from dataflow.formats.protocol import Part
 
 __all__ = [
@@ -36,6 +38,8 @@ __all__ = [
 
 ON_ERROR = ("raise", "skip", "quarantine")
 MAX_EXAMPLES = 5
+# Of a damaged record, as many bytes are kept.
+MAX_RAW_BYTES = 1 << 20
 QUARANTINE_SCHEMA = pa.schema(
     [
         pa.field("sample", pa.int64(), nullable=False),
@@ -45,12 +49,12 @@ QUARANTINE_SCHEMA = pa.schema(
         pa.field("row", pa.int64(), nullable=False),
         pa.field("stage", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
-        # An Arrow IPC stream of one row; missing where the sample could not be read.
+        # An Arrow IPC stream of one row; in stage `scan` the damaged bytes; missing where there is neither.
         pa.field("record", pa.binary()),
     ]
 )
 
-_OWNED = re.compile(r"(clean|write|duplicates)-[\w-]*\d{5,}\.arrow")
+_OWNED = re.compile(r"(clean|write|duplicates|scan)-[\w-]*\d{5,}\.arrow")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +129,19 @@ class Rejects:
         if self.policy.on_error == "quarantine":
             self.rows.append(self._row(sample, "clean", rule, row))
 
+    def bad_range(self, bad: BadRange) -> None:
+        """Take note of bytes that no sample could be made of."""
+        record = None
+        if self.policy.on_error == "quarantine" and bad.length:
+            record = _read(self.source, bad)
+        self._error(-1, "scan", bad.reason, None)
+        if self.rows:
+            place = {"uri": bad.uri, "offset": bad.offset, "length": bad.length, "record": record}
+            self.rows[-1] |= place
+
     def _error(self, sample: int, stage: str, reason: str, row: pa.RecordBatch | None) -> None:
         self.num_errors += 1
-        message = f"sample {sample}: {stage}: {reason}"
+        message = f"{stage}: {reason}" if sample < 0 else f"sample {sample}: {stage}: {reason}"
         if len(self.examples) < MAX_EXAMPLES:
             self.examples.append(message)
         if self.policy.on_error == "quarantine":
@@ -136,6 +150,8 @@ class Rejects:
 
     def _row(self, sample: int, stage: str, reason: str, row: pa.RecordBatch | None) -> dict[str, Any]:
         index = self.source.index
+        if sample < 0:
+            return {"sample": -1, "row": -1, "stage": stage, "reason": reason}
         block = int(index.blocks.first_sample.searchsorted(sample, side="right")) - 1
         ref = index.block_ref(block)
         return {
@@ -170,6 +186,17 @@ def quarantine_target() -> ArrowTarget:
 def owned_by_quarantine(name: str) -> bool:
     """Return whether an object of this name is part of a quarantine, finished or not."""
     return name in (INDEX_NAME, MANIFEST_NAME) or _OWNED.fullmatch(name) is not None
+
+
+def _read(source: Dataset, bad: BadRange) -> bytes | None:
+    """Return the first bytes of a range; None where they cannot be had."""
+    index = source.index
+    names = [index.shard_uri(shard) for shard in range(len(index.shards))]
+    if bad.uri not in names:
+        return None
+    version = index.shards.versions[names.index(bad.uri)].as_py()
+    ref = BlockRef(bad.uri, version, bad.offset, min(bad.length, MAX_RAW_BYTES))
+    return bytes(source.reader.read_blocks([ref])[0].view)
 
 
 def _encode(row: pa.RecordBatch) -> bytes:

@@ -12,6 +12,7 @@ import msgspec
 from connectors.errors import BadInputError, CorruptError
 from dataflow.convert.job import PartRecord
 from dataflow.convert.progress import Progress
+from dataflow.convert.rejects import Rejects, write_rejects
 from dataflow.convert.workers import run_here, run_in_processes
 from dataflow.formats.destination import PART_SUFFIX
 
@@ -24,6 +25,8 @@ __all__ = ["Stages", "read_records"]
 
 # Below this a second process costs more (it imports for half a second) than it saves.
 SMALL_BYTES = 64 << 20
+# Of the quarantine: what opening the source passed over.
+SCAN_SHARD = "scan-00000"
 
 
 @dataclass(slots=True)
@@ -67,6 +70,16 @@ class Stages:
             job.record: parts[job.record]["quarantine"] for job in jobs if "quarantine" in parts[job.record]
         }
         return ordered
+
+    def count_bad(self, work: Work) -> None:
+        """Take the ranges into account that opening the source passed over."""
+        rejects = Rejects(work.source, work.policy, self.num_errors)
+        for bad in work.bad:
+            rejects.bad_range(bad)
+        self.num_errors = rejects.num_errors
+        self.examples += rejects.examples
+        if "quarantine" in (part := write_rejects(work, rejects, SCAN_SHARD)):
+            self.quarantine[SCAN_SHARD] = part["quarantine"]
 
     def _count(self, work: Work, part: Part) -> None:
         if part.get("num_errors"):

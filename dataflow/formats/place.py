@@ -1,8 +1,11 @@
-"""A place that may hold a dataset: what lies there, listed once however many formats look."""
+"""A place that may hold a dataset: what lies there, listed once however many formats look.
+
+Opened leniently, a place collects what cannot be read there instead of failing: scans leave such ranges between blocks.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -18,10 +21,27 @@ if TYPE_CHECKING:
 
     from cache.access import BlockReader
 
-__all__ = ["Place"]
+__all__ = ["BadRange", "Place"]
 
 # What one request of a scan asks for, and what a scan holds of a file at once.
 CHUNK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class BadRange:
+    """Bytes of a file that no sample can be made of.
+
+    Attributes:
+        uri: The file.
+        offset: First byte.
+        length: Number of bytes; what follows a damaged header reaches to the end of the file.
+        reason: What is wrong.
+    """
+
+    uri: str
+    offset: int
+    length: int
+    reason: str
 
 
 class Place:
@@ -30,15 +50,29 @@ class Place:
     Args:
         url: A folder or prefix, normalised; with `file://` also a single file.
         reader: Answers.
+        bad: Receives what scans pass over; without it, that is an error.
 
     Attributes:
         url: As given.
         reader: As given.
+        bad: As given.
     """
 
-    def __init__(self, url: str, reader: BlockReader) -> None:
+    def __init__(self, url: str, reader: BlockReader, bad: list[BadRange] | None = None) -> None:
         self.url = url
         self.reader = reader
+        self.bad = bad
+
+    @property
+    def lenient(self) -> bool:
+        """Whether damaged records are passed over."""
+        return self.bad is not None
+
+    def pass_over(self, meta: ObjectMeta, offset: int, length: int, error: Exception) -> None:
+        """Take note of a range that is left out, or raise what is wrong with it."""
+        if self.bad is None:
+            raise error
+        self.bad.append(BadRange(self.uri(meta), offset, length, str(error)))
 
     @cached_property
     def _single(self) -> ObjectMeta | None:
@@ -80,8 +114,8 @@ class Place:
         for meta in files:
             if meta.size_bytes == 0:
                 uri = self.uri(meta)
-                raise CorruptError(f"{uri} is empty; remove it or write it again", uri=uri)
-        return files
+                self.pass_over(meta, 0, 0, CorruptError(f"{uri} is empty; remove it or write it again", uri=uri))
+        return [meta for meta in files if meta.size_bytes]
 
     def uri(self, meta: ObjectMeta) -> str:
         """Name a file whole."""

@@ -10,7 +10,7 @@ from dataflow.formats.folder import FolderFormat
 from dataflow.formats.mds import MdsFormat
 from dataflow.formats.megatron import MegatronFormat
 from dataflow.formats.parquet import ParquetFormat
-from dataflow.formats.place import Place
+from dataflow.formats.place import BadRange, Place
 from dataflow.formats.text import TextFormat
 from dataflow.formats.tfrecord import TfrecordFormat
 from dataflow.formats.webdataset import WebdatasetFormat
@@ -36,8 +36,14 @@ FORMATS: tuple[Format, ...] = (
 )
 
 
-def open_source(url: str, reader: BlockReader, name: str | None = None) -> Source:
+def open_source(url: str, reader: BlockReader, name: str | None = None, bad: list[BadRange] | None = None) -> Source:
     """Open the dataset at `url` by the first format that recognises it, or by the one that is named.
+
+    Args:
+        url: Normalised.
+        reader: Reads there.
+        name: Of the format.
+        bad: Receives the damaged records that formats with a scan pass over; without it, those are errors.
 
     Raises:
         NotFoundError: There is nothing at `url`.
@@ -47,7 +53,7 @@ def open_source(url: str, reader: BlockReader, name: str | None = None) -> Sourc
     formats = FORMATS if name is None else [entry for entry in FORMATS if entry.name == name]
     if not formats:
         raise BadInputError(f"no format is called {name!r}; there are {', '.join(entry.name for entry in FORMATS)}")
-    place = Place(url, reader)
+    place = Place(url, reader, bad)
     for entry in formats:
         source = entry.open(place)
         if source is not None:

@@ -17,12 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
 from connectors.errors import CorruptError
+from dataflow.formats.place import BadRange
 from dataflow.index import Blocks, Index, Shards, decode_index, encode_index
 from dataflow.index.storage import read_metadata
 
@@ -86,11 +88,16 @@ def remembered(
         DataError: As `scan` does.
     """
     shards = shard_table(files)
-    name = _name(place.root, format_name, shards)
+    name = _name(place.root, format_name + ("\0lenient" if place.lenient else ""), shards)
     found = _load(name)
     if found is None:
+        known = len(place.bad or ())
         found = scan()
+        if place.bad is not None:
+            found.facts["bad"] = msgspec.json.encode(place.bad[known:]).decode()
         _keep(name, shards, found)
+    elif place.bad is not None:
+        place.bad += msgspec.json.decode(found.facts["bad"], type=list[BadRange])
     index = Index(place.root, listing_fingerprint(shards, found.blocks, found.schema), shards, found.blocks)
     index.check()
     return index, found

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
 
-from connectors.errors import BadInputError, CorruptError
+from connectors.errors import BadInputError, CorruptError, DataError
 from dataflow.formats.scan import BLOCK_BYTES, BlockTable, Scan, remembered
 from dataflow.formats.unpacking import COMPRESSIONS, compression_of, unpack
 
@@ -97,22 +97,66 @@ class TextFormat:
         for shard, meta in enumerate(files):
             uri = place.uri(meta)
             for offset, length, records in self._pieces(place, meta):
-                found = _parse(self.name, records, None, uri=uri, offset=offset)
-                if self.name == "csv" and len(schema) and found.schema.names != schema.names:
-                    raise BadInputError(
-                        f"{uri} has the columns {found.schema.names}, the files before it {schema.names}", uri=uri
-                    )
-                if found.num_rows:
-                    schema = _unify(schema, found.schema, uri=uri, offset=offset)
-                    table.add(shard, offset, length, found.num_rows)
+                try:
+                    count, schema = self._look(records, schema, uri=uri, offset=offset)
+                    runs = [(offset, length, count)]
+                except DataError as error:
+                    if not place.lenient or compression_of(uri):
+                        place.pass_over(meta, offset, length, error)
+                        continue
+                    runs, schema = self._salvage(place, meta, offset, length, records, schema)
+                for begin, size_bytes, count in runs:
+                    if count:
+                        table.add(shard, begin, size_bytes, count)
         return Scan(table.finish(), schema)
+
+    def _look(self, records: memoryview, schema: pa.Schema, *, uri: str, offset: int) -> tuple[int, pa.Schema]:
+        """Return how many records there are, and the schema that holds them, too."""
+        found = _parse(self.name, records, None, uri=uri, offset=offset)
+        if self.name == "csv" and len(schema) and found.schema.names != schema.names:
+            raise BadInputError(
+                f"{uri} has the columns {found.schema.names}, the files before it {schema.names}", uri=uri
+            )
+        if not found.num_rows:
+            return 0, schema
+        return found.num_rows, _unify(schema, found.schema, uri=uri, offset=offset)
+
+    def _salvage(
+        self, place: Place, meta: ObjectMeta, offset: int, length: int, records: memoryview, schema: pa.Schema
+    ) -> tuple[list[tuple[int, int, int]], pa.Schema]:
+        """Return the runs of good records in a piece (offset, length, number); note the bad ones between them."""
+        header, body = bytes(records[: len(records) - length]), bytes(records[len(records) - length :])
+        runs: list[tuple[int, int, int]] = []
+        begin, broken = 0, True
+        while begin < length:
+            end = _record_end(body, begin, begin + 1, quoted=self.name == "csv")
+            end = end if end > begin else length
+            record = memoryview(header + body[begin:end])
+            try:
+                count, schema = self._look(record, schema, uri=place.uri(meta), offset=offset + begin)
+            except DataError as error:
+                place.pass_over(meta, offset + begin, end - begin, error)
+                broken = True
+            else:
+                if broken:
+                    runs.append((offset + begin, 0, 0))
+                first, size_bytes, before = runs[-1]
+                runs[-1] = (first, size_bytes + end - begin, before + count)
+                broken = False
+            begin = end
+        return runs, schema
 
     def _pieces(self, place: Place, meta: ObjectMeta) -> Iterator[tuple[int, int, memoryview]]:
         """Yield offset and length of every block of a file, and its records with the CSV header in front."""
         uri, quoted = place.uri(meta), self.name == "csv"
         if compression_of(uri):
             packed = b"".join(place.chunks(meta))
-            yield 0, meta.size_bytes, unpack(memoryview(packed), uri)
+            try:
+                records = unpack(memoryview(packed), uri)
+            except CorruptError as error:
+                place.pass_over(meta, 0, meta.size_bytes, error)
+                return
+            yield 0, meta.size_bytes, records
             return
         header = b""
         for offset, piece in _split(place, meta, quoted=quoted):

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from crc32c import crc32c
 
-from connectors.errors import BadInputError, CorruptError
+from connectors.errors import BadInputError, CorruptError, DataError
 from dataflow.formats.example import FeatureKinds, decode_example, is_example
+from dataflow.formats.ranges import RangeFile
 from dataflow.formats.scan import BLOCK_BYTES, BlockTable, Scan, remembered
 from dataflow.formats.unpacking import compression_of, unpack
 
@@ -104,20 +105,55 @@ def _scan(place: Place, files: Sequence[ObjectMeta]) -> Scan:
     raw: bool | None = None
     for shard, meta in enumerate(files):
         uri = place.uri(meta)
-        begin, count, end = 0, 0, 0
-        for end, record in _all_records(place, meta):
-            if raw is None:
-                raw = not is_example(record)
-            if not raw:
-                kinds.add(_decode(record, uri), uri)
-            count += 1
-            if end - begin >= BLOCK_BYTES and not compression_of(uri):
-                table.add(shard, begin, end - begin, count)
+        begin, count, last = 0, 0, 0
+        for end, record in _salvage(place, meta) if place.lenient else _all_records(place, meta):
+            if record is not None:
+                if raw is None:
+                    raw = not is_example(record)
+                if not raw:
+                    kinds.add(_decode(record, uri), uri)
+                count += 1
+            full = record is None or end - begin >= BLOCK_BYTES
+            if full and not compression_of(uri):
+                stop = last if record is None else end  # before what is passed over
+                if count:
+                    table.add(shard, begin, stop - begin, count)
                 begin, count = end, 0
+            last = end
         if count:
-            table.add(shard, begin, meta.size_bytes - begin, count)
+            table.add(shard, begin, (meta.size_bytes if compression_of(uri) else last) - begin, count)
     schema = pa.schema([pa.field(RAW, pa.binary(), nullable=False)]) if raw else kinds.schema()
     return Scan(table.finish(), schema, {"raw": "yes" if raw else "no"})
+
+
+def _salvage(place: Place, meta: ObjectMeta) -> Iterator[tuple[int, memoryview | None]]:
+    """Yield the same as `_all_records`, and None for what is passed over: with a damaged length, the rest."""
+    uri, size_bytes, position = place.uri(meta), meta.size_bytes, 0
+    if compression_of(uri):
+        try:
+            yield from list(_all_records(place, meta))
+        except CorruptError as error:
+            place.pass_over(meta, 0, size_bytes, error)
+        return
+    file = RangeFile(place, meta)
+    while position < size_bytes:
+        header = memoryview(file.read(HEADER_BYTES))
+        try:
+            length = _end(header, 0, uri, position)
+            if length is None or position + length > size_bytes:
+                raise CorruptError(f"{uri} is cut off inside the record at offset {position}", uri=uri)
+        except DataError as error:
+            place.pass_over(meta, position, size_bytes - position, error)
+            yield size_bytes, None
+            return
+        data, end = memoryview(bytes(header) + file.read(length - HEADER_BYTES)), position + length
+        try:
+            (_, record), *_ = _records(data, uri, position)
+            yield end, record
+        except CorruptError as error:
+            place.pass_over(meta, position, length, error)
+            yield end, None
+        position = end
 
 
 def _all_records(place: Place, meta: ObjectMeta) -> Iterator[tuple[int, memoryview]]:

@@ -1,5 +1,6 @@
 """What conversion leaves out, changes and mixes: exact, resumable, the same bytes from any number of workers."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -473,3 +474,82 @@ def test_functions_are_found_in_this_folder(source: Path, tmp_path: Path, monkey
 @pytest.mark.parametrize("split", ["train", "train=a", "a=1,a=2"])
 def test_what_is_no_split_is_refused(source: Path, tmp_path: Path, split: str) -> None:
     assert run(source, tmp_path / "out", "--split", split)[0] == 2
+
+
+# Damaged records, found by the scan
+
+
+def lines(path: Path, content: list[str]) -> Path:
+    path.write_text("".join(line + "\n" for line in content))
+    return path
+
+
+@pytest.fixture
+def _own_scans(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("_own_scans")
+@pytest.mark.parametrize("block_bytes", [40, 1 << 20])
+def test_bad_lines_are_quarantined_with_their_place_and_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
+    monkeypatch.setattr("dataflow.formats.text.BLOCK_BYTES", block_bytes)
+    bad = {3: '{"id": 3,', 4: "[1]", 9: '{"id": "nine"}', 19: "\x00"}
+    written = [bad.get(n, json.dumps({"id": n, "name": f"é{n}"})) for n in range(20)]
+    source = lines(tmp_path / "in.jsonl", written)
+    with pytest.raises(DataError):
+        convert(source, tmp_path / "strict")
+    for name in ("first", "from the kept scan"):
+        result = convert(source, tmp_path / name, on_error="quarantine")
+        assert ids(tmp_path / name) == [n for n in range(20) if n not in bad]
+        assert (result.num_errors, adds_up(result)) == (4, True)
+        rejects = list(open_dataset(tmp_path / f"{name}.quarantine"))
+        assert [row["stage"] for row in rejects] == ["scan"] * 4
+        starts = [len("".join(line + "\n" for line in written[:n]).encode()) for n in bad]
+        assert [int(row["offset"]) for row in rejects] == starts
+        assert [row["record"] for row in rejects] == [f"{text}\n".encode() for text in bad.values()]
+        assert {row["uri"] for row in rejects} == {source.as_uri()}
+    with pytest.raises(DataError, match="more than 3"):
+        convert(source, tmp_path / "few", on_error="skip", max_errors=3)
+    with pytest.raises(DataError):
+        open_dataset(source)
+
+
+@pytest.mark.usefixtures("_own_scans")
+def test_bad_lines_of_csv_are_passed_over(tmp_path: Path) -> None:
+    source = lines(tmp_path / "in.csv", ["id,name", "1,a", "2,b,c", '3,"d\ne"', "4", "5,f"])
+    assert convert(source, tmp_path / "out", on_error="skip").num_errors == 2
+    assert ids(tmp_path / "out") == [1, 3, 5]
+
+
+@pytest.mark.usefixtures("_own_scans")
+@pytest.mark.parametrize("block_bytes", [64, 1 << 20])
+def test_bad_records_of_tfrecord_are_passed_over(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
+    monkeypatch.setattr("dataflow.formats.tfrecord.BLOCK_BYTES", block_bytes)
+    convert(source, tmp_path / "in", to="tfrecord", fields=["id"], filter="id < 20")
+    file = tmp_path / "in" / "shard-00000.tfrecord"
+    data = bytearray(file.read_bytes())
+    size_bytes = len(data) // 20
+    data[5 * size_bytes + 20] ^= 1  # the content of the sixth record
+    data[12 * size_bytes] ^= 1  # the length of the thirteenth
+    file.write_bytes(data)
+    result = convert(tmp_path / "in", tmp_path / "out", on_error="skip")
+    assert ids(tmp_path / "out") == [n for n in range(12) if n != 5]
+    assert result.num_errors == 2
+    assert f"offset {12 * size_bytes}" in result.errors[1]
+    file.write_bytes(data[: 3 * size_bytes - 1])
+    convert(tmp_path / "in", tmp_path / "cut", on_error="skip")
+    assert ids(tmp_path / "cut") == [0, 1]
+
+
+@pytest.mark.usefixtures("_own_scans")
+def test_a_damaged_compressed_file_is_passed_over_whole(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl.gz").write_bytes(gzip.compress(b'{"id": 1}\n'))
+    (tmp_path / "in" / "b.jsonl.gz").write_bytes(b"damaged")
+    (tmp_path / "in" / "c.jsonl.gz").write_bytes(b"")
+    assert convert(tmp_path / "in", tmp_path / "out", on_error="quarantine").num_errors == 2
+    assert ids(tmp_path / "out") == [1]
