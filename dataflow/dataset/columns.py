@@ -326,10 +326,10 @@ def _text(data: memoryview) -> str:
     return str(data, "utf-8")
 
 
-def column_of(field: pa.Field) -> Column:
-    """Return how a field travels."""
+def column_of(field: pa.Field, *, encoded: bool) -> Column:
+    """Return how a field travels; an `encoded` image as the bytes of its file."""
     name, kind, types = field.name, field.type, pa.types
-    if field_kind(field) == "image":
+    if field_kind(field) == "image" and not encoded:
         return ImageColumn(name)
     if isinstance(kind, pa.FixedShapeTensorType):
         return _tensor_column(name, kind)

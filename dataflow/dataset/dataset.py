@@ -9,16 +9,17 @@ vectorised.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 
+from connectors.errors import BadInputError
 from dataflow.dataset.batch import Batch, Sample
 from dataflow.dataset.buffer import BlockBuffer
 from dataflow.dataset.columns import Allocate, Selection, column_of
-from dataflow.formats.fields import select_fields
+from dataflow.formats.fields import field_kind, select_fields
 from dataflow.observe.stages import count, stage
 
 if TYPE_CHECKING:
@@ -41,16 +42,26 @@ class Dataset:
         source: The opened format.
         reader: Where block bytes come from. The dataset uses it and never closes it.
         columns: Fields to read, in this order; all of them for None.
+        encoded: Image fields that are handed out as the bytes of their files.
         buffer_bytes: Limit on the decoded blocks that each process keeps.
     """
 
     def __init__(
-        self, source: Source, reader: BlockReader, *, columns: Sequence[str] | None = None, buffer_bytes: int
+        self,
+        source: Source,
+        reader: BlockReader,
+        *,
+        columns: Sequence[str] | None = None,
+        encoded: Collection[str] = (),
+        buffer_bytes: int,
     ) -> None:
         self._source = source
         self._reader = reader
         self._schema = select_fields(source.schema, columns)
-        self._columns = [column_of(field) for field in self._schema]
+        for name in encoded:
+            if name not in self._schema.names or field_kind(self._schema.field(name)) != "image":
+                raise BadInputError(f"encoded names {name!r}, which is no image field of this dataset")
+        self._columns = [column_of(field, encoded=field.name in encoded) for field in self._schema]
         self._buffer = BlockBuffer(buffer_bytes)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from cache.access import open_reader
@@ -22,6 +22,7 @@ def open_dataset(
     *,
     cache: str | CacheConfig | None = "auto",
     columns: Sequence[str] | None = None,
+    encoded: Collection[str] = (),
     verify: bool = True,
     format: str | None = None,  # noqa: A002  the word users know
     buffer_bytes: int = 128 << 20,
@@ -34,6 +35,8 @@ def open_dataset(
             through this node's cache daemon, or a private cache where none answers. None: no caching. A string: a
             daemon's address. A `CacheConfig`: a private cache with those tiers.
         columns: Fields to read; all by default.
+        encoded: Image fields to hand out as the `bytes` of their files, undecoded: for a transform that decodes only
+            what it needs.
         verify: Check each block against its checksum when it is first read in place. Bytes that enter a cache are
             always checked.
         format: Name of the format (`arrow`, `folder`); by default it is found out.
@@ -47,7 +50,8 @@ def open_dataset(
     location = normalise_url(url)
     reader = open_reader(location, cache, verify=verify)
     try:
-        return Dataset(open_source(location, reader, format), reader, columns=columns, buffer_bytes=buffer_bytes)
+        source = open_source(location, reader, format)
+        return Dataset(source, reader, columns=columns, encoded=encoded, buffer_bytes=buffer_bytes)
     except BaseException:
         reader.close()
         raise

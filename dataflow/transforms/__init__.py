@@ -1,1 +1,27 @@
 """What happens to samples between storage and batch: images, tokens, and any callable, the same wherever it runs."""
+
+from dataflow.transforms.callables import OnField
+from dataflow.transforms.columns import ColumnTransform, over_columns
+from dataflow.transforms.crops import CenterCrop, Crop, RandomResizedCrop, Region, WholeImage
+from dataflow.transforms.draws import Draws
+from dataflow.transforms.images import IMAGENET_MEAN, IMAGENET_STD, ImageTransform
+from dataflow.transforms.tokens import Cast, TokenWindow
+from dataflow.transforms.transformed import TransformedDataset
+
+__all__ = [
+    "Cast",
+    "CenterCrop",
+    "ColumnTransform",
+    "Crop",
+    "Draws",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "ImageTransform",
+    "OnField",
+    "RandomResizedCrop",
+    "Region",
+    "TokenWindow",
+    "TransformedDataset",
+    "WholeImage",
+    "over_columns",
+]

@@ -13,7 +13,7 @@ import pytest
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 # What users import from; these names stay from release to release.
-FACADES = ["cache", "connectors", "dataflow", "dataflow.loaders"]
+FACADES = ["cache", "connectors", "dataflow", "dataflow.loaders", "dataflow.transforms"]
 
 
 def _modules() -> dict[str, Path]:

@@ -1,0 +1,82 @@
+"""Transforms that see a whole batch at once, as columns, and how samples become columns.
+
+A column is an array whose first axis runs over the samples, or a list with one value per sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+
+from connectors.errors import BadInputError
+from dataflow.dataset.columns import Allocate
+from dataflow.transforms.draws import Draws
+
+__all__ = ["ColumnTransform", "Columns", "columns_of", "over_columns"]
+
+Columns: TypeAlias = dict[str, Any]
+
+
+@runtime_checkable
+class ColumnTransform(Protocol):
+    """A transform of batches. What it does to a sample must not depend on the others of its batch."""
+
+    @property
+    def field(self) -> str | None:
+        """The only field that it changes, if there is just one."""
+        ...
+
+    def transform_columns(self, columns: Columns, draws: Draws, allocate: Allocate) -> Columns:
+        """Return the columns transformed; those given may be changed.
+
+        Args:
+            columns: By field.
+            draws: `draws[i]` is the random generator of sample `i` of the batch.
+            allocate: `allocate(field, shape, dtype)` gives the array to put a result in, which saves a copy later on.
+        """
+        ...
+
+
+class _ColumnFunction:
+    field = None
+
+    def __init__(self, function: Callable[[Columns, Draws], Columns]) -> None:
+        self._function = function
+
+    def transform_columns(self, columns: Columns, draws: Draws, allocate: Allocate) -> Columns:
+        return self._function(columns, draws)
+
+
+def over_columns(function: Callable[[Columns, Draws], Columns]) -> ColumnTransform:
+    """Make a function `(columns, draws) -> columns` a transform of batches.
+
+    Args:
+        function: Gets the columns and the samples' random generators. A module's function, if workers are spawned.
+    """
+    return _ColumnFunction(function)
+
+
+def columns_of(samples: Sequence[Mapping[str, Any]]) -> Columns:
+    """Return samples as columns; arrays of one shape and type are stacked.
+
+    Raises:
+        BadInputError: They are no mappings, or do not have the same fields.
+    """
+    if not samples:
+        return {}
+    first = samples[0]
+    if not all(isinstance(sample, Mapping) and sample.keys() == first.keys() for sample in samples):
+        raise BadInputError("a transform of columns needs samples that are mappings with the same fields")
+    return {name: _column([sample[name] for sample in samples]) for name in first}
+
+
+def _column(values: list[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, (np.ndarray, np.generic)) and all(
+        isinstance(value, (np.ndarray, np.generic)) and value.shape == first.shape and value.dtype == first.dtype
+        for value in values
+    ):
+        return np.stack(values)
+    return values

@@ -1,0 +1,61 @@
+"""Random numbers that belong to a sample, not to whoever happens to read it.
+
+What is drawn for a sample is a function of (seed, epoch, sample): the same in any worker, on any rank, in any batch and
+after any restart. The generator is Philox (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011),
+which is keyed rather than seeded: blake2b of seed and epoch is one half of its key, and with the sample's number the
+other, so no two samples share a stream.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Draws"]
+
+
+class Draws(Sequence[np.random.Generator]):
+    """The random generators of some samples, in their order. Immutable; each access makes a fresh generator.
+
+    Args:
+        seed: Any integer.
+        epoch: Any integer.
+        samples: int64, the samples' numbers in their dataset; not negative.
+
+    Attributes:
+        samples: As given.
+    """
+
+    __slots__ = ("_key", "samples")
+
+    def __init__(self, seed: int, epoch: int, samples: npt.NDArray[np.int64]) -> None:
+        digest = hashlib.blake2b(f"{seed}:{epoch}:transforms".encode(), digest_size=16).digest()
+        self._key = np.frombuffer(digest, np.uint64)
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @overload
+    def __getitem__(self, place: int) -> np.random.Generator: ...
+    @overload
+    def __getitem__(self, place: slice) -> Draws: ...
+    def __getitem__(self, place: int | slice) -> np.random.Generator | Draws:
+        if isinstance(place, slice):
+            part = object.__new__(Draws)
+            part._key, part.samples = self._key, self.samples[place]
+            return part
+        return np.random.Generator(np.random.Philox(key=self._sample_key(place)))
+
+    def seed_at(self, place: int) -> int:
+        """Return 64 bits for seeding foreign generators; other ones than the sample's generator draws."""
+        return int.from_bytes(hashlib.blake2b(self._sample_key(place).tobytes(), digest_size=8).digest(), "little")
+
+    def _sample_key(self, place: int) -> npt.NDArray[Any]:
+        key = self._key.copy()
+        key[0] ^= np.uint64(self.samples[place])
+        return key

@@ -1,0 +1,152 @@
+"""A dataset seen through transforms."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from connectors.errors import BadInputError
+from dataflow.dataset.batch import Batch
+from dataflow.dataset.columns import Allocate
+from dataflow.observe.stages import stage
+from dataflow.transforms.callables import SampleStep, generators_put_back
+from dataflow.transforms.columns import Columns, ColumnTransform, columns_of
+from dataflow.transforms.draws import Draws
+from dataflow.transforms.epoch import current_epoch
+
+__all__ = ["TransformedDataset"]
+
+
+class _MapStyle(Protocol):
+    def __len__(self) -> int: ...
+    def __getitem__(self, number: int, /) -> Any: ...
+
+
+class TransformedDataset:
+    """A map-style dataset whose samples pass through transforms; give it to a `DataLoader` in the place of the dataset.
+
+    What is random about a sample is a function of (seed, epoch, number of the sample): the same for any number of
+    workers and ranks, after a restart, and in whatever batch the sample is. The epoch is the loader's; a sample that is
+    read without a loader is read in epoch 0.
+
+    Transforms of columns run over whole batches. Where all of them are that and the dataset is one of `open_dataset`,
+    the last writes its result straight into the batch.
+
+    Args:
+        dataset: Samples by number.
+        transforms: One transform or several, in their order: callables `(sample, rng)`, `(sample)`, or with the fields
+            as keywords, and transforms of columns.
+        seed: Any integer; the same on every rank.
+    """
+
+    def __init__(
+        self,
+        dataset: _MapStyle,
+        transforms: Callable[..., Any] | ColumnTransform | Sequence[Callable[..., Any] | ColumnTransform],
+        *,
+        seed: int = 0,
+    ) -> None:
+        self._dataset = dataset
+        given = transforms if isinstance(transforms, Sequence) else [transforms]
+        self._steps = [one if isinstance(one, ColumnTransform) else SampleStep(one) for one in given]
+        self._seed = seed
+        self._is_foreign = any(isinstance(step, SampleStep) and step.is_foreign for step in self._steps)
+        if hasattr(dataset, "get_batch") and all(isinstance(step, ColumnTransform) for step in self._steps):
+            # An attribute, since a loader takes any dataset that has it for one that gathers columns.
+            self.get_batch = self._get_batch
+
+    @property
+    def dataset(self) -> Any:
+        """The dataset as it is without the transforms."""
+        return self._dataset
+
+    @property
+    def fingerprint(self) -> Any:
+        """That of the dataset: transforms change no order."""
+        return self.dataset.fingerprint
+
+    @property
+    def index(self) -> Any:
+        """That of the dataset: where its samples lie."""
+        return self.dataset.index
+
+    @property
+    def reader(self) -> Any:
+        """That of the dataset: where its bytes come from."""
+        return self.dataset.reader
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, number: int) -> Any:
+        """Return one sample; `IndexError` when it is out of range."""
+        return self.__getitems__([number])[0]
+
+    def __getitems__(self, numbers: Sequence[int]) -> Sequence[Any]:
+        """Return many samples, in the order asked; `IndexError` when one is out of range.
+
+        Raises:
+            Exception: Whatever a transform raises, with a note that names the sample.
+        """
+        samples: Sequence[Any] = self._fetch(numbers)
+        draws = self._draws(numbers)
+        with stage("transform"), generators_put_back() if self._is_foreign else contextlib.nullcontext():
+            for step in self._steps:
+                if isinstance(step, SampleStep):
+                    samples = _each(step, samples, draws)
+                else:
+                    columns = samples.columns if isinstance(samples, Batch) else columns_of(samples)
+                    samples = Batch(step.transform_columns(dict(columns), draws, _allocate), len(samples))
+        return samples
+
+    def _get_batch(self, numbers: Sequence[int], allocate: Allocate | None = None) -> Columns:
+        """Return the columns of some samples: as `Dataset.get_batch`, transformed."""
+        final: Allocate = allocate or _allocate
+        # A field is put where it stays by the last that changes it: only then is memory of the batch taken for it.
+        last = {step.field: place for place, step in enumerate(self._steps) if isinstance(step, ColumnTransform)}
+
+        def gather(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+            stays = name not in last and None not in last
+            return final(name, shape, dtype) if stays else _allocate(name, shape, dtype)
+
+        columns: Columns = self._dataset.get_batch(numbers, gather)  # type: ignore[attr-defined]
+        draws = self._draws(numbers)
+        with stage("transform"):
+            for place, step in enumerate(self._steps):
+                assert isinstance(step, ColumnTransform)
+                stays = last[step.field] == place and None not in last
+                columns = step.transform_columns(columns, draws, final if stays else _allocate)
+        return columns
+
+    def _fetch(self, numbers: Sequence[int]) -> Sequence[Any]:
+        if hasattr(self._dataset, "__getitems__"):
+            fetched: Sequence[Any] = self._dataset.__getitems__(numbers)
+            return fetched
+        return [self._dataset[number] for number in numbers]
+
+    def _draws(self, numbers: Sequence[int]) -> Draws:
+        samples = np.asarray(numbers, np.int64) if len(numbers) else np.empty(0, np.int64)
+        if samples.ndim != 1:
+            raise BadInputError(f"transforms need the numbers of samples, got an array of shape {samples.shape}")
+        if samples.size and samples.min() < 0:
+            samples = np.where(samples < 0, samples + len(self), samples)
+        return Draws(self._seed, current_epoch(), samples)
+
+
+def _each(step: SampleStep, samples: Sequence[Any], draws: Draws) -> list[Any]:
+    made = []
+    for place, sample in enumerate(samples):
+        try:
+            made.append(step(sample, draws, place))
+        except Exception as error:
+            error.add_note(f"in a transform of sample {draws.samples[place]}")
+            raise
+    return made
+
+
+def _allocate(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:  # noqa: ARG001
+    return np.empty(shape, dtype)

@@ -1,0 +1,133 @@
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from connectors.errors import CorruptError
+from dataflow.transforms import Region, decoding, turbojpeg
+from dataflow.transforms.decoding import open_image
+
+
+def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """A photograph-like one: smooth parts, edges and noise."""
+    y, x = np.mgrid[:height, :width]
+    waves = [128 + 90 * np.sin(x / (9 + 4 * channel)) * np.cos(y / (7 + 3 * channel)) for channel in range(3)]
+    pixels = np.stack(waves, -1) + np.random.default_rng(0).normal(0, 8, (height, width, 3))
+    pixels[height // 3 : height // 2, width // 3 : width // 2] = (250, 20, 60)
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).convert(mode)
+
+
+def encoded(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def pillow(data: bytes, scale: int = 1) -> np.ndarray:
+    """All of a file, by Pillow alone."""
+    image = Image.open(io.BytesIO(data))
+    if scale > 1:
+        image.draft(None, (image.width // scale, image.height // scale))
+    return np.asarray(image.convert("RGB"))
+
+
+def test_the_library_that_decodes_parts_is_there() -> None:
+    """Else the tests below would compare Pillow with Pillow."""
+    assert turbojpeg.load_library() is not None
+
+
+@given(
+    width=st.integers(8, 90),
+    height=st.integers(8, 90),
+    subsampling=st.sampled_from(["4:4:4", "4:2:2", "4:2:0", "4:1:1"]),
+    mode=st.sampled_from(["RGB", "L"]),
+    progressive=st.booleans(),
+    scale=st.sampled_from([1, 2, 4, 8]),
+    data=st.data(),
+)
+def test_a_region_has_the_pixels_of_a_full_decode(
+    width: int, height: int, subsampling: str, mode: str, progressive: bool, scale: int, data: st.DataObject
+) -> None:
+    options = {} if mode == "L" else {"subsampling": subsampling}
+    file = encoded(picture(width, height, mode), quality=90, progressive=progressive, **options)
+    full_height, full_width = -(-height // scale), -(-width // scale)
+    left, top = data.draw(st.integers(0, full_width - 1)), data.draw(st.integers(0, full_height - 1))
+    wide, high = data.draw(st.integers(1, full_width - left)), data.draw(st.integers(1, full_height - top))
+    image = open_image(file)
+    assert (image.width, image.height) == (width, height)
+    part = image.decode(Region(left, top, wide, high), scale)
+    assert np.array_equal(part, pillow(file, scale)[top : top + high, left : left + wide])
+
+
+@given(region=st.tuples(st.integers(0, 150), st.integers(0, 90), st.integers(1, 50), st.integers(1, 30)))
+def test_without_the_library_the_pixels_are_the_same(region: tuple[int, int, int, int]) -> None:
+    file = encoded(picture(200, 120), quality=85)
+    parts = []
+    for has_library in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            if not has_library:
+                patch.setattr(decoding, "turbo", lambda: None)
+            image = open_image(file)
+            assert isinstance(image, decoding._TurboImage) is has_library
+            parts.append(image.decode(Region(*region)))
+    assert np.array_equal(*parts)
+
+
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_a_scaled_decode_is_close_to_the_average_of_a_full_one(scale: int) -> None:
+    file = encoded(picture(320, 240), quality=95, subsampling="4:2:0")
+    scaled = open_image(file).decode(Region(0, 0, 320 // scale, 240 // scale), scale)
+    average = pillow(file).reshape(240 // scale, scale, 320 // scale, scale, 3).mean((1, 3))
+    assert np.abs(scaled - average).mean() < 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "options"),
+    [
+        ("PNG", "RGB", {}),
+        ("PNG", "RGBA", {}),
+        ("PNG", "P", {}),
+        ("PNG", "1", {}),
+        ("WEBP", "RGB", {"quality": 90}),
+        ("WEBP", "RGBA", {"lossless": True}),
+        ("JPEG", "CMYK", {}),
+        ("BMP", "RGB", {}),
+    ],
+)
+def test_other_files_are_decoded_by_pillow_and_cut(kind: str, mode: str, options: dict) -> None:
+    file = encoded(picture(60, 40, mode), kind, **options)
+    image = open_image(file)
+    assert np.array_equal(image.decode(Region(5, 7, 30, 20)), pillow(file)[7:27, 5:35])
+    assert image.scales == ((8, 4, 2, 1) if kind == "JPEG" else (1,))
+
+
+@pytest.mark.parametrize("make", [bytes, bytearray, memoryview, lambda data: np.frombuffer(data, np.uint8)])
+def test_any_buffer_will_do(make) -> None:
+    file = encoded(picture(20, 10))
+    assert open_image(make(file)).decode(Region(0, 0, 20, 10)).shape == (10, 20, 3)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"\xff\xd8\xff\xe0 but no more", b"RIFF", b"no image at all"])
+def test_what_is_no_image_says_so(data: bytes) -> None:
+    with pytest.raises(CorruptError, match="not a readable image"):
+        open_image(data).decode(Region(0, 0, 1, 1))
+
+
+def test_a_file_that_ends_early_is_damaged_where_it_is_needed() -> None:
+    file = encoded(picture(200, 120), quality=90)
+    with pytest.raises(CorruptError, match="not a readable image"):
+        open_image(file[: len(file) // 2]).decode(Region(0, 0, 200, 120))
+
+
+def test_more_than_eight_bits_are_not_cut_down_silently() -> None:
+    file = encoded(Image.fromarray(np.full((8, 8), 40_000, np.uint16)), "PNG")
+    with pytest.raises(CorruptError, match="more than 8 bits"):
+        open_image(file).decode(Region(0, 0, 8, 8))
+
+
+def test_a_library_that_cannot_crop_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turbojpeg, "_candidates", lambda: iter(["libnowhere.so.0", "libc.so.6"]))
+    assert turbojpeg.load_library.__wrapped__() is None

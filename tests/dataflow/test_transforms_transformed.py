@@ -1,0 +1,266 @@
+import io
+import pickle
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from connectors.errors import BadInputError
+from dataflow import DataLoader, ElasticBatchSampler, ShardWriter, image_field, open_dataset
+from dataflow.dataset import Dataset
+from dataflow.transforms import (
+    Cast,
+    Draws,
+    ImageTransform,
+    OnField,
+    RandomResizedCrop,
+    TokenWindow,
+    TransformedDataset,
+    over_columns,
+)
+from dataflow.transforms.epoch import reading_epoch
+
+
+class Numbers:
+    """A plain map-style dataset."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, number: int) -> dict:
+        return {"number": range(40)[number], "value": np.float64(0)}
+
+
+def jitter(sample: dict, rng: np.random.Generator) -> dict:
+    return {**sample, "value": rng.random()}
+
+
+def global_jitter(sample: dict) -> dict:
+    """As torchvision's: draws from wherever."""
+    return {**sample, "value": random.random() + np.random.rand() + torch.rand(1).item()}
+
+
+class Albumentation:
+    """Called as albumentations' are, with generators of its own."""
+
+    def set_random_state(self, generator: np.random.Generator, python: random.Random) -> None:
+        self.generator, self.python = generator, python
+
+    def __call__(self, *args, force_apply: bool = False, **data) -> dict:
+        assert not args
+        target = "image" if "image" in data else "value"
+        return {**data, target: self.generator.random() + self.python.random()}
+
+
+class Module(torch.nn.Module):
+    """As torchvision's are; their call takes `*args, **kwargs`."""
+
+    def forward(self, *inputs) -> dict:
+        (sample,) = inputs
+        return global_jitter(sample)
+
+
+class ModuleWithGenerator(torch.nn.Module):
+    def forward(self, sample: dict, rng: np.random.Generator) -> dict:
+        return jitter(sample, rng)
+
+
+def decorated(function):
+    def call(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return call
+
+
+def column_jitter(columns: dict, draws: Draws) -> dict:
+    return {**columns, "value": np.array([rng.random() for rng in draws])}
+
+
+TRANSFORMS = {
+    "rng": jitter,
+    "global": global_jitter,
+    "keywords": Albumentation(),
+    "module": Module(),
+    "module with rng": ModuleWithGenerator(),
+    "anything": decorated(global_jitter),
+    "field": OnField("value", lambda value, rng: rng.random()),
+    "field, global": OnField("value", lambda value: random.random()),
+    "field, keywords": OnField("value", Albumentation()),
+    "columns": over_columns(column_jitter),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+@given(numbers=st.lists(st.integers(-40, 39), min_size=1, max_size=6), epoch=st.integers(0, 3))
+@settings(max_examples=15)
+def test_a_sample_is_the_same_in_any_batch_and_another_in_other_epochs(
+    name: str, numbers: list[int], epoch: int
+) -> None:
+    dataset = TransformedDataset(Numbers(), TRANSFORMS[name], seed=9)
+    with reading_epoch(epoch):
+        batch = [float(sample["value"]) for sample in dataset.__getitems__(numbers)]
+        alone = [float(dataset[number]["value"]) for number in numbers]
+    with reading_epoch(epoch + 1):
+        later = [float(sample["value"]) for sample in dataset.__getitems__(numbers)]
+    other = [
+        float(one["value"]) for one in TransformedDataset(Numbers(), TRANSFORMS[name], seed=8).__getitems__(numbers)
+    ]
+    assert batch == alone
+    assert not set(batch) & set(later)
+    assert not set(batch) & set(other)
+    assert len(set(batch)) == len({number % 40 for number in numbers})
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_the_global_generators_are_as_if_nothing_had_been_drawn(name: str) -> None:
+    def states() -> tuple:
+        return random.getstate(), np.random.get_state()[2], torch.get_rng_state().tolist()
+
+    before = states()
+    TransformedDataset(Numbers(), TRANSFORMS[name]).__getitems__([1, 2])
+    assert states() == before
+
+
+def epochs(loader: DataLoader, count: int) -> Iterator[dict[int, float]]:
+    for _ in range(count):
+        batches = list(loader)
+        numbers = torch.cat([batch["number"] for batch in batches]).tolist()
+        yield dict(zip(numbers, torch.cat([batch["value"] for batch in batches]).tolist(), strict=True))
+
+
+@pytest.mark.parametrize("transform", [global_jitter, over_columns(column_jitter)])
+def test_neither_workers_nor_batches_nor_order_change_a_sample(transform) -> None:
+    dataset = TransformedDataset(Numbers(), transform)
+    expected = list(epochs(DataLoader(dataset, batch_size=4), 2))
+    assert expected[0] != expected[1]
+    assert list(epochs(DataLoader(dataset, batch_size=7, shuffle=True, num_workers=2), 2)) == expected
+    persistent = DataLoader(dataset, batch_size=5, num_workers=1, persistent_workers=True)
+    assert list(epochs(persistent, 2)) == expected
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_ranks_and_restarts_do_not_change_a_sample(num_workers: int) -> None:
+    dataset = TransformedDataset(Numbers(), jitter)
+    expected = list(epochs(DataLoader(dataset, batch_size=4), 2))[1]
+    found: dict[int, float] = {}
+    for rank in (0, 1):
+        sampler = ElasticBatchSampler(dataset, 8, shuffle="full", rank=rank, world_size=2)
+        sampler.set_epoch(1)
+        loader = DataLoader(dataset, batch_sampler=sampler, num_workers=num_workers)
+        batches = iter(loader)
+        first = next(batches)
+        found |= dict(zip(first["number"].tolist(), first["value"].tolist(), strict=True))
+        fresh_sampler = ElasticBatchSampler(dataset, 8, shuffle="full", rank=rank, world_size=2)
+        fresh = DataLoader(dataset, batch_sampler=fresh_sampler, num_workers=num_workers)
+        fresh.load_state_dict(loader.state_dict())
+        found |= next(epochs(fresh, 1))
+        del batches
+    assert found == expected
+
+
+@pytest.mark.parametrize("batches_before", [3, 10])
+def test_a_loader_of_torchs_samplers_goes_on_in_its_epoch(batches_before: int) -> None:
+    dataset = TransformedDataset(Numbers(), jitter)
+    loader = DataLoader(dataset, batch_size=4)
+    expected = list(epochs(loader, 3))
+    again = DataLoader(dataset, batch_size=4)
+    assert next(epochs(again, 1)) == expected[0]
+    batches = iter(again)
+    for _ in range(batches_before):
+        next(batches)
+    fresh = DataLoader(dataset, batch_size=4)
+    fresh.load_state_dict(again.state_dict())
+    rest = list(epochs(fresh, 1))
+    if batches_before == 10:  # the epoch was over
+        assert rest == expected[2:]
+    else:
+        assert rest == [dict(list(expected[1].items())[12:])]
+        assert next(epochs(fresh, 1)) == expected[2]
+
+
+def test_steps_of_samples_and_of_columns_follow_each_other() -> None:
+    steps = [jitter, over_columns(column_jitter), lambda sample: {**sample, "twice": 2 * sample["value"]}]
+    dataset = TransformedDataset(Numbers(), steps)
+    for sample in (dataset[3], dataset.__getitems__([5, 3])[1]):
+        assert sample["number"] == 3
+        assert sample["twice"] == 2 * sample["value"] != 0
+
+
+def native(folder: Path) -> Dataset:
+    schema = pa.schema([image_field("image"), pa.field("tokens", pa.list_(pa.uint16())), pa.field("label", pa.int64())])
+    with ShardWriter(folder, schema) as writer:
+        for number in range(12):
+            file = io.BytesIO()
+            pixels = np.random.default_rng(number).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(file, "JPEG")
+            writer.write({"image": file.getvalue(), "tokens": list(range(number, number + 9)), "label": number})
+    return open_dataset(folder, encoded=["image"])
+
+
+def test_native_columns_go_straight_into_the_batch(tmp_path: Path) -> None:
+    steps = [ImageTransform(RandomResizedCrop(8), flip=0.5), TokenWindow(5), Cast("tokens", "int64")]
+    dataset = TransformedDataset(native(tmp_path), steps)
+    asked = []
+
+    def allocate(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        asked.append(name)
+        return np.zeros(shape, dtype)
+
+    columns = dataset.get_batch([4, 2], allocate)
+    assert sorted(asked) == ["image", "label", "tokens"]  # once each: nothing is written twice
+    assert (columns["image"].shape, columns["image"].dtype) == ((2, 3, 8, 8), np.float32)
+    assert columns["tokens"].dtype == np.int64
+    for num_workers in (0, 1):
+        loader = DataLoader(dataset, batch_size=2, sampler=[4, 2, 7, 1], num_workers=num_workers)
+        first = next(iter(loader))
+        assert np.array_equal(first["image"].numpy(), columns["image"])
+        assert np.array_equal(first["tokens"].numpy(), columns["tokens"])
+        assert first["label"].tolist() == [4, 2]
+    alone = dataset[2]
+    assert np.array_equal(alone["image"], columns["image"][1])
+    assert np.array_equal(alone["tokens"], columns["tokens"][1])
+
+
+def test_only_columns_of_native_datasets_take_the_fast_road(tmp_path: Path) -> None:
+    assert not hasattr(TransformedDataset(native(tmp_path), jitter), "get_batch")
+    assert not hasattr(TransformedDataset(Numbers(), over_columns(column_jitter)), "get_batch")
+
+
+def test_it_stands_in_for_its_dataset(tmp_path: Path) -> None:
+    dataset = native(tmp_path)
+    transformed = pickle.loads(pickle.dumps(TransformedDataset(dataset, Cast("label", "int32"))))
+    assert len(transformed) == 12
+    assert transformed.fingerprint == dataset.fingerprint
+    assert transformed.index.num_blocks == dataset.index.num_blocks
+    assert transformed.reader is transformed.dataset.reader
+    assert not hasattr(TransformedDataset(Numbers(), jitter), "fingerprint")
+
+
+def test_errors_name_the_sample() -> None:
+    def fail(sample: dict, rng: np.random.Generator) -> dict:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no") as caught:
+        TransformedDataset(Numbers(), fail).__getitems__([3])
+    assert caught.value.__notes__ == ["in a transform of sample 3"]
+    with pytest.raises(IndexError):
+        TransformedDataset(Numbers(), jitter)[40]
+    with pytest.raises(TypeError, match="must be callable, got int"):
+        TransformedDataset(Numbers(), [3])
+    with pytest.raises(BadInputError, match="mappings with the same fields"):
+        TransformedDataset([1, 2], over_columns(column_jitter))[0]
+
+
+def test_an_encoded_field_must_be_an_image(tmp_path: Path) -> None:
+    native(tmp_path)
+    assert isinstance(open_dataset(tmp_path, encoded=["image"])[0]["image"], bytes)
+    assert isinstance(open_dataset(tmp_path)[0]["image"], np.ndarray)
+    with pytest.raises(BadInputError, match="encoded names 'label', which is no image field"):
+        open_dataset(tmp_path, encoded=["label"])
