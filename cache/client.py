@@ -12,6 +12,7 @@ A copy that turns out to be corrupt is reported, and the block asked again.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -25,6 +26,7 @@ from cache.block_table import BlockTable
 from cache.config import CacheConfig
 from cache.connection import Connection, ServerGoneError
 from cache.frames import Done, Head, Meta, ReportBad, Statistics, Stats
+from cache.interruption import CallInterruptedError
 from cache.keys import BlockRef
 from cache.plan_link import PlanLink
 from cache.private import ServerLog, start_server
@@ -171,6 +173,9 @@ class CacheClient:
                     raise
                 _log.info("asking again: %s", str(error))
                 continue
+            except CallInterruptedError:
+                self._replace(connection)
+                raise
             except BaseException:
                 connection.close()  # in the middle of an answer, of no further use
                 raise
@@ -179,6 +184,17 @@ class CacheClient:
                 raise result
             return result
         raise AssertionError("the last attempt returns or raises")
+
+    def _replace(self, connection: Connection) -> None:
+        """Hang up in the middle of an answer, but not as the last one: a private server would end, and its memory."""
+        with self._lock:
+            last = self._private is not None and not self._idle
+        if last:
+            with contextlib.suppress(DataError):
+                self._give_back(self._take())
+        with self._lock:
+            self._connections.discard(connection)
+        connection.close()
 
     def _take(self) -> Connection:
         with self._lock:

@@ -31,6 +31,7 @@ from cache.frames import (
     replies,
 )
 from cache.handle import Descriptor
+from cache.interruption import Interruption, current_interruption
 from connectors.errors import DataError, ErrorKind, PermissionDeniedError, TransientError
 
 __all__ = ["Connection", "ServerGoneError"]
@@ -64,6 +65,7 @@ class Connection:
         self._buffer = bytearray(_RECEIVE_BYTES)
         self._arrived: deque[Reply] = deque()
         self._descriptors: deque[Descriptor] = deque()
+        self._interruption: Interruption | None = None
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._connect()
@@ -104,12 +106,18 @@ class Connection:
             DataError: Kind `PROTOCOL`: it sent what nobody understands. After an error the connection is of no use.
         """
         frame = encode(request)
+        interruption = self._interruption = current_interruption()
+        if interruption is not None:
+            interruption.begin(self._socket)
         try:
             self._socket.sendall(frame)
         except (BrokenPipeError, ConnectionResetError):
             pass  # a server that hangs up says why first: reading finds that, or the end
         except OSError as error:
             raise self._gone(error) from error
+        finally:
+            if interruption is not None:
+                interruption.end()
         last = False
         while not last:
             reply = self._next()
@@ -127,13 +135,19 @@ class Connection:
         self.close()
 
     def _next(self) -> Reply:
+        interruption = self._interruption
         while not self._arrived:
+            if interruption is not None:
+                interruption.begin(self._socket)
             try:
                 size, ancillary, flags, _ = self._socket.recvmsg_into(
                     [self._buffer], _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
                 )
             except OSError as error:
                 raise self._gone(error) from error
+            finally:
+                if interruption is not None:
+                    interruption.end()
             for level, kind, data in ancillary:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                     numbers = array.array("i")

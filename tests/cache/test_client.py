@@ -441,7 +441,7 @@ def test_a_name_that_is_no_text_is_bad_input():
 
 @given(st.lists(st.tuples(st.integers(1, 3000), st.booleans()), max_size=40))
 def test_batches_are_within_both_limits_in_order_and_complete(shapes):
-    refs = [BlockRef(("\U0001f40d" if wide else "u") * size, "v", 2**62, 2**62, 2**32 - 1) for size, wide in shapes]
+    refs = [BlockRef(("\U0001f40d" if wide else "u") * size, "v", 2**62, 2**61, 2**32 - 1) for size, wide in shapes]
     refs = refs * 30
     batches = list(cut_batches(refs, range(len(refs))))
     assert [place for batch in batches for place in batch] == list(range(len(refs)))
