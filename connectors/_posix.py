@@ -35,7 +35,7 @@ from connectors.errors import (
     PermissionDeniedError,
     TransientError,
 )
-from connectors.folders import file_version, is_partial, partial_name, walk_files
+from connectors.folders import create_partial, file_version, is_partial, walk_files
 from connectors.objects import ObjectMeta, Span, check_key, check_prefix, join_uri
 from connectors.protocols import Buffer
 
@@ -283,7 +283,7 @@ class _Partial:
         self._key = key
         self._target = _path(key)
         self._folder = os.path.dirname(self._target)
-        self._name = os.path.join(self._folder, partial_name())
+        self._name = ""
         self._lock = threading.Lock()
         self._descriptor: int | None = None
         self._ended = False
@@ -294,7 +294,7 @@ class _Partial:
             if self._ended:
                 return
             _make_folder(self._folder)
-            self._descriptor = os.open(self._name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            self._name, self._descriptor = create_partial(self._folder)
 
     def write(self, data: Buffer) -> None:
         """Append all of `data`."""

@@ -1,15 +1,25 @@
-"""What folders of files look like as objects: versions, listings, and the hidden names of unfinished writes."""
+"""What folders of files look like as objects: versions, listings, and the hidden files of unfinished writes.
+
+A writer holds a lock on its hidden file until it is published or dead, so whoever gets the lock knows that nobody will
+finish the file. Locks are good on one machine only, so the name says on which boot of which machine it was made, and
+only that one sweeps it. Between a file's creation and its lock a sweeper may come first: the writer then finds its file
+gone and makes another.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
 
 from connectors.objects import ObjectMeta
 
-__all__ = ["file_version", "is_partial", "partial_name", "walk_files"]
+__all__ = ["create_partial", "file_version", "is_partial", "sweep_partials", "walk_files"]
 
 _PARTIAL_PREFIX, _PARTIAL_SUFFIX = ".", ".dataflow-partial"
 
@@ -19,13 +29,63 @@ def file_version(status: os.stat_result) -> str:
     return f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
 
 
-def partial_name() -> str:
-    """Return a new name for a file that is being written; no listing shows it."""
-    return f"{_PARTIAL_PREFIX}{secrets.token_hex(8)}{_PARTIAL_SUFFIX}"
+def create_partial(folder: str) -> tuple[str, int]:
+    """Create a file to be written to and then renamed; no listing shows it.
+
+    Returns:
+        Its path, and its descriptor: open for writing, locked where the file system has locks.
+
+    Raises:
+        OSError: As the system calls fail.
+    """
+    while True:
+        path = os.path.join(folder, f"{_PARTIAL_PREFIX}{_boot()}-{secrets.token_hex(8)}{_PARTIAL_SUFFIX}")
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # a sweeper has it, and removes it
+            os.close(descriptor)
+            continue
+        except OSError:  # no locks on this file system, so nobody sweeps there either
+            return path, descriptor
+        if os.fstat(descriptor).st_nlink:
+            return path, descriptor
+        os.close(descriptor)
+
+
+def sweep_partials(folder: str | os.PathLike[str]) -> int:
+    """Remove below `folder` what writers of this machine left when they were killed; return how many files that were.
+
+    What somebody still writes, what another machine wrote, and what was there before the last boot stays.
+    """
+    swept = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if not (is_partial(name) and name.startswith(f"{_PARTIAL_PREFIX}{_boot()}-")):
+                continue
+            path = os.path.join(parent, name)
+            with suppress(OSError):  # in use, published or swept meanwhile, or not ours
+                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(path)
+                    swept += 1
+                finally:
+                    os.close(descriptor)
+    return swept
+
+
+@cache
+def _boot() -> str:
+    """Name this boot of this machine; containers share it, as they share the locks."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
+    except OSError:
+        return secrets.token_hex(16)  # of nobody else: never swept
 
 
 def is_partial(name: str) -> bool:
-    """Say whether a file's name is one of `partial_name`."""
+    """Say whether a file's name is one of `create_partial`."""
     return name.startswith(_PARTIAL_PREFIX) and name.endswith(_PARTIAL_SUFFIX)
 
 

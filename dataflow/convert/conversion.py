@@ -221,7 +221,9 @@ def _write(work: Work, run: _Run, stages: Stages, destination: Destination) -> C
 def _begin(work: Work, run: _Run, destination: Destination, *, overwrite: bool, resume: bool) -> dict[str, Part]:
     """Make sure that destination and quarantine may be written to; return what an earlier run finished."""
     if resume:
-        return _finished(work, run, destination)
+        records = _finished(work, run, destination)
+        destination.sweep()
+        return records
     with Destination(work.quarantine_url) as quarantine:
         if work.policy.on_error == "quarantine":
             quarantine.insist_on_room(overwrite=overwrite, owns=owned_by_quarantine)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from connectors.bridge import run_sync
 from connectors.errors import BadInputError, NotFoundError
-from connectors.objects import Span, normalise_url
+from connectors.folders import sweep_partials
+from connectors.objects import Span, normalise_url, split_uri
 from connectors.registry import open_store
 
 if TYPE_CHECKING:
@@ -81,6 +82,12 @@ class Destination:
         """
         found = self.insist_on_room(overwrite=overwrite, owns=owns)
         self.delete(sorted(found, key=lambda name: not is_manifest(name)))
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Remove what killed writers of this machine left half written here."""
+        if self.url.startswith("file://"):
+            sweep_partials("/" + split_uri(self.url)[1])
 
     def insist_on_room(self, *, overwrite: bool, owns: Callable[[str], bool]) -> list[str]:
         """Return what has to be removed before a dataset is written here; change nothing. Errors as `clear`."""
