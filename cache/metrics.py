@@ -1,6 +1,6 @@
 """A cache server's numbers for Prometheus, and its health, over HTTP.
 
-    GET /metrics    every number of `stats`, in Prometheus' text format
+    GET /metrics    the numbers of `stats`, in Prometheus' text format
     GET /healthz    200 while the server answers a client, 503 when it does not within a few seconds
 
 Runs in threads of its own and asks for the numbers as any client does, so a healthy answer means that clients have one,
@@ -49,10 +49,30 @@ _TIER_COUNTERS = {
     "corrupt": "Blocks that did not match their checksums and were dropped.",
     "errors": "Failed calls to the medium.",
 }
+_DISK_STATES = ("normal", "unstable", "down")
 _ORIGIN_COUNTERS = {
     "requests": "Requests to origins.",
+    "blocks": "Blocks that came from origins.",
     "bytes": "Bytes that came from origins.",
     "errors": "Requests to origins that failed.",
+    "throttled": "Of these, those that the origin refused as too many.",
+    "hedges_sent": "Requests that were sent a second time, as the first was slow.",
+    "hedges_won": "Of these, those that were answered first.",
+}
+_ORIGIN_GAUGES = {"max_requests": "Requests to origins that may be under way now."}
+_PREFETCH_COUNTERS = {
+    "issued": "Blocks that were fetched ahead of their readers.",
+    "issued_bytes": "Their bytes.",
+    "useful": "Blocks that were there when their reader came.",
+    "late": "Blocks that were on their way when their reader came.",
+    "wasted": "Blocks that were given up, passed by or displaced before a reader came.",
+    "failed": "Blocks that could not be had ahead of time.",
+    "resident": "Planned blocks that needed no fetch.",
+}
+_PREFETCH_GAUGES = {
+    "plans": "Plans of readers now.",
+    "window_bytes": "Most bytes to be fetched ahead now.",
+    "ahead_bytes": "Bytes that were fetched ahead, or are on their way, and not read yet.",
 }
 
 
@@ -74,16 +94,29 @@ def families(stats: dict[str, Any]) -> list[Metric]:
     for tier in tiers:
         faulty.add_metric([tier["name"]], int(tier["fault"] is not None))
     found.append(faulty)
-    origin = stats["origin"]
-    found += [_counter(f"origin_{name}", text, origin[name]) for name, text in _ORIGIN_COUNTERS.items()]
+    state = GaugeMetricFamily(f"{_PREFIX}tier_state", "1 for the state of the disk, else 0.", labels=["tier", "state"])
+    full = GaugeMetricFamily(f"{_PREFIX}tier_full", "1 while the disk is full, else 0.", labels=["tier"])
+    for tier in tiers:
+        if "state" in tier:
+            for name in _DISK_STATES:
+                state.add_metric([tier["name"], name], int(tier["state"] == name))
+            full.add_metric([tier["name"]], int(tier["full"] is not None))
+    found += [state, full]
+    for group, counters, gauges in (
+        ("origin", _ORIGIN_COUNTERS, _ORIGIN_GAUGES),
+        ("prefetch", _PREFETCH_COUNTERS, _PREFETCH_GAUGES),
+    ):
+        numbers = stats[group]
+        found += [_counter(f"{group}_{name}", text, numbers[name]) for name, text in counters.items()]
+        found += [_gauge(f"{group}_{name}", text, numbers[name]) for name, text in gauges.items()]
     server = stats["server"]
     return [
         *found,
         _counter("blocks_requested", "Blocks that clients asked for.", stats["blocks_requested"]),
         _counter("joined", "Blocks that were asked for while another's fetch of them ran.", stats["joined"]),
         _counter("requests", "Requests of clients.", server["requests"]),
-        GaugeMetricFamily(f"{_PREFIX}connections", "Clients connected now.", value=server["connections"]),
-        GaugeMetricFamily(f"{_PREFIX}uptime_seconds", "Seconds since the start.", value=server["uptime_s"]),
+        _gauge("connections", "Clients connected now.", server["connections"]),
+        _gauge("uptime_seconds", "Seconds since the start.", server["uptime_s"]),
     ]
 
 
@@ -166,6 +199,10 @@ class _Handler(WSGIRequestHandler):
 
 def _counter(name: str, help_text: str, value: float) -> Metric:
     return CounterMetricFamily(_PREFIX + name, help_text, value=value)
+
+
+def _gauge(name: str, help_text: str, value: float) -> Metric:
+    return GaugeMetricFamily(_PREFIX + name, help_text, value=value)
 
 
 def _say(start_response: Callable[..., Any], status: str, body: bytes) -> list[bytes]:

@@ -1,15 +1,17 @@
 """Every number reaches Prometheus under the name that the documentation gives it."""
 
+import re
+import secrets
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cache import metrics
 from cache.client import CacheClient
 from cache.config import CacheConfig, TierConfig
 from cache.connection import ServerGoneError
@@ -52,22 +54,41 @@ def test_the_numbers_of_a_real_server_are_served(tmp_path):
     assert samples["dataflow_cache_origin_bytes_total", None] == 5000
     assert samples["dataflow_cache_blocks_requested_total", None] == 2
     assert samples["dataflow_cache_tier_faulty", "ring"] == 0
-    page = PAGE.read_text()
-    assert [name for name, _ in samples if f"`{name}`" not in page] == []
 
 
-def test_a_fault_shows():
-    tier = dict.fromkeys([*metrics._TIER_GAUGES, *metrics._TIER_COUNTERS], 0)
-    stats = {
-        "tiers": [{**tier, "name": "disk", "fault": "No space left on device"}],
-        "ring": {**tier, "name": "ring", "fault": None},
-        "origin": {"requests": 0, "bytes": 0, "errors": 0},
-        "server": {"requests": 0, "connections": 0, "uptime_s": 1.5},
-        "blocks_requested": 0,
-        "joined": 0,
+def test_a_daemon_serves_the_metrics_that_are_documented_and_no_other(tmp_path):
+    address = f"@metrics-{secrets.token_hex(8)}"
+    command = [sys.executable, "-m", "dataflow", "cache", "serve", "--socket", address, "--metrics", "127.0.0.1:0"]
+    command += ["--ram", "1MiB", "--disk", str(tmp_path / "disk"), "--disk-size", "1MiB"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            port = int(process.stderr.readline().rpartition(" ")[2])
+            status, text = get(port, "/metrics")
+        finally:
+            process.terminate()
+    assert status == 200
+    found = list(text_string_to_metric_families(text))
+    served = {sample.name for family in found for sample in family.samples}
+    rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| `dataflow_cache_")]
+    documented = {name for row in rows for name in re.findall(r"`(dataflow_cache_\w+)`", row.split("|")[1])}
+    assert served == documented
+    assert all(family.documentation for family in found)
+    assert all(row.split("|")[2].strip() for row in rows)
+
+
+def test_an_ill_disk_shows(tmp_path):
+    disk = TierConfig("disk", 1 << 20, path=str(tmp_path), medium="nvme")
+    with running_server(CacheConfig((disk,))) as running, closing(CacheClient(running.address)) as client:
+        stats = client.stats()
+    stats["tiers"][0] |= {"fault": "No space left on device", "state": "unstable", "full": {"since_unix_s": 1.0}}
+    values = {
+        (family.name.removeprefix("dataflow_cache_tier_"), *sample.labels.values()): sample.value
+        for family in families(stats)
+        for sample in family.samples
     }
-    (faulty,) = [family for family in families(stats) if family.name == "dataflow_cache_tier_faulty"]
-    assert [(sample.labels["tier"], sample.value) for sample in faulty.samples] == [("disk", 1), ("ring", 0)]
+    assert [values["faulty", "disk"], values["faulty", "ring"], values["full", "disk"]] == [1, 0, 1]
+    assert [values["state", "disk", state] for state in ("normal", "unstable", "down")] == [0, 1, 0]
+    assert ("state", "ring", "normal") not in values
 
 
 def test_a_server_that_does_not_answer_is_not_healthy():
