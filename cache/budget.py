@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -20,9 +21,11 @@ class Errand:
 
     Attributes:
         awaited: Somebody waits for it. Work done ahead of time begins without, and `Budget.hurry` adds it.
+        granted_s: When its turn came, by `time.monotonic`; 0 before.
     """
 
     awaited: bool = True
+    granted_s: float = 0.0
 
 
 @dataclass(eq=False, slots=True)
@@ -50,7 +53,9 @@ class Budget:
     @contextlib.asynccontextmanager
     async def spend(self, size_bytes: int, errand: Errand | None = None) -> AsyncIterator[None]:
         """Hold one request and `size_bytes` for the length of the context, once they are free."""
-        await self._acquire(size_bytes, errand or Errand())
+        errand = errand or Errand()
+        await self._acquire(size_bytes, errand)
+        errand.granted_s = time.monotonic()
         try:
             yield
         finally:

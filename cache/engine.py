@@ -194,7 +194,7 @@ class Engine:
         request = _Request(refs, job)
         todo = [(position, block_key(ref)) for position, ref in enumerate(refs)]
         if self._running:
-            self.prefetcher.demand(key for _, key in todo)
+            self.prefetcher.demand([(key, refs[position]) for position, key in todo])
             for position, key in todo:
                 self._detector.observe(key, refs[position])
             if self._catalogue.retention.watchful:
@@ -303,7 +303,7 @@ class Engine:
         for fetch in sorted(self._origin.plan(wanted), key=lambda fetch: min(places[key] for key, _ in fetch.blocks)):
             for key, ref in fetch.blocks:
                 self._flights.begin(key)
-                self._catalogue.note(key, ref.uri, "")
+                self._catalogue.note(key, ref.uri, self._futures.job_of(key))
             work = Work(fetch, Errand(awaited=False))
             begun.append(work)
             self._begin_fetch(fetch, work)
@@ -324,6 +324,19 @@ class Engine:
         keys = list(keys)
         for policy in self._planned_policies:
             policy.rerank(keys)
+
+    def measure(self, uri: str) -> None:
+        """See `cache.prefetch.Fetcher`."""
+        if self._running:
+            task = asyncio.create_task(self._measure(uri))
+            self._fetches.add(task)
+            task.add_done_callback(self._fetches.discard)
+
+    async def _measure(self, uri: str) -> None:
+        # Nobody waits for it: where it fails, nothing is guessed.
+        with contextlib.suppress(DataError, asyncio.CancelledError):
+            meta = await self._origin.head(uri)
+            self.prefetcher.measured(uri, meta.version, meta.size_bytes)
 
     def _look_up(self, request: _Request, todo: Sequence[tuple[int, bytes]]) -> dict[Tier, list[tuple[int, Stored]]]:
         """Answer what is in memory, join or begin the fetch of what is nowhere, return what directories may hold."""

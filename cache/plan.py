@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,10 @@ from cache.block_table import BlockTable
 from cache.keys import BlockRef, block_key
 from connectors.errors import BadInputError
 
-__all__ = ["MAX_AHEAD", "Futures", "Plan", "Planned"]
+__all__ = ["MAX_AHEAD", "Futures", "Kind", "Plan", "Planned"]
+
+Kind: TypeAlias = Literal["plan", "sequential", "strided", "repeated"]
+"""Who says so: the reader itself, or a guess from what was read (`cache.guesses`)."""
 
 MAX_AHEAD = 1 << 20
 """Longest window of one plan, in blocks."""
@@ -39,21 +43,27 @@ class Planned:
 
     key: bytes
     ref: BlockRef
+    kind: Kind = "plan"
 
 
 class Plan:
     """One reader's future. Made by `Futures.add`; changed through `Futures` only.
 
     Attributes:
+        table: What block numbers refer to; a guess has none.
+        kind: Whose plan it is.
         position: Places that the reader has passed.
         end: Places that are known, from the beginning of the plan.
         cursor: The first place that prefetching has not considered yet.
         zero_s: When place 0 is used, on the time line of all plans.
         step_s: Seconds between two places.
+        job: For which the reader reads.
     """
 
-    def __init__(self, table: BlockTable, now_s: float) -> None:
+    def __init__(self, table: BlockTable | None, kind: Kind, now_s: float, job: str) -> None:
         self.table = table
+        self.kind = kind
+        self.job = job
         self.position = 0
         self.cursor = 0
         self.zero_s = now_s
@@ -81,15 +91,10 @@ class Plan:
         """Return when a place is used."""
         return self.zero_s + place * self.step_s
 
-    def append(self, blocks: npt.NDArray[np.int32]) -> list[bytes]:
+    def append(self, blocks: Iterable[Planned]) -> list[bytes]:
         """Make the window longer; see `Futures.extend`."""
-        known: dict[int, Planned] = {}
         keys = []
-        for place, block in enumerate(blocks.tolist(), self.end):
-            planned = known.get(block)
-            if planned is None:
-                ref = self.table.ref(block)
-                planned = known[block] = Planned(block_key(ref), ref)
+        for place, planned in enumerate(blocks, self.end):
             self._entries.append(planned)
             self.uses.setdefault(planned.key, deque()).append(place)
             keys.append(planned.key)
@@ -160,10 +165,17 @@ class Futures:
         """The plans there are."""
         return list(self._plans.values())
 
-    def add(self, table: BlockTable, now_s: float) -> int:
+    def add(self, table: BlockTable, now_s: float, job: str = "") -> int:
         """Begin a plan over a table of blocks; return its number."""
+        return self._add(Plan(table, "plan", now_s, job))
+
+    def guess(self, kind: Kind, now_s: float) -> int:
+        """Begin a plan that no reader has made; return its number."""
+        return self._add(Plan(None, kind, now_s, ""))
+
+    def _add(self, plan: Plan) -> int:
         self._numbers += 1
-        self._plans[self._numbers] = Plan(table, now_s)
+        self._plans[self._numbers] = plan
         return self._numbers
 
     def plan(self, number: int) -> Plan:
@@ -176,13 +188,20 @@ class Futures:
         Raises:
             BadInputError: A block is not in the table, or the window would be longer than `MAX_AHEAD`.
         """
-        plan = self._plans[number]
-        if len(blocks) and (blocks.min() < 0 or blocks.max() >= len(plan.table)):
-            wrong = blocks[(blocks < 0) | (blocks >= len(plan.table))][0]
-            raise BadInputError(f"a plan names block {wrong} of a table of {len(plan.table)} blocks")
+        plan, table = self._plans[number], self._plans[number].table
+        assert table is not None
+        if len(blocks) and (blocks.min() < 0 or blocks.max() >= len(table)):
+            wrong = blocks[(blocks < 0) | (blocks >= len(table))][0]
+            raise BadInputError(f"a plan names block {wrong} of a table of {len(table)} blocks")
         if plan.end - plan.position + len(blocks) > MAX_AHEAD:
             raise BadInputError(f"a plan may reach {MAX_AHEAD} blocks ahead of its reader; extend it as that goes on")
-        return plan.append(blocks)
+        refs = {block: table.ref(block) for block in set(blocks.tolist())}
+        known = {block: Planned(block_key(ref), ref) for block, ref in refs.items()}
+        return plan.append([known[block] for block in blocks.tolist()])
+
+    def append(self, number: int, blocks: Iterable[Planned]) -> list[bytes]:
+        """Make a guess longer."""
+        return self._plans[number].append(blocks)
 
     def advance(self, number: int, position: int, now_s: float) -> list[bytes]:
         """Pass all places before `position`; going back is ignored.
@@ -207,18 +226,27 @@ class Futures:
         """End a plan."""
         return list(self._plans.pop(number).uses)
 
-    def use(self, key: bytes) -> bool:
-        """Take note that somebody read a block: the plan that wanted it first has it. False: no plan wanted it."""
+    def use(self, key: bytes) -> Kind | None:
+        """Take note that somebody read a block: the plan that wanted it first has it. None: no plan wanted it."""
         wanting = [plan for plan in self._plans.values() if key in plan.uses]
-        if wanting:
-            min(wanting, key=lambda plan: plan.time_of(plan.uses[key][0])).use(key)
-        return bool(wanting)
+        if not wanting:
+            return None
+        # What a reader has announced is never taken for a guess.
+        first = min(wanting, key=lambda plan: (plan.kind != "plan", plan.time_of(plan.uses[key][0])))
+        first.use(key)
+        return first.kind
 
     def next_use(self, key: bytes) -> float:
         """Return when a block is wanted next; infinity where nobody said."""
         return min(
             (plan.time_of(plan.uses[key][0]) for plan in self._plans.values() if key in plan.uses), default=math.inf
         )
+
+    def job_of(self, key: bytes) -> str:
+        """Return for which job a block is wanted next; empty where nobody said."""
+        wanting = (plan for plan in self._plans.values() if key in plan.uses)
+        first = min(wanting, key=lambda plan: plan.time_of(plan.uses[key][0]), default=None)
+        return "" if first is None else first.job
 
     def near_use(self, key: bytes) -> float:
         """As `next_use`, but infinity where prefetching has not come to it yet: nothing was brought for that use."""

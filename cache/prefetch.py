@@ -11,24 +11,28 @@ Readers always go first: a fetch ahead of time takes its turn behind all that so
 comes for a block on its way gives that fetch a reader's turn. When a plan ends or changes, what only it wanted is
 cancelled, unless a reader waits for a block of the same request.
 
+Readers that announce nothing are guessed at (`cache.guesses`); a guess is a short plan. What became of prefetching is
+counted for each kind of plan.
+
 Everything here is bookkeeping on the event loop, without an await; the engine does the work.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import inf
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import numpy as np
 
 from cache.block_table import BlockTable
 from cache.budget import Errand
+from cache.guesses import Guesses
 from cache.keys import BlockRef
 from cache.origin import Fetch
-from cache.plan import Futures
+from cache.plan import Futures, Kind, Planned
 from cache.window import Window
 from connectors.errors import BadInputError
 
@@ -41,6 +45,8 @@ MAX_PLANS = 1024
 _PORTIONS = 4
 # Blocks looked at in one go; the loop has other things to do.
 _MAX_LOOKED_AT = 4096
+# One guess; all together leave some of the window to what is known.
+_GUESS_SHARE = 1 / 8
 
 
 @dataclass(eq=False, slots=True)
@@ -108,6 +114,10 @@ class Fetcher(Protocol):
         """Plans have changed for these blocks."""
         ...
 
+    def measure(self, uri: str) -> None:
+        """Ask the store how long an object is; `Prefetcher.measured` hears the answer, if there is one."""
+        ...
+
 
 class Prefetcher:
     """See the module. Belongs to the event loop's thread.
@@ -120,7 +130,7 @@ class Prefetcher:
     """
 
     def __init__(self, engine: Fetcher, *, futures: Futures, window: Window, clock: Callable[[], float]) -> None:
-        self.counts = Counts()
+        self.counts: dict[Kind, Counts] = {kind: Counts() for kind in get_args(Kind)}
         self._engine = engine
         self._futures = futures
         self._window = window
@@ -128,11 +138,17 @@ class Prefetcher:
         self._tables: dict[bytes, tuple[BlockTable, int]] = {}
         self._table_of: dict[int, bytes] = {}
         # The window: on their way, there but not read, and in the ring already for another reason.
-        self._coming: dict[bytes, tuple[Work, int]] = {}
-        self._ready: dict[bytes, int] = {}
+        self._coming: dict[bytes, tuple[Work, int, Kind]] = {}
+        self._ready: dict[bytes, tuple[int, Kind]] = {}
         self._found: dict[bytes, int] = {}
         self._ahead_bytes = 0
         self._stopped = False
+        self._guesses = Guesses(
+            futures,
+            measure=engine.measure,
+            max_ahead_bytes=int(_GUESS_SHARE * window.max_bytes),
+            clock=clock,
+        )
 
     def stop(self) -> None:
         """Begin nothing any more."""
@@ -143,19 +159,19 @@ class Prefetcher:
         table, _ = self._tables.get(digest, (None, 0))
         return table
 
-    def open(self, digest: bytes, table: BlockTable | None = None) -> int:
-        """Begin a plan over a table, given or known, and return its number. `close` it.
+    def open(self, digest: bytes, table: BlockTable | None = None, *, job: str = "") -> int:
+        """Begin a job's plan over a table, given or known, and return its number. `close` it.
 
         Raises:
             BadInputError: There are too many plans, or the table is neither given nor known.
         """
-        if len(self._futures) >= MAX_PLANS:
+        if len(self._table_of) >= MAX_PLANS:
             raise BadInputError(f"there are {MAX_PLANS} plans already")
         known, users = self._tables.get(digest, (table, 0))
         if known is None:
             raise BadInputError("a plan begins with its block table, which nobody has sent yet")
         self._tables[digest] = (known, users + 1)
-        number = self._futures.add(known, self._clock())
+        number = self._futures.add(known, self._clock(), job)
         self._table_of[number] = digest
         return number
 
@@ -185,46 +201,42 @@ class Prefetcher:
         if users > 1:
             self._tables[digest] = (table, users - 1)
 
-    def demand(self, keys: Iterable[bytes]) -> None:
+    def demand(self, blocks: Iterable[tuple[bytes, BlockRef]]) -> None:
         """Readers ask for these blocks now. Called before they are looked up."""
-        if not self._futures:
-            return
-        read: list[bytes] = []
-        for key in keys:
-            if key in self._ready:
-                size_bytes = self._ready.pop(key)
-                self._ahead_bytes -= size_bytes
-                if self._engine.has(key):
-                    self.counts.useful += 1
-                    self._window.came_in_time(size_bytes)
-                else:
-                    self.counts.wasted += 1
-            elif key in self._coming:
-                work, size_bytes = self._coming.pop(key)
-                self._ahead_bytes -= size_bytes
-                self.counts.late += 1
-                self._window.came_late()
-                self._engine.hurry(work)
-            elif key in self._found:
-                self._ahead_bytes -= self._found.pop(key)
-            if self._futures.use(key):
-                read.append(key)
-        self._engine.rerank(read)
+        changed: list[bytes] = []
+        now_s = self._clock()
+        for key, ref in blocks:
+            self._meet(key, now_s)
+            kind = self._futures.use(key)
+            if kind is not None:
+                changed.append(key)
+            if kind != "plan":
+                wanted, unwanted = self._guesses.observe(key, ref)
+                changed += wanted
+                if unwanted:
+                    self._let_go(unwanted)
+        self._engine.rerank(changed)
+
+    def measured(self, uri: str, version: str, size_bytes: int) -> None:
+        """An object is so long; see `Fetcher.measure`."""
+        self._guesses.measured(uri, version, size_bytes)
 
     def landed(self, work: Work, arrived: Sequence[bool]) -> None:
         """A request has ended; `arrived` says of each of its blocks whether it is there."""
+        if all(arrived):
+            self._window.fetched(self._clock() - work.errand.granted_s)
         for (key, _), here in zip(work.fetch.blocks, arrived, strict=True):
             if key not in self._coming or self._coming[key][0] is not work:
                 continue
-            _, size_bytes = self._coming.pop(key)
+            _, size_bytes, kind = self._coming.pop(key)
             if here and self._engine.has(key) and self._futures.near_use(key) != inf:
-                self._ready[key] = size_bytes
+                self._ready[key] = (size_bytes, kind)
                 continue
             self._ahead_bytes -= size_bytes
             if here:
-                self.counts.wasted += 1
+                self.counts[kind].wasted += 1
             else:
-                self.counts.failed += 1
+                self.counts[kind].failed += 1
         self.pump()
 
     def pump(self) -> None:
@@ -234,7 +246,7 @@ class Prefetcher:
         room_bytes = self._window.size_bytes - self._ahead_bytes
         if room_bytes < self._window.size_bytes // _PORTIONS:
             return
-        wanted: dict[bytes, BlockRef] = {}
+        wanted: dict[bytes, Planned] = {}
         passed: list[bytes] = []
         for _ in range(_MAX_LOOKED_AT):
             planned = self._futures.peek()
@@ -242,7 +254,7 @@ class Prefetcher:
                 break
             key, size_bytes = planned.key, planned.ref.length
             if key in wanted or self._engine.has(key):
-                self.counts.resident += 1
+                self.counts[planned.kind].resident += 1
                 if key not in self._ready and key not in self._found and self._engine.passes_by(key):
                     self._found[key] = size_bytes
                     self._ahead_bytes += size_bytes
@@ -250,34 +262,64 @@ class Prefetcher:
             elif size_bytes <= self._window.size_bytes:
                 if size_bytes > room_bytes:
                     break
-                wanted[key] = planned.ref
+                wanted[key] = planned
                 room_bytes -= size_bytes
             self._futures.take()
             passed.append(key)
         # What is held for long already is now held for a use that is near.
         self._engine.rerank(passed)
         if wanted:
-            self._begin(list(wanted.items()))
+            self._begin(wanted)
 
     def stats(self) -> dict[str, Any]:
-        """Return counters and the window as plain values."""
+        """Return counters, of all kinds together and of each, and the window as plain values."""
+        by_kind = {kind: asdict(counts) for kind, counts in self.counts.items()}
         return {
-            **asdict(self.counts),
-            "plans": len(self._futures),
+            **{name: sum(counts[name] for counts in by_kind.values()) for name in by_kind["plan"]},
+            "plans": len(self._table_of),
             "window_bytes": self._window.size_bytes,
             "ahead_bytes": self._ahead_bytes,
+            "rate_bytes_s": round(self._window.rate_bytes_s),
+            "latency_s": round(self._window.latency_s, 4),
+            "kinds": by_kind,
         }
 
-    def _begin(self, wanted: Sequence[tuple[bytes, BlockRef]]) -> None:
-        for work in self._engine.fetch_ahead(wanted):
+    def _meet(self, key: bytes, now_s: float) -> None:
+        """A reader comes for a block; if it is in the window, it leaves that now."""
+        if key in self._ready:
+            size_bytes, kind = self._ready.pop(key)
+            if self._engine.has(key):
+                self.counts[kind].useful += 1
+                self._window.came_in_time(size_bytes)
+            else:
+                self.counts[kind].wasted += 1
+        elif key in self._coming:
+            work, size_bytes, kind = self._coming.pop(key)
+            self.counts[kind].late += 1
+            self._window.came_late()
+            self._engine.hurry(work)
+        elif key in self._found:
+            size_bytes = self._found.pop(key)
+        else:
+            return
+        self._ahead_bytes -= size_bytes
+        self._window.taken(size_bytes, now_s)
+
+    def _begin(self, wanted: Mapping[bytes, Planned]) -> None:
+        for work in self._engine.fetch_ahead([(key, planned.ref) for key, planned in wanted.items()]):
             for key, ref in work.fetch.blocks:
-                self._coming[key] = (work, ref.length)
+                kind = wanted[key].kind
+                self._coming[key] = (work, ref.length, kind)
                 self._ahead_bytes += ref.length
-                self.counts.issued += 1
-                self.counts.issued_bytes += ref.length
+                self.counts[kind].issued += 1
+                self.counts[kind].issued_bytes += ref.length
 
     def _drop(self, keys: Sequence[bytes]) -> None:
         """A plan does not want these blocks any more."""
+        self._let_go(keys)
+        self.pump()
+
+    def _let_go(self, keys: Sequence[bytes]) -> None:
         self._engine.rerank(keys)
         for key in keys:
             if key in self._coming and self._futures.near_use(key) == inf:
@@ -286,13 +328,12 @@ class Prefetcher:
                 if len(work.unwanted) == len(work.fetch.blocks) and not work.errand.awaited:
                     self._withdraw(work)
         self._release(keys)
-        self.pump()
 
     def _withdraw(self, work: Work) -> None:
         for key, _ in work.fetch.blocks:
-            _, size_bytes = self._coming.pop(key)
+            _, size_bytes, kind = self._coming.pop(key)
             self._ahead_bytes -= size_bytes
-            self.counts.wasted += 1
+            self.counts[kind].wasted += 1
         self._engine.withdraw(work)
 
     def _release(self, keys: Iterable[bytes]) -> None:
@@ -301,7 +342,8 @@ class Prefetcher:
             if self._futures.near_use(key) != inf:
                 continue
             if key in self._ready:
-                self._ahead_bytes -= self._ready.pop(key)
-                self.counts.wasted += 1
+                size_bytes, kind = self._ready.pop(key)
+                self._ahead_bytes -= size_bytes
+                self.counts[kind].wasted += 1
             elif key in self._found:
                 self._ahead_bytes -= self._found.pop(key)

@@ -19,7 +19,7 @@ from cache.handle import Handle
 from cache.keys import block_key
 from cache.prefetch import MAX_PLANS
 from cache.testing import check_limits, read_handle
-from connectors.errors import BadInputError, TransientError
+from connectors.errors import BadInputError, DataError, TransientError
 from connectors.objects import Span
 from connectors.protocols import Store
 from connectors.registry import open_store
@@ -405,3 +405,104 @@ async def test_what_comes_for_a_reader_of_a_neighbour_after_its_plan_has_ended_i
         await settled(engine)
         stats = counts(engine)
         assert (stats["late"], stats["wasted"], stats["ahead_bytes"]) == (1, 9, 0)
+
+
+def kinds(engine: Engine) -> dict[str, tuple[int, int, int]]:
+    """Blocks fetched ahead, useful, and wasted, by kind."""
+    found = engine.stats()["prefetch"]["kinds"]
+    return {kind: (n["issued"], n["useful"] + n["late"], n["wasted"]) for kind, n in found.items() if n["issued"]}
+
+
+@pytest.mark.parametrize(("kind", "step"), [("sequential", 1), ("strided", 3)])
+async def test_a_walk_through_an_object_is_followed_to_its_end(origin: Origin, kind: str, step: int) -> None:
+    table = await origin.table(120, per_object=60)
+    async with running(origin, ring_bytes=256 * SIZE) as engine:
+        sources = []
+        for block in range(0, 60, step):
+            sources += await read(engine, table, block)
+            await settled(engine)
+        # It counts from the fifth read on, and is asked how long it is.
+        assert sources == ["origin"] * 6 + ["ring"] * (60 // step - 6)
+        assert kinds(engine) == {kind: (60 // step - 6, 60 // step - 6, 0)}
+        assert sorted(origin.blocks_asked(60)) == list(range(0, 60, step)), "and nothing behind the end"
+        assert len(engine._futures) == 0
+        assert counts(engine)["ahead_bytes"] == 0
+
+
+async def test_a_walk_that_stops_leaves_little_behind(origin: Origin) -> None:
+    table = await origin.table(2000, per_object=1000)
+    async with running(origin, ring_bytes=256 * SIZE) as engine:
+        for block in range(40):
+            await read(engine, table, block)
+            await settled(engine)
+        for block in random.Random(1).sample(range(100, 1000), 20):
+            await read(engine, table, block)
+            await settled(engine)
+        issued, useful, wasted = kinds(engine)["sequential"]
+        assert issued == useful + wasted
+        assert 0 < wasted <= 192 // 8
+        assert len(engine._futures) == 0
+
+
+async def test_reads_in_random_order_are_left_alone(origin: Origin) -> None:
+    table = await origin.table(300, per_object=300)
+    rng = random.Random(6)
+    async with running(origin, ring_bytes=64 * SIZE) as engine:
+        for _ in range(4):
+            for block in rng.sample(range(300), 300):
+                await read(engine, table, block)
+        assert kinds(engine) == {}
+        assert len(engine._futures) == 0
+
+
+async def test_an_order_that_comes_again_is_followed(origin: Origin) -> None:
+    table = await origin.table(200)
+    order = random.Random(7).sample(range(200), 200)
+    async with running(origin, ring_bytes=64 * SIZE) as engine:
+        for _ in range(4):
+            sources = []
+            for block in order:
+                sources += await read(engine, table, block)
+                await settled(engine)
+        assert sources == ["ring"] * 200, "also over the end of the epoch"
+        issued, _, wasted = kinds(engine)["repeated"]
+        assert issued >= 400
+        assert wasted == 0
+        for block in random.Random(8).sample(range(200), 200):
+            await read(engine, table, block)
+            await settled(engine)
+        assert len(engine._futures) == 0, "and given up when it does not"
+        assert counts(engine)["ahead_bytes"] == 0
+
+
+async def test_what_a_reader_announces_is_not_guessed_at(origin: Origin) -> None:
+    table = await origin.table(60, per_object=60)
+    async with running(origin, ring_bytes=256 * SIZE) as engine:
+        planned(engine, table, list(range(60)))
+        for block in range(60):
+            await settled(engine)
+            await read(engine, table, block)
+        assert kinds(engine) == {"plan": (60, 60, 0)}
+
+
+async def test_an_object_that_cannot_be_measured_is_not_followed(origin: Origin) -> None:
+    table = await origin.table(60, per_object=60)
+    async with running(origin, ring_bytes=256 * SIZE) as engine:
+        await origin.store.delete("o0000")
+        for block in range(10):
+            (error,) = await engine.get_many([table.ref(block)])
+            assert isinstance(error, DataError)
+            await settled(engine)
+        assert kinds(engine) == {}
+
+
+async def test_the_window_follows_what_readers_take_and_the_origin_needs(origin: Origin) -> None:
+    table = await origin.table(100)
+    async with running(origin) as engine:
+        planned(engine, table, list(range(100)))
+        for block in range(100):
+            await settled(engine)
+            await read(engine, table, block)
+        stats = counts(engine)
+        assert stats["latency_s"] > 0
+        assert stats["rate_bytes_s"] > 0

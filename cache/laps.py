@@ -1,0 +1,67 @@
+"""An order that comes again, epoch by epoch, found in a stream of reads alone. Pure.
+
+Of every block it is known at which place of the stream it was read last. In a repeated order the block that is read
+next was read last a little behind the one before it; "a little", because several readers overtake each other. How often
+that was so, lately, is the trust in the order: it has to be earned, and reads in random order do not.
+"""
+
+from __future__ import annotations
+
+from cache.keys import BlockRef
+
+__all__ = ["Laps"]
+
+_MAX_BLOCKS = 1 << 16
+_SLACK = 32
+_MEMORY = 1 / 32
+_TRUSTED = 0.8
+_DISTRUSTED = 0.5
+
+
+class Laps:
+    """The last reads, up to `max_blocks` of them; data sets of more blocks are not followed.
+
+    Attributes:
+        trusted: Whether what comes is what came the last time.
+        front: The place, in the lap before, of the read that goes farthest.
+    """
+
+    def __init__(self, *, max_blocks: int = _MAX_BLOCKS) -> None:
+        self.trusted = False
+        self.front = 0
+        self._max_blocks = max_blocks
+        # By place modulo `max_blocks`.
+        self._reads: list[tuple[bytes, BlockRef]] = []
+        self._end = 0
+        self._place: dict[bytes, int] = {}
+        self._trust = 0.0
+
+    def observe(self, key: bytes, ref: BlockRef) -> None:
+        """Take note of a read."""
+        before = self._place.get(key)
+        # In a small data set a little behind must not be half of it.
+        slack = min(_SLACK, len(self._place) // 16)
+        fits = before is not None and self.front - slack <= before <= self.front + slack + 1
+        self._trust += _MEMORY * (fits - self._trust)
+        self.trusted = self._trust > (_DISTRUSTED if self.trusted else _TRUSTED)
+        if before is not None and not (fits and before < self.front):
+            # Where there is no order to follow yet, any place may be its beginning.
+            self.front = before if fits or not self.trusted else self.front
+        place, self._end = self._end, self._end + 1
+        if place < self._max_blocks:
+            self._reads.append((key, ref))
+        else:
+            oldest, _ = self._reads[place % self._max_blocks]
+            if self._place[oldest] == place - self._max_blocks:
+                del self._place[oldest]
+            self._reads[place % self._max_blocks] = (key, ref)
+        self._place[key] = place
+
+    def after(self, place: int, count: int) -> list[tuple[int, bytes, BlockRef]]:
+        """Return at most `count` of the blocks that were read behind a place and not since then, with their places."""
+        found: list[tuple[int, bytes, BlockRef]] = []
+        for later in range(max(self._end - self._max_blocks, place + 1), min(self._end, place + 1 + count)):
+            key, ref = self._reads[later % self._max_blocks]
+            if self._place[key] == later:
+                found.append((later, key, ref))
+        return found
