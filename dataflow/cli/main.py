@@ -26,6 +26,7 @@ COMMANDS = {
     "cache": _Subcommand("dataflow.cli.cache:cache", "Run this node's cache, or ask how it fares."),
     "convert": _Subcommand("dataflow.cli.convert:convert", "Turn a data set into native shards, or another format."),
     "demo": _Subcommand("dataflow.cli.demo:demo", "Train on real images through the cache, kill, resume, report."),
+    "diff": _Subcommand("dataflow.cli.diff:diff", "Compare two data sets, whatever their formats."),
     "doctor": _Subcommand("dataflow.cli.doctor:doctor", "Say what this installation is and what is wrong with it."),
     "formats": _Subcommand("dataflow.cli.formats:formats", "List the formats that are read and written."),
     "inspect": _Subcommand("dataflow.cli.inspection:inspect", "Show a data set's fields, shards and blocks."),

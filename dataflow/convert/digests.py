@@ -6,13 +6,13 @@ chance once in 10^20 data sets. A digest and its sample take 24 bytes, on the st
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from dataflow.formats.destination import Destination
 
-__all__ = ["bucket_sizes", "find_duplicates", "sample_digests"]
+__all__ = ["bucket_sizes", "find_duplicates", "sample_digests", "value_bytes"]
 
 # Sorted as a whole, so by digest and then by sample.
 DIGEST = np.dtype([("high", "<u8"), ("low", "<u8"), ("sample", "<i8")])
@@ -34,7 +34,7 @@ def sample_digests(batch: pa.RecordBatch | None, numbers: npt.NDArray[np.int64] 
         return np.zeros(0, DIGEST)
     digests = np.zeros(batch.num_rows, DIGEST)
     digests["sample"] = numbers
-    columns = [_values(column) for column in batch.columns]
+    columns = [value_bytes(column) for column in batch.columns]
     for place, values in enumerate(zip(*columns, strict=True)):
         digest = xxhash.xxh3_128()
         for value in values:
@@ -82,7 +82,7 @@ def _repeated(digests: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDA
     return digests["sample"][~new], digests["sample"][originals][~new]
 
 
-def _values(column: Any) -> Sequence[bytes | None]:
+def value_bytes(column: Any) -> Sequence[bytes | None]:
     """Return every value as bytes that are equal for equal values only."""
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
@@ -91,10 +91,13 @@ def _values(column: Any) -> Sequence[bytes | None]:
         return column.to_pylist()  # type: ignore[no-any-return]
     if types.is_string(kind) or types.is_large_string(kind):
         return [None if value is None else value.encode() for value in column.to_pylist()]
-    if (types.is_integer(kind) or types.is_floating(kind)) and not column.null_count:
-        values = column.to_numpy()
-        content = np.ascontiguousarray(values).tobytes()
-        width = values.itemsize
-        return [content[start : start + width] for start in itertools.islice(itertools.count(0, width), len(values))]
+    if types.is_integer(kind) or types.is_floating(kind):
+        # Nulls have bytes, too, so that values look the same beside them.
+        values = pc.fill_null(column, pa.scalar(0, kind)).to_numpy()
+        content, width = np.ascontiguousarray(values).tobytes(), values.itemsize
+        cut = [content[start : start + width] for start in range(0, len(content), width)]
+        if not column.null_count:
+            return cut
+        return [value if valid else None for value, valid in zip(cut, column.is_valid().to_pylist(), strict=True)]
     encode = msgspec.msgpack.Encoder(enc_hook=str).encode
     return [None if value is None else encode(value) for value in column.to_pylist()]
