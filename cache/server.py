@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from cache.address import peer, remove_socket
+from cache.allocator import keep_freed_memory
 from cache.config import CacheConfig
 from cache.engine import Engine
 from cache.rights import AccessConfig, Rights
@@ -189,6 +190,7 @@ def run_server(
     Raises:
         DataError: The engine cannot start.
     """
+    keep_freed_memory()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_run(config, listener, limits or ServerLimits(), access, grace_s, on_ready, on_stop))
