@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from cache.catalogue import Catalogue
 from cache.labels import Label
+from cache.orders import Evicted, Usage
 from cache.pins import Pin
 from cache.prefixes import covers, fold
 from cache.stack import Stack
@@ -21,7 +21,7 @@ from cache.tier import Tier
 from connectors.errors import DataError
 from connectors.objects import normalise_url, split_uri
 
-__all__ = ["MAX_ROWS", "Administration", "Evicted", "Usage"]
+__all__ = ["MAX_ROWS", "Administration"]
 
 MAX_ROWS = 4096
 """Names in one answer."""
@@ -31,40 +31,6 @@ _SLICE = 4096
 _EVICTIONS_AT_ONCE = 16
 # Labels of blocks that are gone which are put up with.
 _SLACK_LABELS = 65536
-
-
-@dataclass(slots=True)
-class Usage:
-    """What the tiers hold of one object, or of all below a folder.
-
-    Attributes:
-        name: The URI; a folder's ends with a slash. Empty: blocks of which nobody knows what they are.
-        blocks: Blocks by tier; one that lies in two of them counts twice.
-        size_bytes: Bytes on the medium by tier.
-        pinned_bytes: Of these, those that pins protect.
-    """
-
-    name: str
-    blocks: dict[str, int] = field(default_factory=dict)
-    size_bytes: dict[str, int] = field(default_factory=dict)
-    pinned_bytes: int = 0
-
-
-@dataclass(slots=True)
-class Evicted:
-    """What became of an eviction.
-
-    Attributes:
-        blocks: Removed.
-        size_bytes: What that freed on the media.
-        pinned: Blocks that stay because they are pinned.
-        failed: Blocks that a disk does not let go of, or that were leaving by themselves.
-    """
-
-    blocks: int = 0
-    size_bytes: int = 0
-    pinned: int = 0
-    failed: int = 0
 
 
 class Administration:
@@ -82,6 +48,7 @@ class Administration:
         self._catalogue = catalogue
         self._in_flight = in_flight
         self._tiers = [tier for level in (*stack.levels, stack.ring) for tier in level.members]
+        self._asking = asyncio.Lock()
         self._swept_s = -math.inf
         self._pruning = False
         self._prune_at = _SLACK_LABELS
@@ -90,7 +57,7 @@ class Administration:
     async def usage(
         self, prefix: str, *, depth: int = 1, after: str = "", limit: int = MAX_ROWS, visible: Callable[[str], bool]
     ) -> tuple[list[Usage], bool]:
-        """Sum up what the tiers hold at and below a URL.
+        """Sum up what the tiers hold at and below a URL. One asker at a time; the others wait.
 
         Args:
             prefix: The URL; empty: everything.
@@ -102,33 +69,34 @@ class Administration:
         Returns:
             Names in their order with what is held of them, and whether there are more.
         """
-        root = fold(prefix) if prefix else ""
+        prefix = normalise_url(prefix) if prefix else ""
         names: dict[Label | None, str | None] = {}
         rows: dict[str, Usage] = {}
         more = False
-        async for tier, keys in self._slices():
-            guard = tier.guard
-            for key in keys:
-                label = self._catalogue.labels.get(key)
-                if label not in names:
-                    if len(names) > _SLICE:
-                        names.clear()
-                    names[label] = _name(label, root, depth, visible)
-                name = names[label]
-                size_bytes = None if guard is None else guard.size_of(key)
-                if name is None or size_bytes is None or (after and name <= after):
-                    continue
-                row = rows.get(name)
-                if row is None:
-                    row = rows[name] = Usage(name)
-                row.blocks[tier.name] = row.blocks.get(tier.name, 0) + 1
-                row.size_bytes[tier.name] = row.size_bytes.get(tier.name, 0) + size_bytes
-                row.pinned_bytes += size_bytes if guard is not None and guard.protects(key) else 0
-            if len(rows) > 2 * limit:
-                # Whatever comes, what is behind so many names stays behind them.
-                more = True
-                for name in sorted(rows)[limit:]:
-                    del rows[name]
+        async with self._asking:
+            async for tier, keys in self._slices():
+                guard = tier.guard
+                for key in keys:
+                    label = self._catalogue.labels.get(key)
+                    if label not in names:
+                        if len(names) > _SLICE:
+                            names.clear()
+                        names[label] = _name(label, prefix, depth, visible)
+                    name = names[label]
+                    size_bytes = None if guard is None else guard.size_of(key)
+                    if name is None or size_bytes is None or (after and name <= after):
+                        continue
+                    row = rows.get(name)
+                    if row is None:
+                        row = rows[name] = Usage(name)
+                    row.blocks[tier.name] = row.blocks.get(tier.name, 0) + 1
+                    row.size_bytes[tier.name] = row.size_bytes.get(tier.name, 0) + size_bytes
+                    row.pinned_bytes += size_bytes if guard is not None and guard.protects(key) else 0
+                if len(rows) > 2 * limit:
+                    # Whatever comes, what is behind so many names stays behind them.
+                    more = True
+                    for name in sorted(rows)[limit:]:
+                        del rows[name]
         found: list[Usage] = []
         size_bytes = 0
         for name in sorted(rows):
@@ -269,22 +237,23 @@ class Administration:
                 await asyncio.sleep(0)
 
 
-def _name(label: Label | None, root: str, depth: int, visible: Callable[[str], bool]) -> str | None:
+def _name(label: Label | None, prefix: str, depth: int, visible: Callable[[str], bool]) -> str | None:
     """Return under which name a block is summed up; None where it is left out. Pure."""
     if label is None:
-        return None if root else ""
+        return None if prefix else ""
     uri = label.uri
-    if not covers(root, uri) or not visible(uri):
+    if not covers(prefix.rstrip("/"), uri) or not visible(uri):
         return None
     if not depth:
-        return root
-    if not root:
+        return prefix
+    if not prefix:
         try:
             store, key = split_uri(uri)
         except DataError:
             return uri
-        return store.rstrip("/") + "/" if key else store
-    if uri == root:
+        return f"{store}/" if key and not store.endswith("/") else store
+    if uri == prefix:
         return uri
-    first, slash, _ = uri[len(root) + 1 :].partition("/")
-    return f"{root}/{first}{slash}"
+    folder = prefix if prefix.endswith("/") else f"{prefix}/"
+    first, slash, _ = uri[len(folder) :].partition("/")
+    return f"{folder}{first}{slash}"

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 from cache.block_table import BlockTable
 from cache.config import CacheConfig
 from cache.connection import Connection, ServerGoneError
-from cache.frames import Done, Head, Meta, ReportBad, Statistics, Stats
+from cache.frames import Done, Head, Meta, Reply, ReportBad, Request, Statistics, Stats
 from cache.interruption import CallInterruptedError
 from cache.keys import BlockRef
 from cache.plan_link import PlanLink
@@ -39,6 +39,7 @@ __all__ = ["CacheClient", "ClientOptions"]
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+_R = TypeVar("_R", bound=Reply)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,14 @@ class CacheClient:
     def head(self, uri: str) -> ObjectMeta:
         """Return size and version of an object; its key is relative to its store."""
         return self._with_server(partial(ask, Head(uri), Meta)).meta
+
+    def ask(self, request: Request, expected: type[_R]) -> _R:
+        """Ask what is answered by one message of the type `expected`; repeated where a server dies over it.
+
+        Raises:
+            DataError: What the server answers instead, or that there is none.
+        """
+        return self._with_server(partial(ask, request, expected))
 
     def stats(self) -> dict[str, Any]:
         """Return the server's numbers, which concern all of its clients."""

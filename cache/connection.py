@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from cache.address import peer, socket_address
 from cache.frames import (
     MAX_DESCRIPTORS,
+    MAX_JOB_LENGTH,
     PROTOCOL_VERSION,
     Blocks,
     Failed,
@@ -34,7 +35,10 @@ from cache.handle import Descriptor
 from cache.interruption import Interruption, current_interruption
 from connectors.errors import DataError, ErrorKind, PermissionDeniedError, TransientError
 
-__all__ = ["Connection", "ServerGoneError"]
+__all__ = ["JOB_VARIABLE", "Connection", "ServerGoneError"]
+
+JOB_VARIABLE = "DATAFLOW_JOB"
+"""Environment variable with the name under which a job's quota is kept; without it a job has none."""
 
 _RECEIVE_BYTES = 256 * 1024
 _ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
@@ -88,7 +92,7 @@ class Connection:
             raise PermissionDeniedError(
                 f"process {pid} of user {uid} has {self.address}; only this user's and root's servers are trusted"
             )
-        [(welcome, _)] = self.ask(Hello(PROTOCOL_VERSION))
+        [(welcome, _)] = self.ask(Hello(PROTOCOL_VERSION, os.environ.get(JOB_VARIABLE, "")[:MAX_JOB_LENGTH]))
         if isinstance(welcome, Failed):
             raise error_of(welcome)
         if not isinstance(welcome, Welcome) or welcome.version != PROTOCOL_VERSION:

@@ -20,6 +20,7 @@ import msgspec
 
 from cache.block_table import MAX_TABLE_BLOCKS, TablePage
 from cache.keys import KEY_BYTES, BlockRef
+from cache.orders import Order, Report
 from connectors.errors import BadInputError, DataError, ErrorKind, error_from_kind
 from connectors.objects import ObjectMeta
 from connectors.protocols import Buffer
@@ -28,6 +29,7 @@ __all__ = [
     "INLINE_BYTES",
     "MAX_BLOCKS",
     "MAX_DESCRIPTORS",
+    "MAX_JOB_LENGTH",
     "MAX_PLAN_BLOCKS",
     "MAX_REPLY_BYTES",
     "MAX_REQUEST_BYTES",
@@ -72,6 +74,7 @@ MAX_DESCRIPTORS = 64
 """Descriptors beside one message; the kernel takes 253."""
 MAX_BLOCKS = 4096
 """Blocks named in one request."""
+MAX_JOB_LENGTH = 128
 MAX_PLAN_BLOCKS = 1 << 16
 """Block numbers in one request."""
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
@@ -81,9 +84,10 @@ _LENGTH = struct.Struct("<I")
 
 
 class Hello(msgspec.Struct, tag="hello", frozen=True):
-    """First message of a client."""
+    """First message of a client, with the name of the job that it works for."""
 
     version: int
+    job: Annotated[str, msgspec.Meta(max_length=MAX_JOB_LENGTH)] = ""
 
 
 class ReadBlocks(msgspec.Struct, tag="blocks", frozen=True):
@@ -238,8 +242,11 @@ Request: TypeAlias = (
     | ExtendPlan
     | AdvancePlan
     | ReplacePlan
+    | Order
 )
-Reply: TypeAlias = Welcome | Blocks | Object | Listing | Meta | Statistics | PlanOpened | Done | Waiting | Failed
+Reply: TypeAlias = (
+    Welcome | Blocks | Object | Listing | Meta | Statistics | PlanOpened | Report | Done | Waiting | Failed
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

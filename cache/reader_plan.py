@@ -30,12 +30,16 @@ class ReaderPlan:
         prefetcher: Shared by all.
         rights: What the user at the other end may read.
         share: What that user takes already.
+
+    Attributes:
+        job: For which the plan is, under whose quota falls what is fetched for it.
     """
 
     def __init__(self, prefetcher: Prefetcher, rights: Rights, share: UserShare) -> None:
         self._prefetcher = prefetcher
         self._rights = rights
         self._share = share
+        self.job = ""
         self._number: int | None = None
         self._digest = b""
         # A table on its way: the blocks still to come, the pages that came, and their digest.
@@ -107,7 +111,7 @@ class ReaderPlan:
     def _begin(self, table: BlockTable) -> None:
         self._share.use_table(self._digest, table.size_bytes)
         try:
-            self._number = self._prefetcher.open(self._digest, table)
+            self._number = self._prefetcher.open(self._digest, table, job=self.job)
         except BaseException:
             self._share.leave_table(self._digest, table.size_bytes)
             raise

@@ -6,13 +6,14 @@ A daemon reads with its own credentials for everybody who may ask it, so what no
     socket_mode = "0660"            # of the socket's file, with `group`
     group = "training"
     allowed_uids = [1001, 1002]     # and nobody else; without it, whoever the socket's file lets in
+    operator_uids = [1001]          # who of them may pin, evict and resize
 
     [[access.rules]]
     prefix = "s3://bucket/private"  # and all below it; of several that fit, the longest counts
     uids = [1001]
 
-The daemon's own user and root may always ask for everything. Users are told apart by what the kernel says of the other
-end of the connection. A rule is about names: it does not follow links inside a file system.
+The daemon's own user and root may always ask for and change everything. Users are told apart by what the kernel says of
+the other end of the connection. A rule is about names: it does not follow links inside a file system.
 """
 
 from __future__ import annotations
@@ -62,12 +63,14 @@ class AccessConfig:
         group: Name of the group that the file belongs to; None leaves the daemon's own.
         allowed_uids: The only users who may ask; None: whoever may open the file.
         rules: What not all of them may read.
+        operator_uids: Who may change what is kept, beside the daemon's own user and root.
     """
 
     socket_mode: str = "0600"
     group: str | None = None
     allowed_uids: tuple[int, ...] | None = None
     rules: tuple[PrefixRule, ...] = ()
+    operator_uids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not _MODE.fullmatch(self.socket_mode):
@@ -75,6 +78,7 @@ class AccessConfig:
         if self.allowed_uids is not None:
             object.__setattr__(self, "allowed_uids", tuple(self.allowed_uids))
         object.__setattr__(self, "rules", tuple(self.rules))
+        object.__setattr__(self, "operator_uids", tuple(self.operator_uids))
         prefixes = [rule.prefix for rule in self.rules]
         if twice := {prefix for prefix in prefixes if prefixes.count(prefix) > 1}:
             raise BadInputError(f"access: two rules for {min(twice)}")
@@ -99,15 +103,19 @@ class AccessConfig:
 
 
 class Rights:
-    """What one user may read.
+    """What one user may read and change.
 
     Args:
         access: Of the daemon.
         uid: The user.
+
+    Attributes:
+        uid: As given.
     """
 
     def __init__(self, access: AccessConfig, uid: int) -> None:
-        self._uid = uid
+        self.uid = uid
+        self._may_change = _is_operator(uid) or uid in access.operator_uids
         self._rules = () if _is_operator(uid) else sorted(access.rules, key=lambda rule: -len(rule.prefix))
         self._readable: dict[str, bool] = {}
 
@@ -139,8 +147,24 @@ class Rights:
             return
         above = PrefixRule(url)
         for rule in self._rules:
-            if above.covers(rule.prefix) and self._uid not in rule.uids:
+            if above.covers(rule.prefix) and self.uid not in rule.uids:
                 raise self._refused(rule.prefix)
+
+    def sees(self, uri: str) -> bool:
+        """Say whether the user may hear of an object, or of all below a prefix."""
+        return not self._rules or self._may_read(uri)
+
+    def check_change(self) -> None:
+        """Refuse when the user may not change what is kept.
+
+        Raises:
+            PermissionDeniedError: It says who may.
+        """
+        if not self._may_change:
+            raise PermissionDeniedError(
+                f"user {self.uid} may not change what this cache keeps; its own user, root, and the operator_uids of "
+                "its [access] may"
+            )
 
     def _may_read(self, uri: str) -> bool:
         if "://" not in uri and not uri.startswith("/"):
@@ -148,11 +172,11 @@ class Rights:
         if not self._rules:
             return True
         uri = normalise_url(uri)  # one object has many spellings
-        return next((self._uid in rule.uids for rule in self._rules if rule.covers(uri)), True)
+        return next((self.uid in rule.uids for rule in self._rules if rule.covers(uri)), True)
 
     def _refused(self, uri: str) -> PermissionDeniedError:
         return PermissionDeniedError(
-            f"user {self._uid} may not read {uri} through this cache; see its [access]", uri=uri
+            f"user {self.uid} may not read {uri} through this cache; see its [access]", uri=uri
         )
 
 

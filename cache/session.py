@@ -50,6 +50,8 @@ from cache.handle import Handle, seal_block
 from cache.heartbeat import Heartbeat
 from cache.incoming import Incoming
 from cache.keys import BlockRef
+from cache.operation import Operation
+from cache.orders import Order
 from cache.reader_plan import ReaderPlan
 from cache.rights import Rights
 from cache.share import UserShare
@@ -138,6 +140,8 @@ class Session:
         self._share = share
         self._share.connections += 1
         self._plan = ReaderPlan(self._engine.prefetcher, rights, share)
+        self._operation = Operation(engine, rights)
+        self._job = ""
         self._loop = asyncio.get_running_loop()
         self._incoming = Incoming(connection)
         self._heartbeat = Heartbeat(connection, limits.heartbeat_s)
@@ -185,6 +189,7 @@ class Session:
                 "run the same release on both sides",
                 kind=ErrorKind.PROTOCOL,
             )
+        self._job = self._plan.job = request.job
         await self._send(Welcome(PROTOCOL_VERSION, os.getpid()))
 
     async def _answer(self, request: Request) -> None:
@@ -228,7 +233,9 @@ class Session:
                     await self._engine.report_bad(ref)
                 return Done()
             case Stats():
-                return Statistics(self._stats())
+                return Statistics(self._operation.visible(self._stats()))
+            case _ if isinstance(request, Order):
+                return await self._operation.answer(request)
             case Hello() | ReadBlocks():
                 raise DataError(f"{type(request).__name__} is answered elsewhere", kind=ErrorKind.PROTOCOL)
             case _:
@@ -240,7 +247,7 @@ class Session:
             await self._send(Blocks([], last=True))
         for number, part in enumerate(slices, 1):
             with self._heartbeat:
-                found = await self._engine.get_many(part)
+                found = await self._engine.get_many(part, job=self._job)
             try:
                 messages = list(pack_messages(found))
                 for place, (items, fds) in enumerate(messages, 1):

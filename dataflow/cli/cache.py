@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import click
@@ -20,7 +21,9 @@ from cache.rights import AccessConfig
 from cache.server import run_server
 from dataflow.cli.cache_client import SOCKET, connected
 from dataflow.cli.cache_drain import drain
+from dataflow.cli.cache_keep import evict, pin, resize, unpin
 from dataflow.cli.cache_top import top
+from dataflow.cli.cache_usage import du, ls
 from dataflow.cli.cache_verify import verify
 from dataflow.cli.cache_warm import warm
 from dataflow.cli.sizes import SIZE, format_size
@@ -36,7 +39,7 @@ def cache() -> None:
     """Run this node's cache, or ask how it fares."""
 
 
-for command in (drain, top, verify, warm):
+for command in (drain, du, evict, ls, pin, resize, top, unpin, verify, warm):
     cache.add_command(command)
 
 
@@ -153,3 +156,22 @@ def _show(address: str, stats: dict[str, Any], console: Console) -> None:
         f"origin: {origin['requests']} requests, {format_size(origin['bytes'])}, {origin['errors']} failed",
         highlight=False,
     )
+    _show_retention(stats, console)
+
+
+def _show_retention(stats: dict[str, Any], console: Console) -> None:
+    pins, quotas = stats["retention"]["pins"], [quota for tier in stats["tiers"] for quota in tier["quotas"]]
+    pinned_bytes = sum(tier["pinned_bytes"] for tier in stats["tiers"])
+    if pins:
+        pinnable = format_size(stats["retention"]["pinnable_bytes"])
+        console.print(f"pinned: {format_size(pinned_bytes)} are here; pins may promise {pinnable}", highlight=False)
+    for one in pins:
+        end = one["expires_unix_s"]
+        until = "" if end is None else f" until {datetime.fromtimestamp(end).astimezone():%Y-%m-%d %H:%M %Z}"
+        console.print(f"  {one['prefix']}: {format_size(one['size_bytes'])}{until}", soft_wrap=True, highlight=False)
+    for name in sorted({quota["name"] for quota in quotas}):
+        used_bytes, limit_bytes = (
+            sum(quota[what] for quota in quotas if quota["name"] == name) for what in ("used_bytes", "limit_bytes")
+        )
+        sizes = f"{format_size(used_bytes)} of {format_size(limit_bytes)}"
+        console.print(f"quota of {name}: {sizes}", soft_wrap=True, highlight=False)
