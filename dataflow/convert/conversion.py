@@ -93,7 +93,8 @@ def convert(
     Args:
         src: Any dataset that `open_dataset` reads.
         dst: Any store that can be written; must hold nothing yet.
-        to: Format to write: `arrow` (native shards), `jsonl`, `mds`, `parquet`, `tfrecord`, `webdataset`.
+        to: Format to write: `arrow` (native shards), `jsonl`, `mds`, `megatron`, `parquet`, `tfrecord`,
+            `webdataset`.
         shard_size_bytes: About the size of a shard; each worker holds one in memory.
         block_size_bytes: Size of a block before compression: what readers fetch and caches keep (`arrow`, `parquet`).
         compression: `none`, `lz4` or `zstd`, where the format has it.

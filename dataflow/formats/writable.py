@@ -6,14 +6,21 @@ from typing import TYPE_CHECKING
 
 from connectors.errors import BadInputError
 from dataflow.formats.arrow.target import ArrowTarget
-from dataflow.formats.targets import JsonlTarget, MdsTarget, ParquetTarget, TfrecordTarget, WebdatasetTarget
+from dataflow.formats.targets import (
+    JsonlTarget,
+    MdsTarget,
+    MegatronTarget,
+    ParquetTarget,
+    TfrecordTarget,
+    WebdatasetTarget,
+)
 
 if TYPE_CHECKING:
     from dataflow.formats.protocol import Target
 
 __all__ = ["WRITABLE", "make_target"]
 
-WRITABLE = ("arrow", "jsonl", "mds", "parquet", "tfrecord", "webdataset")
+WRITABLE = ("arrow", "jsonl", "mds", "megatron", "parquet", "tfrecord", "webdataset")
 
 
 def make_target(name: str, *, block_size_bytes: int, compression: str) -> Target:
@@ -34,4 +41,9 @@ def make_target(name: str, *, block_size_bytes: int, compression: str) -> Target
         raise BadInputError(f"no format called {name!r} can be written; there are {', '.join(WRITABLE)}")
     if compression != "none":
         raise BadInputError(f"{name} is written without compression, got {compression!r}")
-    return TfrecordTarget() if name == "tfrecord" else WebdatasetTarget()
+    plain: dict[str, Target] = {
+        "megatron": MegatronTarget(),
+        "tfrecord": TfrecordTarget(),
+        "webdataset": WebdatasetTarget(),
+    }
+    return plain[name]

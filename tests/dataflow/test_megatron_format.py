@@ -4,6 +4,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from connectors.errors import BadInputError, CorruptError
 from dataflow.convert import convert
 from dataflow.dataset import open_dataset
-from dataflow.formats import megatron
+from dataflow.formats import megatron, tensor_field
+from dataflow.formats.arrow import ShardWriter
 from dataflow.formats.scan import cut_blocks
 
 TYPES = {np.uint8: 1, np.int8: 2, np.int16: 3, np.int32: 4, np.int64: 5, np.float64: 6, np.float32: 7, np.uint16: 8}
@@ -105,3 +107,33 @@ def test_files_of_different_types_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "b", [[1]], np.int32)
     with pytest.raises(BadInputError, match="different types"):
         open_dataset(tmp_path)
+
+
+# Writing
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_written_files_are_those_that_megatron_writes(tmp_path: Path, dtype: type) -> None:
+    sequences = [[(number + position) % 100 for position in range(number % 17)] for number in range(50)]
+    write(tmp_path / "in" / "a", sequences[:20], dtype)
+    write(tmp_path / "in" / "b", sequences[20:], dtype)
+    convert(tmp_path / "in", tmp_path / "out", to="megatron")
+    write(tmp_path / "expected", sequences, dtype)
+    for suffix in (".bin", ".idx"):
+        written = (tmp_path / "out" / f"shard-00000{suffix}").read_bytes()
+        assert written == (tmp_path / "expected").with_suffix(suffix).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["shard-00000.bin", "shard-00000.idx"]
+
+
+def test_sequences_of_one_length_come_from_tensors(tmp_path: Path) -> None:
+    schema = pa.schema([tensor_field("tokens", np.uint16, (8,)), pa.field("other", pa.string())])
+    with ShardWriter(tmp_path / "in", schema) as writer:
+        for number in range(30):
+            writer.write({"tokens": np.arange(number, number + 8, dtype=np.uint16), "other": "x"})
+    with pytest.raises(BadInputError, match="choose it with fields"):
+        convert(tmp_path / "in", tmp_path / "out", to="megatron")
+    convert(tmp_path / "in", tmp_path / "out", to="megatron", fields=["tokens"], shard_size_bytes=150)
+    assert len(list((tmp_path / "out").glob("*.idx"))) > 1
+    assert [row["tokens"].tolist() for row in open_dataset(tmp_path / "out")] == [
+        list(range(number, number + 8)) for number in range(30)
+    ]
