@@ -8,16 +8,18 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
 import torch.utils.data
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, default_collate
 
 from connectors.errors import BadInputError
 from dataflow.dataset import Dataset as NativeDataset
 from dataflow.loaders.bad_samples import BadSamples, Rejects
+from dataflow.loaders.collate import gathers_columns
 from dataflow.loaders.generators import generators_kept
 from dataflow.loaders.iterators import InlineIterator
 from dataflow.loaders.process_iterator import ProcessIterator
 from dataflow.loaders.state import Ledger, is_elastic, load_state, make_state
 from dataflow.loaders.stats import LoaderStats
+from dataflow.loaders.thread_iterator import ThreadIterator
 from dataflow.loaders.torch_private import DatasetKind, dataset_kind
 
 __all__ = ["DataLoader"]
@@ -50,6 +52,12 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             without workers there is no deadline. (`timeout` limits the wait of the caller, and raises.)
         bad_samples: What to do about samples of a map-style dataset that cannot be read; by default their exception is
             raised, as in torch.
+        workers: "process", as in torch, or "thread": threads of this process, for work that lets go of the
+            interpreter's lock, with nothing to start, pickle or hand over. Batches, order and states are the same; what
+            is drawn from the global random number generators is not, since threads share them (transforms with an `rng`
+            of their own do not care), `get_worker_info()` is None, and a stream is read by one thread. A thread that
+            passes `worker_deadline_s` is left behind, and another makes its batch. "auto" takes threads for datasets of
+            `open_dataset` that make whole batches, and processes for others.
 
     Raises:
         ValueError, TypeError: As torch does.
@@ -80,6 +88,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         on_worker_failure: Literal["restart", "raise"] = "restart",
         worker_deadline_s: float | None = None,
         bad_samples: BadSamples | None = None,
+        workers: Literal["process", "thread", "auto"] = "process",
     ) -> None:
         if on_worker_failure not in ("restart", "raise"):
             raise BadInputError(f'on_worker_failure must be "restart" or "raise", got {on_worker_failure!r}')
@@ -89,6 +98,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         self.on_worker_failure = on_worker_failure
         self.worker_deadline_s = worker_deadline_s
         self.bad_samples = bad_samples
+        self.workers = workers
         self._ledger = Ledger(rejects=None if bad_samples is None else Rejects(bad_samples))
         newer = {"in_order": in_order} if _KNOWS_IN_ORDER else {}
         super().__init__(
@@ -112,6 +122,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         )
         self.in_order = in_order
         _check_bad_samples(self)
+        _check_workers(self)
         # Names that Accelerate asks for. It takes this loader as it is where batches are dealt to the ranks already (it
         # would deal each part to all ranks once more, and lose the rest), and keeps this loader's state.
         self._is_accelerate_prepared = is_elastic(self.batch_sampler)
@@ -131,8 +142,23 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
     def _get_iterator(self) -> Any:
         if self.num_workers == 0:
             return InlineIterator(self, self._ledger)
+        if not self.has_worker_processes:
+            return ThreadIterator(self, self._ledger)
         self.check_worker_number_rationality()
         return ProcessIterator(self, self._ledger)
+
+    @property
+    def has_worker_processes(self) -> bool:
+        """Whether other processes make the batches."""
+        if self.num_workers == 0 or self.workers != "auto":
+            return self.num_workers > 0 and self.workers == "process"
+        plain = self.collate_fn is default_collate and self.worker_init_fn is None
+        return not (plain and self.multiprocessing_context is None and gathers_columns(self.dataset))
+
+    @property
+    def num_shards(self) -> int:
+        """Among how many readers a stream is dealt out."""
+        return self.num_workers if self.has_worker_processes else 1
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the newest iterator stands, counted in batches handed to the caller.
@@ -176,6 +202,13 @@ def _check_bad_samples(loader: DataLoader[Any]) -> None:
         raise BadInputError("bad_samples needs a map-style dataset: a stream that has raised cannot go on behind it")
     if policy.action == "skip" and loader.batch_sampler is None:
         raise BadInputError('without batches there is nothing to leave a sample out of: use BadSamples("substitute")')
+
+
+def _check_workers(loader: DataLoader[Any]) -> None:
+    if loader.workers not in ("process", "thread", "auto"):
+        raise BadInputError(f'workers must be "process", "thread" or "auto", got {loader.workers!r}')
+    if loader.workers == "thread" and loader.worker_init_fn is not None:
+        raise BadInputError("worker_init_fn sets up a process of its own, which a worker thread is not")
 
 
 # torch has it since 2.6; before that, batches always come in order and so they do here unless asked otherwise.

@@ -108,7 +108,7 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
             self._prepare(loader, REOPENING, progress.batches)
             self._sampler_iter = _advanced(iter(sampler), 0 if self._is_iterable else progress.batches)
         if self._is_iterable and not progress.shards:
-            shards = max(1, self._num_workers)
+            shards = loader.num_shards
             progress.shards, progress.shard_states = [0] * shards, [None] * shards
         self._ledger.progress = self._progress = progress
         self._ledger.next_epoch = progress.epoch + 1

@@ -35,8 +35,7 @@ from dataflow.loaders.stats import Meter
 from dataflow.loaders.torch_private import DatasetKind, dataset_kind, index_sampler
 
 if TYPE_CHECKING:
-    from torch.utils.data import DataLoader
-
+    from dataflow.loaders.dataloader import DataLoader
     from dataflow.loaders.foresight import Foresight
 
 __all__ = [
@@ -178,6 +177,7 @@ def load_state(loader: DataLoader[Any], state: Any) -> Progress | None:
         BadInputError: Not a state of a loader, or of another dataset, order or version; says what differs.
     """
     own, sampler = _identity(loader), index_sampler(loader)
+    num_shards = loader.num_shards
     if not isinstance(state, Mapping) or "version" not in state or not {"epoch", "sampler"} & state.keys():
         raise BadInputError(
             f"this is not the state of a dataflow DataLoader: {_describe(state)}; pass what its state_dict() returned"
@@ -196,10 +196,10 @@ def load_state(loader: DataLoader[Any], state: Any) -> Progress | None:
             _load_samplers(loader, state["order"], generators=True)
             return None
         progress = Progress.from_dict(state["epoch"])
-        if len(progress.shards) not in (0, max(1, loader.num_workers)):
+        if len(progress.shards) not in (0, num_shards):
             raise BadInputError(
                 f"the loader state was saved with {len(progress.shards)} workers and this loader has "
-                f"{loader.num_workers}: an iterable dataset is dealt out by worker, so only the same number of them "
+                f"{num_shards}: an iterable dataset is dealt out by worker, so only the same number of them "
                 "goes on with the same samples"
             )
         _load_samplers(loader, progress.order, generators=False)
@@ -256,7 +256,7 @@ def snapshot_order(loader: DataLoader[Any], *, between_epochs: bool = False) -> 
         return order
     foreign = any(type(part) not in (*_DETERMINISTIC, *_TORCH_RANDOM) for part in parts)
     if dataset_kind(loader) == DatasetKind.Iterable:
-        foreign = loader.num_workers == 0
+        foreign = not loader.has_worker_processes
     if foreign or any(type(part) in _TORCH_RANDOM and part.generator is None for part in parts):
         order["torch"] = _encode(torch.get_rng_state())
     if foreign:

@@ -27,7 +27,7 @@ class LoaderStats:
             time of the workers, summed over them and beside the other two; with no workers they happen inside `wait`
             and are part of it.
         counts: What was counted on the way: blocks and bytes by source, workers replaced.
-        num_workers: Over how many processes the workers' seconds are summed; 0 for the trainer itself.
+        num_workers: Over how many processes or threads the workers' seconds are summed; 0 for the trainer itself.
     """
 
     batches: int

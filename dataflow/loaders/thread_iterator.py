@@ -1,0 +1,235 @@
+"""Batches from threads of this process, put in order.
+
+For datasets whose work lets go of the interpreter's lock: reading, decompression, decoding, numpy and arrow. Nothing is
+handed over, nothing is pickled, and nothing is started that could be left behind.
+
+Indices are drawn when worker processes would draw them, so the order is theirs. A map-style dataset is used by all
+threads at once; a stream cannot be, so one thread reads it, as a loader without workers would.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import IterDataPipe, MapDataPipe, graph_settings
+
+from dataflow.loaders.collate import Fetch, allocate_private
+from dataflow.loaders.device import Staging
+from dataflow.loaders.iterators import LoaderIterator
+from dataflow.loaders.rehearsal import REOPENING, WORKERS_OPENING
+from dataflow.loaders.state import Ledger, is_stateful, snapshot_order
+from dataflow.loaders.threads import Made, Order, Threads
+
+if TYPE_CHECKING:
+    from dataflow.loaders.dataloader import DataLoader
+
+__all__ = ["ThreadIterator"]
+
+_log = logging.getLogger(__name__)
+
+# How often a batch that hangs is given to another thread.
+_MAX_RESTARTS = 3
+
+
+@dataclass(eq=False, slots=True)
+class _Owed:
+    """A batch that was asked for.
+
+    Attributes:
+        order: The newest one for it.
+        tries: How often it was asked for before.
+        made: Once it is here.
+        staged: Once it is on its way to the device.
+    """
+
+    order: Order
+    tries: int = 0
+    made: Made | None = None
+    staged: Future[Any] | None = None
+
+
+class ThreadIterator(LoaderIterator):
+    """Has the batches made by threads: `workers="thread"`."""
+
+    _threads: Threads
+    _opening = WORKERS_OPENING
+
+    def __init__(self, loader: DataLoader[Any], ledger: Ledger) -> None:
+        super().__init__(loader, ledger)
+        self._ahead = (loader.prefetch_factor or 0) * self._num_workers
+        self._in_order = loader.in_order
+        self._restarts_workers = loader.on_worker_failure == "restart"
+        self._deadline_s = math.inf if loader.worker_deadline_s is None else loader.worker_deadline_s
+        if isinstance(self._dataset, (IterDataPipe, MapDataPipe)):
+            graph_settings.apply_sharding(self._dataset, self._world_size, self._rank)
+        self._reset(loader, first_iter=True)
+
+    def _reset(self, loader: DataLoader[Any], first_iter: bool = False) -> None:
+        if not first_iter:
+            self._threads.close()
+            self._prepare(loader, REOPENING)
+        order = snapshot_order(loader) if self._ledger.resume is None else None
+        # Calls the sampler's iter() again, as torch does where there are workers.
+        super()._reset(loader, first_iter)
+        self._begin(loader, self._sampler_iter, order)
+        self._owed: dict[int, _Owed] = {}
+        self._arrived: deque[int] = deque()  # where batches are handed out as they arrive
+        self._failure: RuntimeError | None = None
+        self._is_exhausted = False
+        self._threads = self._start()
+        for _ in range(self._ahead):
+            self._dispatch()
+
+    def _start(self) -> Threads:
+        progress = self._progress
+        make_fetch = partial(
+            Fetch,
+            self._dataset_kind,
+            self._dataset,
+            auto_collation=self._auto_collation,
+            collate_fn=self._collate_fn,
+            drop_last=self._drop_last,
+            allocate=allocate_private,
+            epoch=progress.epoch,
+            bad_samples=self._bad_samples,
+        )
+        if not self._is_iterable:
+            return Threads(self._num_workers, make_fetch)
+        if not is_stateful(self._dataset):
+            return Threads(1, partial(_skipped, make_fetch, progress.shards[0] * (self._batch_size or 1)))
+        if progress.shard_states[0] is not None:
+            self._dataset.load_state_dict(progress.shard_states[0])
+        return Threads(1, make_fetch, self._dataset.state_dict)
+
+    def _dispatch(self) -> None:
+        """Draw one more index and ask for its batch, if there is one."""
+        if self._is_exhausted:
+            return
+        try:
+            number, index = self._draw()
+        except StopIteration:
+            self._is_exhausted = True
+            return
+        self._owed[number] = owed = _Owed(Order(number, index))
+        self._threads.ask(owed.order)
+
+    def _next_data(self) -> Any:
+        until_s = time.monotonic() + self._timeout if self._timeout else math.inf
+        while True:
+            if self._failure is not None:
+                raise self._failure
+            number = self._find_ready()
+            if number is not None:
+                return self._deliver(number)
+            if not self._owed:
+                self._progress.finished = True
+                if not self._persistent_workers:
+                    self._shutdown_workers()
+                raise StopIteration
+            if not self._attend(until_s) and time.monotonic() >= until_s:
+                raise RuntimeError(f"DataLoader timed out after {self._timeout} seconds")
+
+    def _find_ready(self) -> int | None:
+        """Return the number of the batch to hand out now, if it is here."""
+        if not self._in_order:
+            return self._arrived[0] if self._arrived else None
+        number = next(iter(self._owed), None)  # they stand in the order in which they were drawn
+        return None if number is None or self._owed[number].made is None else number
+
+    def _attend(self, until_s: float) -> bool:
+        """Take one result, waiting for it if need be; say whether there was one."""
+        # A thread takes an order unseen; one that is taken from now on is not late before a whole deadline.
+        now_s = time.monotonic()
+        wake_s = min([until_s, now_s + self._deadline_s, *(begun_s + self._deadline_s for begun_s in self._begun())])
+        made = self._threads.wait(None if wake_s == math.inf else max(0.0, wake_s - now_s))
+        if made is not None:
+            self._take(made)
+        for owed in list(self._owed.values()):
+            if self._failure is None and owed.made is None and time.monotonic() - owed.order.begun_s > self._deadline_s:
+                self._give_up(owed)
+        return made is not None
+
+    def _begun(self) -> list[float]:
+        return [owed.order.begun_s for owed in self._owed.values() if owed.made is None]
+
+    def _take(self, made: Made) -> None:
+        self._meter.add(made.seconds, made.counts)
+        owed = self._owed.get(made.order.number)
+        if owed is None or owed.order is not made.order:
+            return  # it was given up
+        if self._is_iterable and isinstance(made.error, StopIteration):
+            self._is_exhausted = True
+            del self._owed[made.order.number]
+            return
+        owed.made = made
+        if not self._in_order:
+            self._arrived.append(made.order.number)
+
+    def _give_up(self, owed: _Owed) -> None:
+        """Leave the thread that hangs over a batch to itself, and have another one make it."""
+        order = owed.order
+        self._threads.replace(order)
+        what = f"a DataLoader worker thread made no batch for {time.monotonic() - order.begun_s:.3g} s"
+        if self._is_iterable or not self._restarts_workers or owed.tries == _MAX_RESTARTS:
+            self._failure = self._failure or RuntimeError(what)
+            self._shutdown_workers()
+            return
+        _log.warning("%s; another one starts and makes it", what)
+        self._meter.add({}, {"workers.replaced": 1})
+        owed.order, owed.tries = Order(order.number, order.index), owed.tries + 1
+        self._threads.ask(owed.order)
+
+    def _deliver(self, number: int) -> Any:
+        """Hand a batch to the caller, and ask for another one in its place."""
+        owed = self._owed.pop(number)
+        if not self._in_order:
+            self._arrived.popleft()
+        made = owed.made
+        assert made is not None
+        self._dispatch()
+        self._hand_out(number, owed.order.index)
+        if self._is_iterable:
+            self._progress.shards[0] += 1
+            self._progress.shard_states[0] = made.dataset_state
+        self._note(made.bad_samples)
+        if made.error is not None:
+            raise made.error
+        if self._staging is None:
+            return made.batch
+        batch = self._staging.finish(owed.staged or self._staging.begin(made.batch))
+        self._stage_ahead(self._staging)
+        return batch
+
+    def _stage_ahead(self, staging: Staging) -> None:
+        """Bring over the next batch while the caller works on this one, if it is here."""
+        self._attend(time.monotonic())
+        number = self._find_ready()
+        if number is None:
+            return
+        owed = self._owed[number]
+        if owed.staged is None and owed.made is not None and owed.made.error is None:
+            owed.staged = staging.begin(owed.made.batch)
+
+    def _shutdown_workers(self) -> None:
+        """End the threads; torch's iterator has this under the same name."""
+        if hasattr(self, "_threads"):
+            self._threads.close()
+        if self._staging is not None:
+            self._staging.close()
+
+    def __del__(self) -> None:
+        self._shutdown_workers()
+
+
+def _skipped(make_fetch: Callable[[], Fetch], samples: int) -> Fetch:
+    fetch = make_fetch()
+    fetch.skip(samples)
+    return fetch
