@@ -31,6 +31,7 @@ COMMANDS = {
     "formats": _Subcommand("dataflow.cli.formats:formats", "List the formats that are read and written."),
     "inspect": _Subcommand("dataflow.cli.inspection:inspect", "Show a data set's fields, shards and blocks."),
     "plan": _Subcommand("dataflow.cli.plan:plan", "Say what each rank will read, and check that nothing is lost."),
+    "state": _Subcommand("dataflow.cli.state:state", "Read where a loader stands, from a file or a checkpoint."),
     "verify": _Subcommand("dataflow.cli.verify:verify", "Read a whole data set: every checksum, every count."),
 }
 

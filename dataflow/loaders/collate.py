@@ -29,7 +29,7 @@ from dataflow.loaders.torch_private import DatasetKind, collate_tensors, create_
 from dataflow.observe.stages import stage
 from dataflow.transforms.epoch import reading_epoch
 
-__all__ = ["Fetch", "allocate_from", "allocate_private", "collate_into_slots", "gathers_columns"]
+__all__ = ["Fetch", "allocate_from", "allocate_private", "collate_into_slots"]
 
 # A user may teach torch's default collate new types; then only torch's own code knows what comes out.
 _COLLATE_AS_SHIPPED = dict(default_collate_fn_map)
@@ -69,7 +69,7 @@ class Fetch:
         self._collate_fn = collate_fn
         self._allocate = allocate
         self._torch = create_fetcher(kind, dataset, auto_collation, self._collate, drop_last)
-        native = kind == DatasetKind.Map and auto_collation and gathers_columns(dataset)
+        native = kind == DatasetKind.Map and auto_collation and _gathers_columns(dataset)
         self._is_native = native and _is_default_collate(collate_fn)
         self.sieve: Sieve | None = None
         self._make: Callable[[Any], Any] = self._gather if self._is_native else self._torch.fetch
@@ -161,7 +161,7 @@ def _as_collated(column: npt.NDArray[Any] | list[Any]) -> Any:
     return default_collate(values) if values else values
 
 
-def gathers_columns(dataset: Any) -> bool:
+def _gathers_columns(dataset: Any) -> bool:
     """Whether a dataset has the `get_batch(numbers, allocate)` of native ones, and not some method of that name."""
     method = getattr(dataset, "get_batch", None)
     return callable(method) and "allocate" in inspect.signature(method).parameters

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Sampler, default_collate
 from connectors.errors import BadInputError
 from dataflow.dataset import Dataset as NativeDataset
 from dataflow.loaders.bad_samples import BadSamples, Rejects
-from dataflow.loaders.collate import gathers_columns
+from dataflow.loaders.collate import _gathers_columns
 from dataflow.loaders.generators import generators_kept
 from dataflow.loaders.iterators import InlineIterator
 from dataflow.loaders.process_iterator import ProcessIterator
@@ -153,7 +153,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         if self.num_workers == 0 or self.workers != "auto":
             return self.num_workers > 0 and self.workers == "process"
         plain = self.collate_fn is default_collate and self.worker_init_fn is None
-        return not (plain and self.multiprocessing_context is None and gathers_columns(self.dataset))
+        return not (plain and self.multiprocessing_context is None and _gathers_columns(self.dataset))
 
     @property
     def num_shards(self) -> int:

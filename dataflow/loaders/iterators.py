@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import IterDataPipe, MapDataPipe, graph_settings
@@ -152,6 +152,18 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
             self._sampler_iter = itertools.chain(after, self._sampler_iter)
             progress.finished = not after
 
+    def _fetch_maker(self) -> Callable[[], Fetch]:
+        """Return what makes fetches for threads of this process, one for each; it does not refer to the iterator."""
+        kind, dataset = self._dataset_kind, self._dataset
+        options = {
+            "auto_collation": self._auto_collation,
+            "collate_fn": self._collate_fn,
+            "drop_last": self._drop_last,
+            "epoch": self._progress.epoch,
+            "bad_samples": self._bad_samples,
+        }
+        return lambda: Fetch(kind, dataset, allocate=allocate_private, **options)
+
     def _note(self, found: list[BadSample]) -> None:
         """Note the bad samples of the batch that goes to the caller.
 
@@ -190,16 +202,7 @@ class InlineIterator(LoaderIterator):
             if progress.shard_states[0] is not None:
                 self._dataset.load_state_dict(progress.shard_states[0])
             progress.live_state = self._dataset.state_dict
-        fetch = Fetch(
-            self._dataset_kind,
-            self._dataset,
-            auto_collation=self._auto_collation,
-            collate_fn=self._collate_fn,
-            drop_last=self._drop_last,
-            allocate=allocate_private,
-            epoch=progress.epoch,
-            bad_samples=self._bad_samples,
-        )
+        fetch = self._fetch_maker()()
         if self._is_iterable and progress.live_state is None:
             fetch.skip(progress.shards[0] * (self._batch_size or 1))
         return fetch

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import IterDataPipe, MapDataPipe, graph_settings
 
-from dataflow.loaders.collate import Fetch, allocate_private
+from dataflow.loaders.collate import Fetch
 from dataflow.loaders.device import Staging
 from dataflow.loaders.iterators import LoaderIterator
 from dataflow.loaders.rehearsal import REOPENING, WORKERS_OPENING
@@ -90,17 +90,7 @@ class ThreadIterator(LoaderIterator):
 
     def _start(self) -> Threads:
         progress = self._progress
-        make_fetch = partial(
-            Fetch,
-            self._dataset_kind,
-            self._dataset,
-            auto_collation=self._auto_collation,
-            collate_fn=self._collate_fn,
-            drop_last=self._drop_last,
-            allocate=allocate_private,
-            epoch=progress.epoch,
-            bad_samples=self._bad_samples,
-        )
+        make_fetch = self._fetch_maker()
         if not self._is_iterable:
             return Threads(self._num_workers, make_fetch)
         if not is_stateful(self._dataset):

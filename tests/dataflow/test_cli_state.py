@@ -1,0 +1,129 @@
+import json
+import re
+
+import pyarrow as pa
+import pytest
+import torch
+from click.testing import CliRunner
+
+from dataflow import DataLoader, ElasticBatchSampler, ShardWriter, open_dataset
+from dataflow.cli.main import main
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, ["state", *map(str, arguments)])
+
+
+def words_of(result):
+    return re.sub(r"\s+", " ", result.output)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("state")
+    for name, rows in (("set", 40), ("other", 41)):
+        with ShardWriter(folder / name, pa.schema([("number", pa.int64())])) as writer:
+            for number in range(rows):
+                writer.write({"number": number})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loader(folder):
+    dataset = open_dataset(folder / "set")
+    loader = DataLoader(dataset, batch_sampler=ElasticBatchSampler(dataset, 8, seed=4))
+    iterator = iter(loader)
+    for _ in range(2):
+        next(iterator)
+    return loader
+
+
+@pytest.fixture(scope="module")
+def saved(folder, loader):
+    file = folder / "state.json"
+    file.write_text(json.dumps(loader.state_dict()))
+    return file
+
+
+def test_show_says_where_a_loader_stood(saved, loader):
+    result = run("show", saved)
+    assert result.exit_code == 0
+    assert "stands at epoch 0, step 2, 16 samples" in words_of(result)
+    assert "sampler.seed 4" in words_of(result)
+    assert json.loads(run("show", saved, "--json").output) == loader.state_dict()
+
+
+def test_a_state_is_found_inside_a_checkpoint_of_torch(tmp_path, saved, loader):
+    file = tmp_path / "model.ckpt"
+    loops = {"fit_loop": {"state_dict": {"combined_loader": [loader.state_dict()]}}}
+    torch.save({"epoch": 3, "version": 9, "model": {"weight": torch.ones(2)}, "loops": loops}, file)
+    assert run("show", file).output == run("show", saved).output
+
+
+def test_a_state_of_torchs_samplers_is_shown(tmp_path):
+    loader = DataLoader(list(range(40)), batch_size=4, shuffle=True)
+    file = tmp_path / "state.json"
+    file.write_text(json.dumps(loader.state_dict()))
+    assert "stands at the beginning of epoch 0" in words_of(run("show", file))
+    iterator = iter(loader)
+    next(iterator)
+    file.write_text(json.dumps(loader.state_dict()))
+    assert "stands at epoch 0, 1 batches" in words_of(run("show", file))
+    assert run("check", file).exit_code == 0
+
+
+def test_diff_names_what_differs(tmp_path, saved, loader):
+    state = loader.state_dict()
+    state["sampler"]["position"] += 8
+    del state["ahead"]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(state))
+    result = run("diff", saved, other)
+    assert (result.exit_code, result.output) == (1, "sampler.position: 16 -> 24\nahead: [] -> (absent)\n")
+    assert run("diff", saved, saved).output == "the states are equal\n"
+
+
+def test_check_knows_the_data_set(folder, saved):
+    result = run("check", saved, "--dataset", folder / "set")
+    assert (result.exit_code, result.output.split(" in /")[0]) == (0, "ok: epoch 0, step 2, 16 samples of 40")
+    wrong = run("check", saved, "--dataset", folder / "other")
+    assert wrong.exit_code == 2
+    assert "belongs to another data set" in wrong.output
+
+
+def test_check_refuses_another_version(tmp_path, loader):
+    file = tmp_path / "state.json"
+    file.write_text(json.dumps({**loader.state_dict(), "version": 99}))
+    result = run("check", file)
+    assert result.exit_code == 2
+    assert "version 99" in result.output
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{}", "holds no state of a loader"),
+        (b"\x80\x02no pickle", "neither JSON nor a checkpoint"),
+        (b"", "neither JSON nor a checkpoint"),
+        (b"nonsense", "neither JSON nor a checkpoint"),
+    ],
+    ids=["empty object", "pickle", "empty", "text"],
+)
+def test_a_file_without_a_state_is_refused(tmp_path, content, message):
+    file = tmp_path / "state"
+    file.write_bytes(content)
+    result = run("show", file)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_two_states_in_one_file_are_named(tmp_path, loader):
+    file = tmp_path / "state.json"
+    file.write_text(json.dumps({"train": loader.state_dict(), "val": loader.state_dict()}))
+    assert "(train, val)" in run("show", file).output
+
+
+def test_a_missing_file_is_named(tmp_path):
+    result = run("show", tmp_path / "none")
+    assert result.exit_code == 1
+    assert "no file at" in result.output
