@@ -296,7 +296,7 @@ class Prefetcher:
         elif key in self._coming:
             work, size_bytes, kind = self._coming.pop(key)
             self.counts[kind].late += 1
-            self._window.came_late()
+            self._window.came_late(now_s)
             self._engine.hurry(work)
         elif key in self._found:
             size_bytes = self._found.pop(key)

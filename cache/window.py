@@ -3,8 +3,9 @@
 What lies ahead of a reader has to last as long as it takes to fetch more. So the window is rate x latency: the most
 that readers took within one latency, at their fastest lately, so that a batch that is taken at once counts whole. The
 latency is the 99.9th percentile of those of fetches ahead of time, from when the origin was asked. On that comes a
-margin: a block that comes too late is a stall, so the margin doubles at once; it becomes smaller by a sixteenth for
-every whole window that came in time. Memory that is not needed for this serves blocks that nobody announced.
+margin: a block that comes too late is a stall, so the margin doubles at once, and again only after another latency; it
+becomes smaller by a sixteenth for every whole window that came in time. Memory that is not needed for this serves
+blocks that nobody announced.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Window:
         self._taken_bytes = 0
         self._most_bytes = 0.0
         self._in_time_bytes = 0
+        self._late_s = float("-inf")
 
     @property
     def rate_bytes_s(self) -> float:
@@ -71,8 +73,11 @@ class Window:
         self._most_bytes = max(self._most_bytes, self._taken_bytes)
         self._resize()
 
-    def came_late(self) -> None:
-        """A reader had to wait for a block that was on its way."""
+    def came_late(self, now_s: float) -> None:
+        """A reader has to wait for a block that is on its way."""
+        if now_s - self._late_s <= self.latency_s:
+            return  # one stall makes several blocks late
+        self._late_s = now_s
         self._margin = min(_MAX_MARGIN, 2 * self._margin)
         self._in_time_bytes = 0
         self._resize()

@@ -66,12 +66,15 @@ def test_an_origin_that_becomes_slower_needs_more() -> None:
     assert window.size_bytes == pytest.approx(32 * MIB, rel=0.1)
 
 
-def test_one_late_block_doubles_it_and_many_in_time_make_it_smaller_again() -> None:
+def test_one_stall_doubles_it_and_many_blocks_in_time_make_it_smaller_again() -> None:
     window = measured()
     read(window, 8 * MIB)
     before = window.size_bytes
-    window.came_late()
+    for late_s in (30.0, 30.1, 30.5):
+        window.came_late(late_s)
     assert window.size_bytes == pytest.approx(2 * before, abs=1)
+    window.came_late(31.0)
+    assert window.size_bytes == pytest.approx(4 * before, abs=1)
     sizes = []
     for _ in range(2000):
         window.came_in_time(MIB)
@@ -86,7 +89,7 @@ def test_it_stays_between_its_limits(events: list[tuple[int, int]], min_bytes: i
     for place, (event, amount) in enumerate(events):
         [
             lambda n: window.came_in_time(n),
-            lambda n: window.came_late(),
+            lambda n, now_s=place / 10: window.came_late(now_s),
             lambda n: window.fetched(n / 100),
             lambda n, now_s=place / 10: window.taken(n, now_s),
         ][event](amount)
