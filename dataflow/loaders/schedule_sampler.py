@@ -6,6 +6,7 @@ it.
 
 from __future__ import annotations
 
+import logging
 import operator
 import os
 from collections.abc import Iterator, Mapping
@@ -28,11 +29,14 @@ from dataflow.order import (
     Mesh,
     Place,
     Schedule,
+    WeightedParts,
     divide,
     rank_from_environment,
 )
 
 __all__ = ["Part", "ScheduleSampler"]
+
+_log = logging.getLogger(__name__)
 
 _STATE_VERSION = 1
 # Own samples looked up at once: enough that numpy's cost per call vanishes, few enough to stay in the L2 cache.
@@ -56,10 +60,14 @@ class Part:
 
 
 class _Run:
-    """One pass over an epoch: the place where it begins, and how many steps of the epoch are drawn."""
+    """One pass over an epoch: the place where it begins, how many steps of the epoch are drawn, and how they are dealt.
+
+    Attributes:
+        divisions: From which step on (ascending) batches are dealt how; steps before the first are dealt like it.
+    """
 
     def __init__(self, schedule: Schedule, division: Division, epoch: int, first: Place = BEGINNING) -> None:
-        self.division = division
+        self.divisions = [(first.step, division)]
         self.epoch = epoch
         self.first = first
         self.step = first.step
@@ -69,6 +77,14 @@ class _Run:
     def plan(self) -> Epoch:
         """The epoch's batches; made when first needed, since a block order costs a pass over the blocks."""
         return self._schedule.epoch(self.epoch)
+
+    def division_at(self, step: int) -> Division:
+        """Return how a step is dealt."""
+        return next((division for first, division in reversed(self.divisions) if first <= step), self.divisions[0][1])
+
+    def divide_from(self, step: int, division: Division) -> None:
+        """Deal `step` and all that follow in this way."""
+        self.divisions = [(first, kept) for first, kept in self.divisions if first < step] + [(step, division)]
 
 
 class ScheduleSampler(Sampler[list[Any]]):
@@ -110,7 +126,7 @@ class ScheduleSampler(Sampler[list[Any]]):
         self.replica = self.rank if mesh is None else mesh.replica_of(self.rank)
         self.num_replicas = self.world_size if mesh is None else mesh.num_replicas
         self.schedule = schedule
-        self._division = division
+        self._given_division = self._division = division
         self._identity = {"version": _STATE_VERSION, "fingerprint": fingerprint, **schedule.identity()}
         self._run = self._next = _Run(schedule, division, 0)
 
@@ -144,16 +160,36 @@ class ScheduleSampler(Sampler[list[Any]]):
             self._next = _Run(self.schedule, self._division, operator.index(epoch))
         self._run = self._next
 
-    def set_division(self, division: Division) -> None:
-        """Deal batches this way from the next iterator on, such as by weights measured anew; on every rank the same.
+    @property
+    def steps_drawn(self) -> int:
+        """How far the newest iterator is in its epoch, in steps; a loader with workers draws ahead of training."""
+        return self._run.step
 
-        Global batches and states stay what they are. An epoch that is under way goes on as it began.
+    def set_division(self, division: Division, *, step: int | None = None) -> None:
+        """Deal batches this way from now on, such as by weights measured anew; on every rank the same.
+
+        Global batches stay what they are. `WeightedParts` that were set become part of states: the same number of
+        replicas goes on with them, any other with the division that its samplers are made with.
+
+        Args:
+            division: How.
+            step: From this step of the current epoch on, which no rank may have drawn yet (`steps_drawn`); by default
+                from the next iterator on, and an epoch that is under way goes on as it began.
+
+        Raises:
+            BadInputError: The step was drawn already.
         """
-        self._division = self._next.division = division
+        if step is not None:
+            if step < self._run.step:
+                raise BadInputError(f"step {step} was drawn already, as one of {self._run.step}; name a later one")
+            self._run.divide_from(step, division)
+        self._division = division
+        if self._next is not self._run or step is None:
+            self._next.divisions = [(self._next.first.step, division)]
 
     def division_of(self, epoch: int) -> Division:
-        """Return how the batches of an epoch are dealt, as far as that is known now."""
-        return self._run.division if epoch == self._run.epoch else self._division
+        """Return how the batches of an epoch are dealt in the end, as far as that is known now."""
+        return self._run.divisions[-1][1] if epoch == self._run.epoch else self._division
 
     def part_at(self, step: int) -> Part:
         """Return what this rank reads in a step of the current epoch, counted from the epoch's beginning.
@@ -162,7 +198,7 @@ class ScheduleSampler(Sampler[list[Any]]):
             BadInputError: The epoch has no such step.
         """
         batch = self._run.plan.batch(step, self._run.first)
-        parts = divide(self._run.division, batch, self.num_replicas)
+        parts = divide(self._run.division_at(step), batch, self.num_replicas)
         return Part(
             units=_units_of(batch, parts.of(self.replica)),
             gradient_weight=parts.gradient_weight(self.replica),
@@ -190,7 +226,20 @@ class ScheduleSampler(Sampler[list[Any]]):
         epoch = run.epoch
         if place.step and place.position == self.schedule.source.num_samples:
             epoch, place = epoch + 1, BEGINNING
-        return {**self._identity, "epoch": epoch, "position": place.position, "step": place.step}
+        state = {**self._identity, "epoch": epoch, "position": place.position, "step": place.step}
+        weights = self._weights_from(place.step) if epoch == run.epoch else self._weights_of(self._division, 0)
+        return {**state, "replica_weights": weights} if weights else state
+
+    def _weights_from(self, step: int) -> list[list[Any]]:
+        """Return the weights that were set and hold from a step of the current epoch on."""
+        later = [(first, division) for first, division in self._run.divisions if first > step]
+        in_force = (step, self._run.division_at(step))
+        return [entry for first, division in (in_force, *later) for entry in self._weights_of(division, first)]
+
+    def _weights_of(self, division: Division, first: int) -> list[list[Any]]:
+        if not isinstance(division, WeightedParts) or division is self._given_division:
+            return []
+        return [[first, list(division.weights)]]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next iterator go on from `state`, for the price of planning one window. Every rank loads the same.
@@ -210,28 +259,51 @@ class ScheduleSampler(Sampler[list[Any]]):
         if not all(type(number) is int for number in numbers.values()) or min(numbers["position"], numbers["step"]) < 0:
             raise BadInputError(f"epoch, position and step of a sampler state are whole numbers, got {numbers}")
         run = _Run(self.schedule, self._division, numbers["epoch"], Place(numbers["step"], numbers["position"]))
+        for first, division in self._divisions_in(state):
+            run.divide_from(first, division)
         if run.first != BEGINNING:
             run.plan.check(run.first)
         self._run = self._next = run
+        self._division = run.divisions[-1][1]
+
+    def _divisions_in(self, state: Mapping[str, Any]) -> list[tuple[int, Division]]:
+        """Return the weights that a state holds, where they are those of as many replicas."""
+        try:
+            found = [
+                (operator.index(first), tuple(map(float, weights)))
+                for first, weights in state.get("replica_weights", ())
+            ]
+        except (TypeError, ValueError):
+            raise BadInputError(f"the weights of the sampler state are damaged: {state['replica_weights']!r}") from None
+        if any(len(weights) != self.num_replicas for _, weights in found):
+            _log.info("the state has weights of another number of replicas than %d: not used", self.num_replicas)
+            return []
+        return [(first, WeightedParts(weights)) for first, weights in found]
 
     def _draw(self) -> Iterator[list[Any]]:
         run = self._run = self._next
         self._next = _Run(self.schedule, self._division, run.epoch + 1)
         window, inside = run.plan.enter(run.first.position) if run.first.position else (0, 0)
         while window < run.plan.num_windows:
-            for units in self._read(run.plan, run.division, window, inside):
+            divisions = run.divisions
+            for units in self._read(run, window, inside):
                 run.step += 1
+                inside += 1
                 yield units
-            window, inside = window + 1, 0
+                if run.divisions is not divisions:
+                    break  # what was looked up ahead is dealt anew
+            else:
+                window, inside = window + 1, 0
 
-    def _read(self, plan: Epoch, division: Division, window: int, first: int) -> Iterator[list[Any]]:
-        """Yield this rank's part of each step of a window, from step `first` on."""
+    def _read(self, run: _Run, window: int, first: int) -> Iterator[list[Any]]:
+        """Yield this rank's part of each step of a window, from step `first` on, the next one to be drawn."""
+        plan, drawn = run.plan, run.step - first
         steps = plan.window(window)
         waiting: list[tuple[GlobalBatch, npt.NDArray[np.int64]]] = []
         num_waiting = 0
         for step in range(first, len(steps)):
             batch = steps.batch(plan.order, step)
-            units = divide(division, batch, self.num_replicas).of(self.replica)
+            units = divide(run.division_at(drawn + step), batch, self.num_replicas).of(self.replica)
             waiting.append((batch, units))
             num_waiting += len(units)
             if num_waiting >= _LOOK_AHEAD_SAMPLES:

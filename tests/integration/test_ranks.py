@@ -31,16 +31,16 @@ LENGTHS = np.random.default_rng(0).integers(1, 60, 300)
 
 # One rank: reads step by step, notes what it saw, and lets rank 0 save the state when all have seen the step.
 RANK = """
-import json, os, signal, sys
+import contextlib, json, os, signal, sys
 import torch.distributed as dist
 sys.path.insert(0, {here!r})
 from test_ranks import DIVISIONS, Numbers, schedule
 from dataflow import DataLoader
-from dataflow.loaders import ScheduleSampler
+from dataflow.loaders import ScheduleSampler, WeightTuner
 from dataflow.order import Mesh
 
 folder, die_at = sys.argv[1], int(sys.argv[2])
-division, peers = DIVISIONS[sys.argv[4]], int(sys.argv[5])
+division, peers = DIVISIONS.get(sys.argv[4], DIVISIONS["equal"]), int(sys.argv[5])
 dist.init_process_group("gloo")
 mesh = None
 if peers > 1:
@@ -50,12 +50,16 @@ if peers > 1:
 sampler = ScheduleSampler(schedule(), fingerprint="numbers", mesh=mesh, division=division)
 loader = DataLoader(Numbers(), batch_sampler=sampler, num_workers=int(sys.argv[3]), collate_fn=list)
 state = folder + "/state.json"
+busy_s = 0.0
+tuner = WeightTuner(sampler, every_steps=3, clock=lambda: busy_s) if sys.argv[4] == "tuned" else None
 if os.path.exists(state):
     loader.load_state_dict(json.load(open(state)))
 with open(folder + "/rank-" + str(dist.get_rank()) + ".jsonl", "a") as trace:
     batches = iter(loader)
     step = sampler.first_step
     for batch in batches:
+        with contextlib.nullcontext() if tuner is None else tuner.computing(len(batch)):
+            busy_s += len(batch) / (1 + dist.get_rank())  # rank 1 is twice as fast as rank 0
         trace.write(json.dumps(dict(step=step, world=dist.get_world_size(), rank=dist.get_rank(), saw=batch)) + "\\n")
         trace.flush()
         step += 1
@@ -175,3 +179,27 @@ def test_weighted_replicas_of_a_device_mesh_are_disjoint_and_their_peers_identic
         assert other == other_peer
         assert (len(first), len(other)) == (3, 6)
         assert not {tuple(pack) for pack in first} & {tuple(pack) for pack in other}
+
+
+@pytest.mark.slow
+def test_ranks_agree_on_weights_while_they_train_and_go_on_with_them_after_a_kill(tmp_path: Path) -> None:
+    assert torchrun(tmp_path, 2, die_at=12, num_workers=1, division="tuned") != 0
+    state = json.loads((tmp_path / "state.json").read_text())
+    ((_, weights),) = state["sampler"]["replica_weights"]
+    assert weights[1] == 2 * weights[0]
+    begun = what_ranks_saw(tmp_path)
+    for trace in tmp_path.glob("rank-*.jsonl"):
+        trace.unlink()
+    assert torchrun(tmp_path, 2, die_at=-1, num_workers=0, division="tuned") == 0
+    resumed = what_ranks_saw(tmp_path)
+    epoch = schedule().epoch(0)
+    sizes = []
+    for step, batch in enumerate(epoch.batches()):
+        seen = begun[step] if step in begun and len(begun[step]) == 2 and step not in resumed else resumed[step]
+        packs = [epoch.order.at(batch.positions_of(np.array([unit]))).tolist() for unit in range(batch.num_units)]
+        assert seen[2, 0] + seen[2, 1] == packs
+        if batch.num_units == 9:
+            sizes.append((len(seen[2, 0]), len(seen[2, 1])))
+    change = sizes.index((3, 6))
+    assert 3 <= change < 12
+    assert sizes == [(4, 5)] * change + [(3, 6)] * (len(sizes) - change)
