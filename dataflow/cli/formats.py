@@ -17,6 +17,7 @@ ABOUT = {
     "arrow": "native: Arrow IPC shards, an index of their record batches, a manifest",
     "csv": "lines of values with a header, .csv and .tsv, also compressed",
     "folder": "images in class folders",
+    "huggingface": "HuggingFace datasets, as save_to_disk writes them",
     "jsonl": "one JSON object a line, also compressed",
     "mds": "MosaicML Streaming shards",
     "megatron": "Megatron token files, .bin and .idx",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from connectors.errors import BadInputError, NotFoundError
 from dataflow.formats.arrow.reading import ArrowFormat
 from dataflow.formats.folder import FolderFormat
+from dataflow.formats.huggingface import HuggingfaceFormat
 from dataflow.formats.mds import MdsFormat
 from dataflow.formats.megatron import MegatronFormat
 from dataflow.formats.parquet import ParquetFormat
@@ -24,6 +25,7 @@ __all__ = ["FORMATS", "open_source"]
 # In the order in which they are tried: what says by itself what it is comes first.
 FORMATS: tuple[Format, ...] = (
     ArrowFormat(),
+    HuggingfaceFormat(),
     MdsFormat(),
     MegatronFormat(),
     WebdatasetFormat(),

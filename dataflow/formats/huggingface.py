@@ -1,0 +1,244 @@
+"""Datasets of the HuggingFace library on disk: Arrow IPC streams, and JSON beside them that says which and of what.
+
+What `save_to_disk` writes is recognised by `state.json`, what lies in the library's cache by `dataset_info.json`. Every
+record batch is a block. A scan reads the metadata of each message and steps over its body:
+
+    0xFFFFFFFF | int32 length | flatbuffer `Message` with type, number of rows and length of the body | body
+
+https://arrow.apache.org/docs/format/Columnar.html#encapsulated-message-format and format/Message.fbs
+
+Images (a struct of bytes and path) become images, class labels keep their names; other features are what Arrow holds.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from connectors.errors import BadInputError, CorruptError
+from dataflow.formats.fields import image_field, label_field, storable_schema
+from dataflow.formats.ranges import RangeFile
+from dataflow.formats.scan import BlockTable, Scan, remembered
+
+if TYPE_CHECKING:
+    from connectors.objects import ObjectMeta
+    from dataflow.formats.place import Place
+    from dataflow.index import Index
+
+__all__ = ["HuggingfaceFormat", "HuggingfaceSource"]
+
+STATE, INFO, SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
+MARK = b"\xff\xff\xff\xff"
+SCHEMA, DICTIONARY, BATCH = 1, 2, 3
+MAX_METADATA_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HuggingfaceSource:
+    """One dataset of the library, opened; see `dataflow.formats.protocol.Source`.
+
+    Attributes:
+        schema: Fields of a sample.
+        index: One block per record batch.
+        stored: Schema of the files.
+    """
+
+    schema: pa.Schema
+    index: Index
+    stored: pa.Schema
+    format: str = field(default="huggingface", init=False)
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """The library keeps no account of that."""
+        return {}
+
+    def decode(self, block: int, data: memoryview) -> pa.RecordBatch:
+        """Return the record batch that `data` is; without compression its columns are views of `data`."""
+        ref = self.index.block_ref(block)
+        try:
+            batch = pa.ipc.read_record_batch(pa.py_buffer(data), self.stored)
+            batch.validate()
+        except (pa.ArrowException, OSError, EOFError) as error:
+            raise CorruptError(
+                f"block {block} ({ref.length} bytes at offset {ref.offset} of {ref.uri}) is no record batch: {error}",
+                uri=ref.uri,
+            ) from error
+        pairs = zip(batch.columns, self.schema, strict=True)
+        return pa.RecordBatch.from_arrays([_column(*pair, ref.uri) for pair in pairs], schema=self.schema)
+
+
+class HuggingfaceFormat:
+    """What `datasets.Dataset.save_to_disk` writes, and the library's cache."""
+
+    name = "huggingface"
+
+    def open(self, place: Place) -> HuggingfaceSource | None:
+        """Read the state and scan the streams; None where there is no such dataset.
+
+        Raises:
+            CorruptError: A file is missing or damaged; names it and the offset.
+            BadInputError: It is a dict of datasets, has an index of its own, or dictionary-encoded fields.
+        """
+        found = {meta.key: meta for meta in place.files}
+        if SPLITS in found:
+            splits = _read_json(place, found[SPLITS]).get("splits")
+            raise BadInputError(f"{place.url} holds the datasets {splits}; open one, such as {place.url}/train")
+        files = self._files(place, found)
+        if not files:
+            return None
+        index, scan = remembered(place, self.name, files, lambda: _scan(place, files))
+        stored = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(scan.facts["stored"])))
+        return HuggingfaceSource(scan.schema, index, stored)
+
+    def _files(self, place: Place, found: dict[str, ObjectMeta]) -> list[ObjectMeta]:
+        if STATE in found:
+            state = _read_json(place, found[STATE])
+            if "_data_files" not in state:
+                return []
+            if any(key.startswith("_indices") and state[key] for key in state):
+                raise BadInputError(f"{place.url} has an index of its own; call flatten_indices before save_to_disk")
+            try:
+                names = [entry["filename"] for entry in state["_data_files"]]
+            except (TypeError, KeyError) as error:
+                uri = place.uri(found[STATE])
+                raise CorruptError(f"{uri} does not name its files: {error}", uri=uri) from error
+            for name in names:
+                if name not in found:
+                    raise CorruptError(f"{place.url}/{name} is missing, {STATE} names it", uri=f"{place.url}/{name}")
+            return [found[name] for name in names]
+        if INFO not in found:
+            return []
+        # Beside the dataset lie results of `map` and the like, which the library calls cache-*.
+        streams = place.files_named((".arrow",))
+        return [meta for meta in streams if "/" not in meta.key and not meta.key.startswith("cache-")]
+
+
+def _read_json(place: Place, meta: ObjectMeta) -> dict[str, Any]:
+    uri = place.uri(meta)
+    try:
+        content = json.loads(bytes(place.reader.read_object(uri).data))
+    except ValueError as error:
+        raise CorruptError(f"{uri} is not JSON: {error}", uri=uri) from error
+    return content if isinstance(content, dict) else {}
+
+
+def _scan(place: Place, files: Sequence[ObjectMeta]) -> Scan:
+    table, stored = BlockTable(), None
+    for shard, meta in enumerate(files):
+        uri, found = place.uri(meta), None
+        for offset, length, kind, num_rows, metadata in _messages(place, meta):
+            if kind == SCHEMA and found is None:
+                found = _read_schema(metadata, uri)
+                if stored is not None and not found.equals(stored):
+                    raise BadInputError(f"{uri} has another schema than the files before it", uri=uri)
+                stored = stored or found
+            elif kind == BATCH and found is not None:
+                if num_rows:
+                    table.add(shard, offset, length, num_rows)
+            elif kind == DICTIONARY:
+                raise BadInputError(f"{uri} has dictionary-encoded fields; cast them to plain ones", uri=uri)
+            else:
+                raise CorruptError(f"{uri} has a message of type {kind} at offset {offset}", uri=uri)
+        if found is None:
+            raise CorruptError(f"{uri} has no schema", uri=uri)
+    assert stored is not None
+    encoded = base64.b64encode(stored.serialize().to_pybytes()).decode()
+    return Scan(table.finish(), _schema(stored), {"stored": encoded})
+
+
+def _messages(place: Place, meta: ObjectMeta) -> Iterator[tuple[int, int, int, int, bytes]]:
+    """Yield offset, length, type, number of rows and own bytes (without the body) of every message of a stream."""
+    uri, file, offset = place.uri(meta), RangeFile(place, meta), 0
+    while offset < meta.size_bytes:
+        file.seek(offset)
+        head = file.read(8)
+        size_bytes = int.from_bytes(head[4:], "little", signed=True)
+        if len(head) < 8 or head[:4] != MARK or not 0 <= size_bytes <= MAX_METADATA_BYTES:
+            raise CorruptError(f"{uri} is damaged: there is no Arrow message at offset {offset}", uri=uri)
+        if size_bytes == 0:
+            return  # the end of the stream
+        metadata = file.read(size_bytes)
+        try:
+            kind, num_rows, body_bytes = _describe(metadata)
+        except (struct.error, IndexError) as error:
+            raise CorruptError(f"the message at offset {offset} of {uri} is damaged: {error}", uri=uri) from error
+        length = 8 + size_bytes + body_bytes
+        if body_bytes < 0 or num_rows < 0 or offset + length > meta.size_bytes:
+            raise CorruptError(f"{uri} is cut off inside the message at offset {offset}", uri=uri)
+        yield offset, length, kind, num_rows, head + metadata
+        offset += length
+
+
+def _describe(metadata: bytes) -> tuple[int, int, int]:
+    """Return type, number of rows (of a record batch) and length of the body from a flatbuffer `Message`."""
+    message = struct.unpack_from("<I", metadata)[0]
+    kind = _scalar(metadata, message, 1, "<B")
+    body_bytes = _scalar(metadata, message, 3, "<q")
+    if kind != BATCH:
+        return kind, 0, body_bytes
+    place = _place(metadata, message, 2)
+    batch = place + struct.unpack_from("<I", metadata, place)[0]
+    return kind, _scalar(metadata, batch, 0, "<q"), body_bytes
+
+
+def _place(buffer: bytes, table: int, slot: int) -> int:
+    """Return where a field of a flatbuffer table is; 0 where it has its default.
+
+    https://flatbuffers.dev/internals: a table begins with the signed distance to its vtable, which is
+    uint16 size | uint16 size of the table | uint16 place of every field
+    """
+    vtable = table - struct.unpack_from("<i", buffer, table)[0]
+    if 4 + 2 * slot >= struct.unpack_from("<H", buffer, vtable)[0]:
+        return 0
+    relative = struct.unpack_from("<H", buffer, vtable + 4 + 2 * slot)[0]
+    return int(table + relative) if relative else 0
+
+
+def _scalar(buffer: bytes, table: int, slot: int, kind: str) -> int:
+    place = _place(buffer, table, slot)
+    return int(struct.unpack_from(kind, buffer, place)[0]) if place else 0
+
+
+def _read_schema(message: bytes, uri: str) -> pa.Schema:
+    try:
+        return pa.ipc.read_schema(pa.py_buffer(message))
+    except (pa.ArrowException, OSError, EOFError) as error:
+        raise CorruptError(f"{uri} has no readable schema: {error}", uri=uri) from error
+
+
+def _schema(stored: pa.Schema) -> pa.Schema:
+    """Return the fields of a sample: what the library says of features goes into their metadata."""
+    try:
+        features = json.loads((stored.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError):
+        features = {}
+    fields = [_field(entry, features.get(entry.name)) for entry in stored]
+    return storable_schema(pa.schema(fields))
+
+
+def _field(entry: pa.Field, feature: Any) -> pa.Field:
+    kind = feature.get("_type") if isinstance(feature, dict) else None
+    if kind == "Image" and pa.types.is_struct(entry.type) and entry.type.get_field_index("bytes") >= 0:
+        return image_field(entry.name).with_nullable(True)
+    if kind == "ClassLabel" and entry.type == pa.int64() and feature.get("names"):
+        return label_field(entry.name, feature["names"]).with_nullable(entry.nullable)
+    return entry.remove_metadata()
+
+
+def _column(column: pa.Array, entry: pa.Field, uri: str) -> pa.Array:
+    if column.type == entry.type:
+        return column
+    # An image: its bytes, without the bytes below a missing struct.
+    content = column.flatten()[column.type.get_field_index("bytes")]
+    if content.null_count > column.null_count:
+        raise BadInputError(
+            f"field {entry.name!r} of {uri} has images that lie in files elsewhere; embed them before saving", uri=uri
+        )
+    return content.cast(entry.type)
