@@ -92,7 +92,7 @@ class Connection:
             raise PermissionDeniedError(
                 f"process {pid} of user {uid} has {self.address}; only this user's and root's servers are trusted"
             )
-        [(welcome, _)] = self.ask(Hello(PROTOCOL_VERSION, os.environ.get(JOB_VARIABLE, "")[:MAX_JOB_LENGTH]))
+        welcome, _ = self.ask_once(Hello(PROTOCOL_VERSION, os.environ.get(JOB_VARIABLE, "")[:MAX_JOB_LENGTH]))
         if isinstance(welcome, Failed):
             raise error_of(welcome)
         if not isinstance(welcome, Welcome) or welcome.version != PROTOCOL_VERSION:
@@ -129,6 +129,16 @@ class Connection:
                 continue
             last = bool(getattr(reply, "last", True))
             yield reply, [self._descriptor() for _ in range(_num_descriptors(reply))]
+
+    def ask_once(self, request: Request) -> tuple[Reply, list[Descriptor]]:
+        """Send a request that is answered by one message; errors as `ask`."""
+        reply, descriptors = next(self.ask(request))
+        if not getattr(reply, "last", True):
+            raise DataError(
+                f"the cache server at {self.address} has more to say to {type(request).__name__} than fits",
+                kind=ErrorKind.PROTOCOL,
+            )
+        return reply, descriptors
 
     def close(self) -> None:
         """Hang up. Descriptors that nobody took are closed."""

@@ -75,7 +75,7 @@ class PlanLink:
         self._ask(page, Done)
 
     def _ask(self, request: Request, expected: type[_R]) -> _R:
-        [(reply, _)] = self._connection.ask(request)
+        reply, _ = self._connection.ask_once(request)
         if isinstance(reply, Failed):
             raise error_of(reply)
         if not isinstance(reply, expected):

@@ -63,7 +63,7 @@ def cut_batches(refs: Sequence[BlockRef], places: Sequence[int]) -> Iterator[lis
 
 def ask(request: Request, expected: type[_R], connection: Connection) -> _R | DataError:
     """Ask what is answered by one message of the type `expected`."""
-    [(reply, _)] = connection.ask(request)
+    reply, _ = connection.ask_once(request)
     if isinstance(reply, Failed):
         return error_of(reply)
     if not isinstance(reply, expected):
@@ -85,7 +85,7 @@ def ask_listing(url: str, connection: Connection) -> list[ObjectMeta] | DataErro
 
 def ask_object(uri: str, connection: Connection) -> ObjectData | DataError:
     """Ask for a whole object."""
-    [(reply, descriptors)] = connection.ask(ReadObject(uri))
+    reply, descriptors = connection.ask_once(ReadObject(uri))
     if isinstance(reply, Failed):
         return error_of(reply)
     if not isinstance(reply, Object):

@@ -53,10 +53,10 @@ class Gate:
         running.server.engine.get_many = self._wait
         self.asked = 0
 
-    async def _wait(self, refs):
+    async def _wait(self, refs, **options):
         self.asked += 1
         await self._open.wait()
-        return await self._get_many(refs)
+        return await self._get_many(refs, **options)
 
     def open(self):
         self._loop.call_soon_threadsafe(self._open.set)

@@ -331,6 +331,17 @@ def test_nonsense_from_a_server_is_a_protocol_error_and_leaks_nothing(answer):
     assert open_files() == before
 
 
+@pytest.mark.parametrize("name", ["stats", "read_object", "head"])
+def test_more_messages_than_the_one_that_is_due_are_a_protocol_error(name):
+    puppet = Puppet(lambda request: iter([(Blocks([], last=False), []), (Blocks([], last=True), [])]))
+    client = CacheClient(puppet.address, options=ClientOptions(max_attempts=1))
+    with pytest.raises(DataError, match="more to say") as caught:
+        getattr(client, name)(*([] if name == "stats" else ["file:///x"]))
+    assert caught.value.kind is ErrorKind.PROTOCOL
+    client.close()
+    puppet.close()
+
+
 def test_unasked_descriptors_are_closed():
     def script(request):
         yield Blocks([Inline("ram", b"12345")], last=True), [NULL] * 10

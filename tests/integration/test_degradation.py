@@ -119,9 +119,9 @@ def test_a_slow_daemon_is_left_tried_and_returned_to(tmp_path, rows, address, ca
     with running_server(CacheConfig((TierConfig("ram", 8 << 20),)), address=address) as running:
         get_many = running.server.engine.get_many
 
-        async def dawdle(refs):
+        async def dawdle(refs, **options):
             asked.append(clock["now_s"])
-            found = await get_many(refs)
+            found = await get_many(refs, **options)
             clock["now_s"] += clock["answer_s"]
             return found
 
