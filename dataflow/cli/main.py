@@ -23,6 +23,7 @@ class _Subcommand(NamedTuple):
 
 
 COMMANDS = {
+    "bench": _Subcommand("dataflow.cli.bench:bench", "Walk a data set as training would; say what limits it."),
     "cache": _Subcommand("dataflow.cli.cache:cache", "Run this node's cache, or ask how it fares."),
     "convert": _Subcommand("dataflow.cli.convert:convert", "Turn a data set into native shards, or another format."),
     "demo": _Subcommand("dataflow.cli.demo:demo", "Train on real images through the cache, kill, resume, report."),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
+import torch.distributed
 import torch.utils.data
 from torch.utils.data import Dataset, Sampler, default_collate
 
@@ -21,6 +23,7 @@ from dataflow.loaders.state import Ledger, is_elastic, load_state, make_state
 from dataflow.loaders.stats import LoaderStats
 from dataflow.loaders.thread_iterator import ThreadIterator
 from dataflow.loaders.torch_private import DatasetKind, dataset_kind
+from dataflow.order import rank_from_environment
 
 __all__ = ["DataLoader"]
 
@@ -191,7 +194,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
 
     def stats(self) -> LoaderStats:
         """Return where the time of the loop went, since this loader was made."""
-        return self._ledger.meter.stats(self.num_workers)
+        return self._ledger.meter.stats(self.num_workers, _find_rank(self.batch_sampler))
 
 
 def _check_bad_samples(loader: DataLoader[Any]) -> None:
@@ -209,6 +212,16 @@ def _check_workers(loader: DataLoader[Any]) -> None:
         raise BadInputError(f'workers must be "process", "thread" or "auto", got {loader.workers!r}')
     if loader.workers == "thread" and loader.worker_init_fn is not None:
         raise BadInputError("worker_init_fn sets up a process of its own, which a worker thread is not")
+
+
+def _find_rank(sampler: Any) -> int:
+    """Return the rank that a sampler deals to, or else that of this process."""
+    rank = getattr(sampler, "rank", None)
+    if isinstance(rank, int):
+        return rank
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank()
+    return (rank_from_environment(os.environ) or (0, 1))[0]
 
 
 # torch has it since 2.6; before that, batches always come in order and so they do here unless asked otherwise.

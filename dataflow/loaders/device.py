@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from dataflow.loaders.torch_private import pin_memory
+from dataflow.observe.stages import stage
 
 __all__ = ["Staged", "Staging", "map_tensors"]
 
@@ -65,9 +66,10 @@ class Staging:
 
     def bring(self, batch: Any) -> Any:
         """Bring a batch over now, on the current stream."""
-        if self._pins:
-            batch = pin_memory(batch, self._pin_device)
-        return batch if self._device is None else self._copy(batch)
+        with stage("transfer"):
+            if self._pins:
+                batch = pin_memory(batch, self._pin_device)
+            return batch if self._device is None else self._copy(batch)
 
     def begin(self, batch: Any) -> Future[Staged]:
         """Start to bring a batch over."""
@@ -81,7 +83,8 @@ class Staging:
         Raises:
             Exception: Whatever pinning or copying raised.
         """
-        result = staged.result()
+        with stage("transfer"):
+            result = staged.result()
         if result.event is not None:
             stream = self._backend.current_stream(self._device)
             stream.wait_event(result.event)

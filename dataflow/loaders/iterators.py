@@ -66,11 +66,12 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         meter.enter()
         try:
             # Recording a range costs as much as all the rest of a small batch, so it is done when somebody looks.
-            if self._IterableDataset_len_called is not None or profiler_is_on():
-                batch = super().__next__()
-            else:
-                batch = self._next_data()
-                self._num_yielded += 1
+            with meter.recorder:
+                if self._IterableDataset_len_called is not None or profiler_is_on():
+                    batch = super().__next__()
+                else:
+                    batch = self._next_data()
+                    self._num_yielded += 1
         except BaseException:
             meter.leave(in_loop=False)
             raise
@@ -214,8 +215,7 @@ class InlineIterator(LoaderIterator):
             self._progress.finished = True
             raise
         try:
-            with self._meter.recorder:
-                batch = self._fetch(index)
+            batch = self._fetch(index)
         except Exception as error:
             if self._is_iterable and isinstance(error, StopIteration):
                 self._progress.finished = True

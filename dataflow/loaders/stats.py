@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from dataflow.observe.bottleneck import name_bottleneck
 from dataflow.observe.stages import Recorder
 
-__all__ = ["LoaderStats", "Meter"]
+__all__ = ["LoaderStats", "Meter", "Percentiles"]
 
 # In this order in every report; stages that a dataset names itself follow.
 _WORKER_STAGES = ("fetch", "decode", "transform", "collate")
 
 
+# Steps whose times are kept one by one.
+_NEWEST_STEPS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Percentiles:
+    """Of the seconds of steps; 0 where there was none."""
+
+    p50: float
+    p95: float
+    p99: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Percentiles:
+        """Return them: of each, the value that so many percent do not exceed."""
+        ordered = sorted(values) or [0.0]
+        return cls(*(ordered[min(len(ordered) - 1, len(ordered) * percent // 100)] for percent in (50, 95, 99)))
+
+
 @dataclass(frozen=True, slots=True)
 class LoaderStats:
-    """Sums since the loader was made.
+    """Sums since the loader was made, and what its newest steps were like.
 
     Attributes:
         batches: Batches handed to the caller.
@@ -25,9 +46,12 @@ class LoaderStats:
         seconds: By stage. `wait` is the time inside `next()` and `iter()`, `model` the time between two `next()` calls:
             together all of a loop over the loader. `fetch`, `decode`, `transform`, `collate` and `handover` are the
             time of the workers, summed over them and beside the other two; with no workers they happen inside `wait`
-            and are part of it.
+            and are part of it. `transfer` is the time of the trainer for copies to a device, part of `wait`.
         counts: What was counted on the way: blocks and bytes by source, workers replaced.
         num_workers: Over how many processes or threads the workers' seconds are summed; 0 for the trainer itself.
+        rank: Of this process in its job.
+        wait_s: What the newest 4,096 steps waited for their batch.
+        step_s: What they took, waiting and model.
     """
 
     batches: int
@@ -35,6 +59,27 @@ class LoaderStats:
     seconds: dict[str, float]
     counts: dict[str, int]
     num_workers: int
+    rank: int
+    wait_s: Percentiles
+    step_s: Percentiles
+
+    @property
+    def bottleneck(self) -> str:
+        """What the loop waits for, and what would help, in words."""
+        return name_bottleneck(self.seconds, self.counts)
+
+    @property
+    def progress_line(self) -> str:
+        """How the loop fares, in one line."""
+        wait_s, model_s = self.seconds["wait"], self.seconds["model"]
+        whole_s = wait_s + model_s
+        what = f"{self.samples:,} samples" if self.samples else f"{self.batches:,} batches"
+        rate = (self.samples or self.batches) / whole_s if whole_s else 0.0
+        return (
+            f"rank {self.rank}: {self.batches:,} steps, {what} ({rate:,.0f}/s), waiting "
+            f"{wait_s / whole_s if whole_s else 0:.0%}, step p50 {self.step_s.p50 * 1e3:.1f} ms "
+            f"p99 {self.step_s.p99 * 1e3:.1f} ms, limited by {self.bottleneck}"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return it all as JSON types."""
@@ -44,6 +89,10 @@ class LoaderStats:
             "seconds": dict(self.seconds),
             "counts": dict(self.counts),
             "num_workers": self.num_workers,
+            "rank": self.rank,
+            "wait_s": asdict(self.wait_s),
+            "step_s": asdict(self.step_s),
+            "bottleneck": self.bottleneck,
         }
 
 
@@ -55,25 +104,39 @@ class Meter:
     """
 
     def __init__(self) -> None:
-        self.batches = 0
-        self.samples = 0
         self.recorder = Recorder()
-        self._wait_s = 0.0
-        self._model_s = 0.0
         self._since_s = 0.0
         self._is_in_loop = False
+        self._newest_wait_s = 0.0
+        # Of whole steps: the wait for the batch, and the model's time after it.
+        self._steps: deque[tuple[float, float]] = deque(maxlen=_NEWEST_STEPS)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was added up."""
+        self.batches = 0
+        self.samples = 0
+        self.recorder.seconds.clear()
+        self.recorder.counts.clear()
+        self._wait_s = 0.0
+        self._model_s = 0.0
+        self._newest_wait_s = 0.0
+        self._steps.clear()
 
     def enter(self, *, begins: bool = False) -> None:
         """The caller asks for a batch, or (`begins`) for a new iterator; its time until then belonged to no loop."""
         now_s = time.perf_counter()
         if self._is_in_loop and not begins:
-            self._model_s += now_s - self._since_s
+            model_s = now_s - self._since_s
+            self._model_s += model_s
+            self._steps.append((self._newest_wait_s, model_s))
         self._since_s = now_s
 
     def leave(self, *, in_loop: bool = True) -> None:
         """The caller goes on: with a batch, or (`in_loop=False`) without."""
         now_s = time.perf_counter()
-        self._wait_s += now_s - self._since_s
+        self._newest_wait_s = now_s - self._since_s
+        self._wait_s += self._newest_wait_s
         self._since_s = now_s
         self._is_in_loop = in_loop
 
@@ -84,8 +147,18 @@ class Meter:
         for name, number in counts.items():
             self.recorder.counts[name] += number
 
-    def stats(self, num_workers: int) -> LoaderStats:
-        """Return the sums."""
+    def stats(self, num_workers: int, rank: int) -> LoaderStats:
+        """Return the sums. May be called by any thread."""
         stages = dict.fromkeys(_WORKER_STAGES, 0.0) | self.recorder.seconds
         seconds = {**stages, "wait": self._wait_s, "model": self._model_s}
-        return LoaderStats(self.batches, self.samples, seconds, dict(self.recorder.counts), num_workers)
+        steps = list(self._steps)
+        return LoaderStats(
+            batches=self.batches,
+            samples=self.samples,
+            seconds=seconds,
+            counts=dict(self.recorder.counts),
+            num_workers=num_workers,
+            rank=rank,
+            wait_s=Percentiles.of(wait_s for wait_s, _ in steps),
+            step_s=Percentiles.of(wait_s + model_s for wait_s, model_s in steps),
+        )

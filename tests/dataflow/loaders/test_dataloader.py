@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 import dataflow.loaders.device
 from dataflow import loaders
 from dataflow.loaders import DataLoader, ElasticBatchSampler, LoaderStats
+from dataflow.loaders.stats import Percentiles
 from dataflow.loaders.testing import Failing, Numbers, Point, Stream
 from dataflow.observe import count, stage
 
@@ -163,6 +164,29 @@ def test_a_loop_left_early_does_not_count_what_comes_after_as_model(clock):
     for _ in loader:
         clock.now_s += 1
     assert loader.stats().seconds["model"] == 6  # the step that broke off is unknown
+
+
+def test_percentiles_are_those_of_whole_steps(clock):
+    loader = DataLoader(Numbers(101))
+    for number, _ in enumerate(loader):
+        clock.now_s += number
+    stats = loader.stats()
+    assert stats.step_s == Percentiles(p50=50, p95=95, p99=99)
+    assert stats.wait_s == Percentiles(0, 0, 0)
+
+
+def test_the_progress_line_says_what_limits_the_loop(clock):
+    dataset = Timed(6)
+    dataset.clock = clock
+    loader = DataLoader(dataset, batch_size=2)
+    assert "nothing: no batch was asked for yet" in loader.stats().progress_line
+    for _ in loader:
+        clock.now_s += 22
+    line = loader.stats().progress_line
+    assert line.startswith(
+        "rank 0: 3 steps, 6 samples (0/s), waiting 50%, step p50 44000.0 ms p99 44000.0 ms, limited by"
+    )
+    assert "decoding: more workers" in line
 
 
 def test_workers_report_their_stages_and_counts():

@@ -1,0 +1,25 @@
+from prometheus_client import CollectorRegistry, generate_latest
+
+from dataflow.loaders import DataLoader
+from dataflow.loaders.testing import Numbers
+from dataflow.observe import count
+from dataflow.observe.metrics import LoaderCollector
+
+
+class Counting(Numbers):
+    def __getitem__(self, index):
+        count("samples.read")
+        return super().__getitem__(index)
+
+
+def test_a_scrape_shows_what_the_loader_reports():
+    loader = DataLoader(Counting(6), batch_size=2)
+    registry = CollectorRegistry()
+    registry.register(LoaderCollector(loader.stats))
+    list(loader)
+    lines = generate_latest(registry).decode().splitlines()
+    assert 'dataflow_loader_batches_total{rank="0"} 3.0' in lines
+    assert 'dataflow_loader_samples_total{rank="0"} 6.0' in lines
+    assert 'dataflow_loader_events_total{event="samples.read",rank="0"} 6.0' in lines
+    for name in ('seconds_total{rank="0",stage="wait"}', 'step_seconds{quantile="0.99",rank="0"}'):
+        assert any(line.startswith(f"dataflow_loader_{name}") for line in lines)
