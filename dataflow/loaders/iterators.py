@@ -84,7 +84,8 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         ledger.foresight = ledger.foresight or foresee(loader.dataset, sampler)
         if ledger.foresight is not None and ledger.resume is None:
             later = REOPENING if loader.persistent_workers else self._opening
-            ledger.foresight.prepare(Setting(sampler, loader.generator, opening, later, first_step))
+            has_threads = loader.num_workers > 0 and not loader.has_worker_processes
+            ledger.foresight.prepare(Setting(sampler, loader.generator, opening, later, first_step, has_threads))
 
     def _begin(self, loader: DataLoader[Any], indices: Iterator[Any], order: dict[str, Any] | None = None) -> None:
         """Begin an epoch, or go on in one that a loaded state names.

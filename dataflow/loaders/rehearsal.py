@@ -10,7 +10,8 @@ epoch is announced; after a few such epochs, nothing at all. Where only the next
 and after a few of those none goes past the end.
 
 A sampler that is no iterator of its own and can be copied is rehearsed. In a job of several processes only torch's own
-samplers are: others may ask the other ranks, who would not answer.
+samplers are: others may ask the other ranks, who would not answer. So it is where threads of this process make the
+batches: while they are at work no generator is swapped, and an epoch that needs one is not foretold before it begins.
 """
 
 from __future__ import annotations
@@ -57,8 +58,9 @@ _MAX_WRONG_EPOCHS = 2
 _MAX_ASTRAY = 3
 
 # These change nothing of themselves while they are drawn from, so a shallow copy does.
-_RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSampler)
-_TORCH = (BatchSampler, SequentialSampler, *_RANDOM)
+# They draw from the global generators, if at all, for their first index.
+_GENERATED = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+_TORCH = (BatchSampler, SequentialSampler, DistributedSampler, *_GENERATED)
 _CONSTANT = (list, tuple, range)
 
 INLINE_OPENING: _Opening = ("iter", "seed")
@@ -81,6 +83,7 @@ class Setting:
         opening: What torch does to begin this epoch: `iter` of the sampler, `seed` of the workers drawn.
         next_opening: And the epochs after it.
         first_step: Steps of the epoch that a loaded state has passed already.
+        has_threads: Threads of this process, who share its generators, make the batches once the epoch has begun.
     """
 
     sampler: Any
@@ -88,6 +91,15 @@ class Setting:
     opening: _Opening
     next_opening: _Opening
     first_step: int = 0
+    has_threads: bool = False
+
+    @property
+    def next_is_private(self) -> bool:
+        """Whether the epochs to come draw from generators that nobody else uses."""
+        random_parts = (part for part in sampler_parts(self.sampler) if type(part) in _GENERATED)
+        return all(part.generator is not None for part in random_parts) and (
+            self.generator is not None or "seed" not in self.next_opening
+        )
 
 
 class Rehearsal:
@@ -110,13 +122,14 @@ class Rehearsal:
     def __init__(self, setting: Setting, dataset: Any, *, epoch: int, epoch_stride: int | None) -> None:
         memo: dict[int, Any] = {id(dataset): dataset}
         self.expected: dict[tuple[int, int], int] = {}
-        self._sampler = _copied(setting.sampler, memo)
+        self._sampler = _copied(setting.sampler, memo, has_threads=setting.has_threads)
         self._generator = copy.deepcopy(setting.generator, memo)
         self._states = GeneratorStates.now()
         self._setting = setting
         self._num_samples = len(dataset)
         self._epoch = epoch
-        self._epoch_stride = epoch_stride
+        self._epoch_stride = epoch_stride if setting.next_is_private or not setting.has_threads else None
+        self._may_swap = True
 
     def steps(self) -> Iterator[Step]:
         """Yield the steps to come; what fails ends it, since the real sampler will say so itself."""
@@ -157,6 +170,8 @@ class Rehearsal:
                     break
                 drawn.append(_numbers(batch))
                 num_samples += len(drawn[-1])
+        # The first indices are drawn before the epoch begins.
+        self._may_swap = not self._setting.has_threads
         return drawn
 
     def _samples(self, batch: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -167,6 +182,9 @@ class Rehearsal:
 
     @contextlib.contextmanager
     def _own_generators(self) -> Iterator[None]:
+        if not self._may_swap:
+            yield
+            return
         with generators_kept():
             self._states.restore()
             try:
@@ -296,16 +314,19 @@ def _set_epoch(sampler: Any, stride: int) -> None:
             part.set_epoch(part.epoch + stride)
 
 
-def _copied(sampler: Any, memo: dict[int, Any]) -> Any:
+def _copied(sampler: Any, memo: dict[int, Any], *, has_threads: bool) -> Any:
     kind = type(sampler)
     if kind in _CONSTANT:
         return sampler
     if kind in _TORCH:
         twin = copy.copy(sampler)
-        for name, copied in (("sampler", _copied), ("generator", copy.deepcopy)):
-            if hasattr(twin, name):
-                setattr(twin, name, copied(getattr(twin, name), memo))
+        if hasattr(twin, "sampler"):
+            twin.sampler = _copied(twin.sampler, memo, has_threads=has_threads)
+        if hasattr(twin, "generator"):
+            twin.generator = copy.deepcopy(twin.generator, memo)
         return twin
+    if has_threads:
+        raise BadInputError(f"{kind.__qualname__} may draw from generators that the worker threads use")
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         raise BadInputError(f"{kind.__qualname__} may ask other ranks while it is drawn from")
     return copy.deepcopy(sampler, memo)

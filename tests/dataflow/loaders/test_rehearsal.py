@@ -321,3 +321,27 @@ def test_in_a_job_of_several_processes_only_samplers_of_torch_are_rehearsed(
             rehearse(sampler)
     for sampler in (BatchSampler(SequentialSampler(dataset), 4, drop_last=False), [[1], [2]]):
         assert next(rehearse(sampler).steps())[1] == 0
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "shuffled, a generator", "a sampler's generator"])
+def test_while_worker_threads_are_at_work_no_generator_is_swapped(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    loader: Any = DataLoader(dataset, num_workers=2, workers="thread", **KINDS[kind](dataset))
+    for _ in range(2):
+        batches = iter(loader)
+        with monkeypatch.context() as patched:
+            patched.setattr(GeneratorStates, "restore", lambda states: pytest.fail("swapped"))
+            order = [batch["number"].tolist() for batch in batches]
+    plan = plan_of(dataset)
+    is_private = kind == "shuffled, a generator"
+    assert ("replace" not in plan.calls) == is_private
+    expected = blocks_of(dataset, *order)
+    place = next(n for n in range(len(plan.blocks)) if plan.blocks[n : n + len(expected)] == expected)
+    assert (len(plan.blocks) > place + len(expected)) == is_private, "and the epoch after it, where nobody else draws"
+
+
+def test_samplers_of_others_are_left_alone_where_threads_work(dataset: Dataset) -> None:
+    loader = DataLoader(dataset, batch_sampler=ShufflesItself(), num_workers=2, workers="thread")
+    assert len([*loader]) == SAMPLES // BATCH
+    assert reader_of(dataset).plans == []
