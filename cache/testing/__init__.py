@@ -1,7 +1,7 @@
 """What tests of caches share: servers, faulty disks, invariants, a reader that checks, and strategies."""
 
 from cache.testing.blocks import make_block, make_key
-from cache.testing.children import digest_files, hold_plan, read_until_told, send_blocks
+from cache.testing.children import digest_files, hold_plan, read_until_told, send_awaited_blocks, send_blocks
 from cache.testing.faulty_system import FaultySystem
 from cache.testing.frame_strategies import garbage, reply_messages, request_messages
 from cache.testing.invariants import check_directory, check_limits
@@ -29,6 +29,7 @@ __all__ = [
     "reply_messages",
     "request_messages",
     "running_server",
+    "send_awaited_blocks",
     "send_blocks",
     "sizes_by_key",
     "until",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import signal
 import traceback
@@ -12,11 +13,12 @@ from typing import Any
 import numpy as np
 from crc32c import crc32c
 
+from cache.asynchronous import AsyncReader
 from cache.block_table import BlockTable, TablePage
 from cache.keys import BlockRef
 from cache.reader import BlockReader, TakesPlans
 
-__all__ = ["digest_files", "hold_plan", "read_until_told", "send_blocks"]
+__all__ = ["digest_files", "hold_plan", "read_until_told", "send_awaited_blocks", "send_blocks"]
 
 
 def hold_plan(reader: TakesPlans, pages: Sequence[TablePage]) -> None:
@@ -33,6 +35,17 @@ def send_blocks(reader: BlockReader, refs: Sequence[BlockRef], answer: Connectio
     """Read the blocks and send the bytes of each."""
     for block in reader.read_blocks(refs):
         answer.send_bytes(block.view)
+
+
+def send_awaited_blocks(reader: AsyncReader, refs: Sequence[BlockRef], answer: Connection) -> None:
+    """As `send_blocks`, in an event loop."""
+
+    async def send() -> None:
+        async with reader:
+            for block in await reader.read_blocks(refs):
+                answer.send_bytes(block.view)
+
+    asyncio.run(send())
 
 
 def digest_files(urls: Sequence[str], options: dict[str, Any], channel: Connection) -> None:

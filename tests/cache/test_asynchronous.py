@@ -20,7 +20,7 @@ from cache.connection import ServerGoneError
 from cache.fallback import FallbackReader
 from cache.in_place import InPlaceReader
 from cache.keys import BlockRef
-from cache.testing import running_server, until
+from cache.testing import running_server, send_awaited_blocks, until
 from connectors.errors import BadInputError, NotFoundError
 from connectors.objects import normalise_url
 
@@ -197,14 +197,6 @@ def test_several_loops_share_a_reader(refs):
         asyncio.run(reader.aclose())
 
 
-def read_in_child(reader, refs, there):
-    async def read():
-        async with reader:
-            there.send([crc32c(block.view) for block in await reader.read_blocks(refs)])
-
-    asyncio.run(read())
-
-
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_used_reader_works_in_a_child_and_still_in_the_parent(refs, method):
@@ -214,10 +206,10 @@ def test_a_used_reader_works_in_a_child_and_still_in_the_parent(refs, method):
         context = multiprocessing.get_context(method)
         here, there = context.Pipe()
         with contextlib.closing(here):
-            child = context.Process(target=read_in_child, args=(reader, refs, there))
+            child = context.Process(target=send_awaited_blocks, args=(reader, refs, there))
             child.start()
             there.close()
-            assert here.recv() == [ref.crc32c for ref in refs]
+            assert [crc32c(here.recv_bytes()) for _ in refs] == [ref.crc32c for ref in refs]
             child.join()
         assert child.exitcode == 0
         assert right(refs, asyncio.run(reader.read_blocks(refs)))
