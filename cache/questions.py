@@ -36,13 +36,10 @@ from cache.reader import BlockData, ObjectData
 from connectors.errors import CorruptError, DataError, ErrorKind
 from connectors.objects import ObjectMeta
 
-__all__ = ["MAP_BYTES", "ask", "ask_blocks", "ask_listing", "ask_object", "cut_batches"]
+__all__ = ["ask", "ask_blocks", "ask_listing", "ask_object", "cut_batches"]
 
 _log = logging.getLogger(__name__)
 _R = TypeVar("_R", bound=Reply)
-
-# Measured: below this size reading from a memfd is faster than mapping it, and a map keeps a descriptor open.
-MAP_BYTES = 512 * 1024
 
 
 def cut_batches(refs: Sequence[BlockRef], places: Sequence[int]) -> Iterator[list[int]]:
@@ -134,12 +131,7 @@ def _receive(
     if isinstance(item, Inline):
         return BlockData(memoryview(item.data), item.source)
     assert descriptor is not None
-    if item.verify:
-        view = _read_verified(ref, descriptor)
-    elif length >= MAP_BYTES:
-        view = _map(descriptor, length)
-    else:
-        view = memoryview(_read(descriptor, length))
+    view = _read_verified(ref, descriptor) if item.verify else _map(descriptor, length)
     return None if view is None or len(view) != length else BlockData(view, item.source)
 
 

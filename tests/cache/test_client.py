@@ -37,13 +37,14 @@ from cache.frames import (
     requests,
 )
 from cache.keys import BlockRef
-from cache.questions import MAP_BYTES, cut_batches
+from cache.questions import cut_batches
 from cache.testing import running_server, send_blocks
 from connectors.errors import BadInputError, ChangedError, CorruptError, DataError, ErrorKind, NotFoundError
 from connectors.objects import normalise_url
 
 RAM = CacheConfig((TierConfig("ram", 64 << 20),))
-SIZES = (1000, 70_000, MAP_BYTES + 1)
+LARGE_BYTES = 512 * 1024
+SIZES = (1000, 70_000, LARGE_BYTES + 1)
 
 
 @pytest.fixture
@@ -72,6 +73,10 @@ def read(client: CacheClient, refs: list[BlockRef]) -> list[bytes]:
 
 def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def mapped_blocks() -> int:
+    return Path("/proc/self/maps").read_text().count("/memfd:block")
 
 
 def test_blocks_of_every_size_are_right_first_from_the_origin_then_from_the_tier(content):
@@ -112,7 +117,7 @@ def test_a_corrupt_block_of_a_disk_is_reported_and_fetched_again(content, tmp_pa
 
 
 def test_a_cache_that_only_has_corrupt_copies_is_an_error_after_bounded_reads(content, tmp_path, monkeypatch):
-    [ref] = refs_of(content, MAP_BYTES)
+    [ref] = refs_of(content, LARGE_BYTES)
     asked = []
 
     def never(ref, descriptor):
@@ -130,7 +135,7 @@ def test_a_cache_that_only_has_corrupt_copies_is_an_error_after_bounded_reads(co
 
 def test_views_outlive_eviction_the_client_and_the_server(content):
     refs = refs_of(content, *SIZES)
-    with running_server(CacheConfig(ring_bytes=MAP_BYTES * 2)) as running:
+    with running_server(CacheConfig(ring_bytes=LARGE_BYTES * 2)) as running:
         client = CacheClient(running.address)
         blocks = client.read_blocks(refs)
         client.close()
@@ -153,7 +158,7 @@ def test_the_first_block_in_order_that_failed_is_the_error(content):
 
 def test_no_descriptor_stays_open(content, tmp_path):
     config = CacheConfig((TierConfig("disk", 64 << 20, path=str(tmp_path / "cache"), medium="nvme"),))
-    refs = refs_of(content, *([70_000] * 40), *([MAP_BYTES] * 4))
+    refs = refs_of(content, *([70_000] * 40), *([LARGE_BYTES] * 4))
     missing = BlockRef(normalise_url(content) + ".absent", "v", 0, 10)
     # In a server of its own process, whose descriptors are not counted here.
     with contextlib.closing(CacheClient(unused_address(), private=config)) as client:
@@ -167,16 +172,16 @@ def test_no_descriptor_stays_open(content, tmp_path):
 
 
 def test_an_error_lets_go_of_the_blocks_that_came_with_it(content):
-    refs = refs_of(content, *([MAP_BYTES] * 4))
+    refs = refs_of(content, *([LARGE_BYTES] * 4))
     missing = BlockRef(normalise_url(content) + ".absent", "v", 0, 10)
     with contextlib.closing(CacheClient(unused_address(), private=RAM)) as client:
         read(client, refs)
-        before = open_files()
+        before = open_files(), mapped_blocks()
         gc.disable()  # an error refers to the frames that it went through, and must not need the collector
         try:
             with pytest.raises(NotFoundError):
                 client.read_blocks([*refs, missing])
-            assert open_files() == before
+            assert (open_files(), mapped_blocks()) == before
         finally:
             gc.enable()
 
