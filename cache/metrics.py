@@ -73,6 +73,8 @@ _PREFETCH_GAUGES = {
     "plans": "Plans of readers now.",
     "window_bytes": "Most bytes to be fetched ahead now.",
     "ahead_bytes": "Bytes that were fetched ahead, or are on their way, and not read yet.",
+    "rate_bytes_s": "Bytes a second that readers take of what was fetched ahead, at their fastest lately.",
+    "latency_s": "Seconds that a slow fetch takes.",
 }
 
 
@@ -102,13 +104,14 @@ def families(stats: dict[str, Any]) -> list[Metric]:
                 state.add_metric([tier["name"], name], int(tier["state"] == name))
             full.add_metric([tier["name"]], int(tier["full"] is not None))
     found += [state, full]
-    for group, counters, gauges in (
-        ("origin", _ORIGIN_COUNTERS, _ORIGIN_GAUGES),
-        ("prefetch", _PREFETCH_COUNTERS, _PREFETCH_GAUGES),
-    ):
-        numbers = stats[group]
-        found += [_counter(f"{group}_{name}", text, numbers[name]) for name, text in counters.items()]
-        found += [_gauge(f"{group}_{name}", text, numbers[name]) for name, text in gauges.items()]
+    for name, help_text in _PREFETCH_COUNTERS.items():
+        counter = CounterMetricFamily(f"{_PREFIX}prefetch_{name}", help_text, labels=["kind"])
+        for kind, counts in stats["prefetch"]["kinds"].items():
+            counter.add_metric([kind], counts[name])
+        found.append(counter)
+    found += [_counter(f"origin_{name}", text, stats["origin"][name]) for name, text in _ORIGIN_COUNTERS.items()]
+    for group, gauges in (("origin", _ORIGIN_GAUGES), ("prefetch", _PREFETCH_GAUGES)):
+        found += [_gauge(f"{group}_{name}", text, stats[group][name]) for name, text in gauges.items()]
     server = stats["server"]
     return [
         *found,

@@ -45,7 +45,7 @@ def test_the_numbers_of_a_real_server_are_served(tmp_path):
         assert (get(port, "/healthz"), get(port, "/")[0]) == ((200, "ok\n"), 404)
     assert status == 200
     samples = {
-        (sample.name, sample.labels.get("tier")): sample.value
+        (sample.name, sample.labels.get("tier") or sample.labels.get("kind")): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
@@ -54,6 +54,9 @@ def test_the_numbers_of_a_real_server_are_served(tmp_path):
     assert samples["dataflow_cache_origin_bytes_total", None] == 5000
     assert samples["dataflow_cache_blocks_requested_total", None] == 2
     assert samples["dataflow_cache_tier_faulty", "ring"] == 0
+    assert {kind for name, kind in samples if name == "dataflow_cache_prefetch_useful_total"} == {
+        "plan", "sequential", "strided", "repeated"
+    }  # fmt: skip
 
 
 def test_a_daemon_serves_the_metrics_that_are_documented_and_no_other(tmp_path):
