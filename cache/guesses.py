@@ -89,6 +89,14 @@ class Guesses:
         """An object is so long."""
         self._sizes[uri] = (version, size_bytes)
 
+    def end(self) -> list[bytes]:
+        """Nobody reads now. Returns the blocks that are not guessed any more; what was seen is remembered."""
+        unwanted = [key for walk in list(self._followed) for key in self._leave(walk)]
+        if self._lap is not None:
+            unwanted += self._futures.remove(self._lap)
+            self._lap = None
+        return unwanted
+
     def _follow(self, walk: Walk, wanted: list[bytes], unwanted: list[bytes]) -> None:
         ref = walk.ref
         size_bytes = self._size_of(ref)

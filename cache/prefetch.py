@@ -217,6 +217,10 @@ class Prefetcher:
                     self._let_go(unwanted)
         self._engine.rerank(changed)
 
+    def nobody_reads(self) -> None:
+        """The last reader has gone, so there is nobody to guess for."""
+        self._drop(self._guesses.end())
+
     def measured(self, uri: str, version: str, size_bytes: int) -> None:
         """An object is so long; see `Fetcher.measure`."""
         self._guesses.measured(uri, version, size_bytes)

@@ -156,6 +156,8 @@ class CacheServer:
         self._ended_requests += session.requests
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("serving a client failed", exc_info=error)
+        if not self._sessions:
+            self.engine.prefetcher.nobody_reads()
         if self._grace_s is not None:
             self._end_if_unused()
 

@@ -475,6 +475,28 @@ async def test_an_order_that_comes_again_is_followed(origin: Origin) -> None:
         assert counts(engine)["ahead_bytes"] == 0
 
 
+@pytest.mark.parametrize("order", [list(range(40)), random.Random(7).sample(range(100), 100) * 3])
+async def test_what_was_guessed_goes_with_the_last_reader_and_comes_again_with_the_next(
+    origin: Origin, order: list[int]
+) -> None:
+    table = await origin.table(100, per_object=100)
+    async with running(origin, ring_bytes=64 * SIZE) as engine:
+        for block in order:
+            await read(engine, table, block)
+            await settled(engine)
+        (kind,) = kinds(engine)
+        assert counts(engine)["ahead_bytes"] > 0
+        engine.prefetcher.nobody_reads()
+        assert len(engine._futures) == 0
+        assert counts(engine)["ahead_bytes"] == 0
+        issued, useful, wasted = kinds(engine)[kind]
+        assert issued == useful + wasted
+        for block in order if kind == "repeated" else range(40, 50):
+            await read(engine, table, block)
+            await settled(engine)
+        assert kinds(engine)[kind][1] > useful
+
+
 async def test_what_a_reader_announces_is_not_guessed_at(origin: Origin) -> None:
     table = await origin.table(60, per_object=60)
     async with running(origin, ring_bytes=256 * SIZE) as engine:
