@@ -9,10 +9,11 @@ conversion vouches for is what this run would write.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from dataflow.convert.choice import check_choice, choose
 from dataflow.convert.cleaning import Cleaning
 from dataflow.convert.expression import Expression
 from dataflow.convert.functions import Function
+from dataflow.convert.iterables import name_of, spool
 from dataflow.convert.job import Work
 from dataflow.convert.mapping import Mapping as SampleMapping
 from dataflow.convert.mapping import infer_schema
@@ -61,7 +63,7 @@ _SURVEY = re.compile(r"survey-[a-z]+-\d{5,}(\.digests|\.part)")
 
 
 def convert(
-    src: str | os.PathLike[str],
+    src: str | os.PathLike[str] | Iterable[Any] | Sized,
     dst: str | os.PathLike[str],
     *,
     to: str = "arrow",
@@ -69,6 +71,7 @@ def convert(
     block_size_bytes: int = 1 << 20,
     compression: str = "none",
     fields: Sequence[str] | None = None,
+    schema: pa.Schema | None = None,
     filter: str | Callable[..., Any] | None = None,  # noqa: A002  the word users know
     map: str | Callable[..., Any] | None = None,  # noqa: A002
     rules: Iterable[Rule | Duplicates] = (),
@@ -91,7 +94,9 @@ def convert(
     encoded. Samples pass in this order: `filter`, `rules`, `sample_fraction`, `split`, `shuffle`, `map`.
 
     Args:
-        src: Any dataset that `open_dataset` reads.
+        src: What `open_dataset` reads; or any iterable of samples, or a PyTorch dataset of either style. Such
+            samples are mappings, or tuples, whose fields are called `0`, `1` and so on. They are written to native
+            shards in the temporary folder first, and cannot be resumed.
         dst: Any store that can be written; must hold nothing yet.
         to: Format to write: `arrow` (native shards), `jsonl`, `mds`, `megatron`, `parquet`, `tfrecord`,
             `webdataset`.
@@ -99,6 +104,7 @@ def convert(
         block_size_bytes: Size of a block before compression: what readers fetch and caches keep (`arrow`, `parquet`).
         compression: `none`, `lz4` or `zstd`, where the format has it.
         fields: Fields to keep; all by default.
+        schema: Fields of samples that Python gives; by default those of the first ones.
         filter: Samples to keep: an expression such as `"label == 3 and len(text) > 10"`, or a function of a sample,
             itself or as `"module:function"`.
         map: A function from sample to sample, itself or as `"module:function"`: dicts of plain values, media as encoded
@@ -133,15 +139,27 @@ def convert(
     split = dict(split or {})
     check_choice(sample_fraction=sample_fraction, split=split, shuffle=shuffle)
     policy = FaultPolicy(on_error, max_errors)
-    src, dst = normalise_url(src), normalise_url(dst)
+    dst = normalise_url(dst)
     aside = normalise_url(quarantine) if quarantine is not None else f"{dst.rstrip('/')}.quarantine"
     if overwrite and resume:
         raise BadInputError("overwrite and resume exclude each other: one starts over, the other goes on")
-    for one, other in [(src, dst), (src, aside), (dst, aside)]:
-        if f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/"):
-            raise BadInputError(f"source {src}, destination {dst} and quarantine must not contain each other")
-    source, bad = _open(src, lenient=policy.lenient)
-    try:
+    mapped = None if map is None else Function.of(map)
+    run = _Run(shard_size_bytes, sample_fraction, split, shuffle, seed, mapped)
+    with ExitStack() as stack:
+        destination = stack.enter_context(Destination(dst))
+        if isinstance(src, str | os.PathLike):
+            location, origin = normalise_url(src), None
+            if schema is not None:
+                raise BadInputError("a schema is for samples that Python gives; what lies at a URL has its own")
+        else:
+            if resume:
+                raise BadInputError("a conversion of a Python object cannot be resumed: start over with overwrite")
+            destination.insist_on_room(overwrite=overwrite, owns=lambda name: run.owns(target, name))
+            location, origin = _temporary(stack), name_of(src)
+            spool(src, location, schema)
+        _insist_on_distance(location, dst, aside)
+        source, bad = _open(location, lenient=policy.lenient)
+        stack.callback(source.reader.close)
         work = Work(
             source=source,
             target=target,
@@ -149,27 +167,21 @@ def convert(
             quarantine_url=aside,
             plan="",
             policy=policy,
+            origin=origin,
             bad=bad,
             fields=tuple(select_fields(source.schema, fields).names),
             filter=_filter(filter, source.schema.names),
             cleaning=Cleaning.of(rules, source.schema) if (rules := tuple(rules)) else None,
         )
-        mapped = None if map is None else Function.of(map)
         settings = (shard_size_bytes, sample_fraction, split, shuffle, seed, policy.on_error)
         work = replace(work, plan=_digest(work, mapped, settings))
         if mapped is None:
             work = replace(work, schema=target.stored_schema(select_fields(source.schema, fields)))
-        run = _Run(shard_size_bytes, sample_fraction, split, shuffle, seed, mapped)
-        with ExitStack() as stack:
-            destination = stack.enter_context(Destination(dst))
-            if dry_run:
-                elsewhere = normalise_url(stack.enter_context(tempfile.TemporaryDirectory(prefix="dataflow-")))
-                stages = Stages(workers, {}, progress)
-                return _rehearse(work, run, destination, elsewhere, stages, overwrite=overwrite, resume=resume)
-            records = _begin(work, run, destination, overwrite=overwrite, resume=resume)
-            return _write(work, run, Stages(workers, records, progress), destination)
-    finally:
-        source.reader.close()
+        if dry_run:
+            stages = Stages(workers, {}, progress)
+            return _rehearse(work, run, destination, _temporary(stack), stages, overwrite=overwrite, resume=resume)
+        records = _begin(work, run, destination, overwrite=overwrite, resume=resume)
+        return _write(work, run, Stages(workers, records, progress), destination)
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +318,16 @@ def _result(work: Work, found: Survey, jobs: list[ShardJob], parts: list[Part], 
     )
 
 
+def _temporary(stack: ExitStack) -> str:
+    return normalise_url(stack.enter_context(tempfile.TemporaryDirectory(prefix="dataflow-")))
+
+
+def _insist_on_distance(*urls: str) -> None:
+    for one, other in itertools.combinations(urls, 2):
+        if f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/"):
+            raise BadInputError(f"source {urls[0]}, destination {urls[1]} and quarantine must not contain each other")
+
+
 def _open(src: str, *, lenient: bool) -> tuple[Dataset, tuple[BadRange, ...]]:
     """Open the source; leniently, damaged records are passed over where its format can do that."""
     if not lenient:
@@ -361,8 +383,8 @@ def _lineage(work: Work, found: Survey, num_lost: int) -> dict[str, Any]:
     """Say where the data came from. No time and no host: equal conversions give equal manifests."""
     index = work.source.index
     source = {
-        "url": _without_credentials(index.url),
-        "format": work.source.source.format,
+        "url": work.origin or _without_credentials(index.url),
+        "format": "python" if work.origin else work.source.source.format,
         "fingerprint": index.fingerprint,
     }
     before = work.source.source.lineage

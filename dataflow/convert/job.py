@@ -47,6 +47,7 @@ class Work:
         quarantine_url: Where rejected samples go.
         plan: Digest of the conversion.
         policy: What is done about bad samples.
+        origin: What the samples came from where that is no URL.
         bad: Ranges of the source that no sample could be made of.
         fields: Fields of the source that are written, or mapped.
         schema: What is stored; None as long as that is not known.
@@ -63,6 +64,7 @@ class Work:
     quarantine_url: str
     plan: str
     policy: FaultPolicy
+    origin: str | None
     bad: tuple[BadRange, ...]
     fields: tuple[str, ...]
     schema: pa.Schema | None = None
@@ -133,7 +135,7 @@ class ShardJob:
     def run(self, work: Work, destination: Destination) -> Part:
         """Build and write the shard; without samples there is none."""
         assert work.schema is not None
-        rejects, counted = Rejects(work.source, work.policy), [0]
+        rejects, counted = Rejects(work.source, work.policy, work.origin), [0]
         batches = self._batches(work, rejects, counted)
         first = next(batches, None)
         part: Part = {"size_bytes": 0}

@@ -97,6 +97,7 @@ class Rejects:
     Attributes:
         source: Where the samples come from.
         policy: What is done about errors.
+        origin: What the samples came from where that is no URL.
         num_errors: Samples with errors.
         examples: The first of them.
         rows: Everything for the quarantine; stays empty without one.
@@ -104,6 +105,7 @@ class Rejects:
 
     source: Dataset
     policy: FaultPolicy
+    origin: str | None
     num_errors: int = 0
     examples: list[str] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -121,7 +123,9 @@ class Rejects:
         """
         reason = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
         if not self.policy.lenient:
-            raise DataError(f"{stage} failed on sample {sample} of {self.source.index.url}: {reason}") from error
+            raise DataError(
+                f"{stage} failed on sample {sample} of {self.origin or self.source.index.url}: {reason}"
+            ) from error
         self._error(sample, stage, reason, row)
 
     def drop(self, sample: int, rule: str, row: pa.RecordBatch | None) -> None:
@@ -154,12 +158,16 @@ class Rejects:
             return {"sample": -1, "row": -1, "stage": stage, "reason": reason}
         block = int(index.blocks.first_sample.searchsorted(sample, side="right")) - 1
         ref = index.block_ref(block)
-        return {
-            "sample": sample,
+        place = {
             "uri": ref.uri,
             "offset": ref.offset,
             "length": ref.length,
             "row": sample - int(index.blocks.first_sample[block]),
+        }
+        if self.origin is not None:  # the files are gone when this is read
+            place = {"uri": self.origin, "offset": 0, "length": 0, "row": sample}
+        return place | {
+            "sample": sample,
             "stage": stage,
             "reason": reason,
             "record": None if row is None else _encode(row),

@@ -73,7 +73,7 @@ class Stages:
 
     def count_bad(self, work: Work) -> None:
         """Take the ranges into account that opening the source passed over."""
-        rejects = Rejects(work.source, work.policy, self.num_errors)
+        rejects = Rejects(work.source, work.policy, work.origin, self.num_errors)
         for bad in work.bad:
             rejects.bad_range(bad)
         self.num_errors = rejects.num_errors

@@ -73,7 +73,9 @@ class MeasureJob:
         names, values = work.cleaning.measured, {name: [np.zeros(0)] for name in work.cleaning.measured}
         numbers = [np.zeros(0, np.int64)]
         # Errors are counted when the same samples are judged.
-        for found, batch in _filtered(work, names, self.first, self.last, Rejects(work.source, work.policy)):
+        for found, batch in _filtered(
+            work, names, self.first, self.last, Rejects(work.source, work.policy, work.origin)
+        ):
             numbers.append(found)
             for name in names:
                 column = pc.cast(batch.column(name), pa.float64()).to_numpy(zero_copy_only=False)
@@ -103,7 +105,7 @@ class CleanJob:
 
     def run(self, work: Work, destination: Destination) -> Part:
         """Return which samples stay, and what the rules did."""
-        cleaning, rejects = work.cleaning, Rejects(work.source, work.policy)
+        cleaning, rejects = work.cleaning, Rejects(work.source, work.policy, work.origin)
         kept = np.zeros(self.last - self.first, np.bool_)
         rules = cleaning.rules if cleaning else ()
         dropped, changed, digests, passed = np.zeros(len(rules), int), np.zeros(len(rules), int), [], 0
@@ -264,7 +266,7 @@ def _drop_duplicates(
     for number, (samples, originals) in enumerate(find_duplicates(destination, files)):
         kept[samples] = False
         total += len(samples)
-        rejects = Rejects(work.source, work.policy)
+        rejects = Rejects(work.source, work.policy, work.origin)
         for sample, original in sorted(zip(samples.tolist(), originals.tolist(), strict=True)):
             rejects.drop(sample, f"equals sample {original}", None)
         name = f"duplicates-{number:05d}"
