@@ -192,7 +192,7 @@ class Object(msgspec.Struct, tag="object", frozen=True):
     """A whole object: `data`, or None when its `size_bytes` are in the descriptor beside the message."""
 
     version: str
-    size_bytes: int
+    size_bytes: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
     data: bytes | None
 
 

@@ -18,7 +18,7 @@ from cache.orders import (
     ResizeTier,
     UnpinPrefix,
 )
-from cache.rights import Rights
+from cache.rights import Rights, check_name
 from connectors.objects import normalise_url
 
 __all__ = ["Operation"]
@@ -46,6 +46,8 @@ class Operation:
         if isinstance(request, AskUsage):
             return await self._usage(request)
         self._rights.check_change()
+        if not isinstance(request, ResizeTier):
+            check_name(request.prefix)
         administration = self._engine.administration
         match request:
             case PinPrefix():
@@ -76,9 +78,9 @@ class Operation:
         return {**stats, "tiers": tiers, "retention": {**retention, "pins": pins}}
 
     async def _usage(self, request: AskUsage) -> Held:
+        if request.prefix:
+            self._rights.check([request.prefix])
         prefix = normalise_url(request.prefix) if request.prefix else ""
-        if prefix:
-            self._rights.check([prefix])
         rows, more = await self._engine.administration.usage(
             prefix, depth=request.depth, after=request.after, visible=self._rights.sees
         )

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from connectors.errors import BadInputError, PermissionDeniedError
 from connectors.objects import normalise_url
 
-__all__ = ["AccessConfig", "PrefixRule", "Rights"]
+__all__ = ["AccessConfig", "PrefixRule", "Rights", "check_name"]
 
 _MODE = re.compile(r"0?[0-7]{3}")
 _MAX_REMEMBERED = 4096
@@ -167,8 +167,7 @@ class Rights:
             )
 
     def _may_read(self, uri: str) -> bool:
-        if "://" not in uri and not uri.startswith("/"):
-            raise BadInputError(f"{uri!r} names no object: a cache server takes whole URIs and absolute paths", uri=uri)
+        check_name(uri)
         if not self._rules:
             return True
         uri = normalise_url(uri)  # one object has many spellings
@@ -178,6 +177,16 @@ class Rights:
         return PermissionDeniedError(
             f"user {self.uid} may not read {uri} through this cache; see its [access]", uri=uri
         )
+
+
+def check_name(uri: str) -> None:
+    """Refuse a relative path, which would mean a file below the server's own folder.
+
+    Raises:
+        BadInputError: It is one.
+    """
+    if "://" not in uri and not uri.startswith("/"):
+        raise BadInputError(f"{uri!r} names no object: a cache server takes whole URIs and absolute paths", uri=uri)
 
 
 def _is_operator(uid: int) -> bool:

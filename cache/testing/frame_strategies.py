@@ -6,7 +6,7 @@ import struct
 
 from hypothesis import strategies as st
 
-from cache import frames
+from cache import frames, orders
 from cache.block_table import TablePage
 from cache.frames import encode
 from cache.keys import KEY_BYTES, BlockRef
@@ -52,6 +52,11 @@ def request_messages(uris: st.SearchStrategy[str] = _text) -> st.SearchStrategy[
         st.builds(frames.ExtendPlan, st.binary(max_size=20)),
         st.builds(frames.AdvancePlan, _sizes),
         st.builds(frames.ReplacePlan),
+        st.builds(orders.AskUsage, uris, st.integers(0, 1), _text),
+        st.builds(orders.PinPrefix, uris, _sizes, st.none() | st.floats(0, exclude_min=True, allow_nan=False)),
+        st.builds(orders.UnpinPrefix, uris),
+        st.builds(orders.EvictPrefix, uris),
+        st.builds(orders.ResizeTier, _text, _sizes, st.none() | _sizes),
     )
 
 
@@ -65,11 +70,14 @@ def reply_messages() -> st.SearchStrategy[frames.Reply]:
     return st.one_of(
         st.builds(frames.Welcome, _sizes, _sizes),
         st.builds(frames.Blocks, st.lists(items), st.booleans()),
-        st.builds(frames.Object, _text, _sizes, st.none() | st.binary()),
+        st.builds(frames.Object, _text, st.integers(0, 2**31), st.none() | st.binary()),
         st.builds(frames.Listing, st.lists(_metas), st.booleans()),
         st.builds(frames.Meta, _metas),
         st.builds(frames.Statistics, st.dictionaries(_text, _sizes)),
         st.builds(frames.PlanOpened, st.booleans()),
+        st.builds(orders.PinsKept, st.booleans()),
+        st.builds(orders.Removed, st.builds(orders.Evicted, _sizes, _sizes)),
+        st.builds(orders.Held, st.lists(st.builds(orders.Usage, _text, st.dictionaries(_text, _sizes))), st.booleans()),
         st.builds(frames.Done),
         st.builds(frames.Waiting),
         _failures,

@@ -94,3 +94,11 @@ def test_an_error_keeps_class_kind_message_and_object_across_the_wire():
         "gone other",
         "s3://b/k",
     )
+
+
+@pytest.mark.parametrize("size_bytes", [-1, 2**31 + 1])
+def test_an_object_of_a_size_that_cannot_be_is_a_protocol_error(size_bytes):
+    body = {"type": "object", "version": "v", "size_bytes": size_bytes, "data": None}
+    with pytest.raises(DataError) as caught:
+        list(replies().feed(framed(msgspec.msgpack.encode(body))))
+    assert caught.value.kind is ErrorKind.PROTOCOL
