@@ -55,7 +55,7 @@ def test_operators_see_pin_evict_and_resize(urls) -> None:
             client.ask(UnpinPrefix(urls["public"]), PinsKept)
         with pytest.raises(BadInputError, match="pins may take"):
             client.ask(PinPrefix(urls["public"], 1 << 20, None), PinsKept)
-        with pytest.raises(BadInputError, match="empty"):
+        with pytest.raises(BadInputError, match="names no object"):
             client.ask(EvictPrefix(""), Removed)
         client.ask(ResizeTier("ram", 4096, 7), Done)
         (tier,) = client.stats()["tiers"]
