@@ -19,6 +19,7 @@ ABOUT = {
     "folder": "images in class folders",
     "huggingface": "HuggingFace datasets, as save_to_disk writes them",
     "jsonl": "one JSON object a line, also compressed",
+    "litdata": "LitData chunks of items",
     "mds": "MosaicML Streaming shards",
     "megatron": "Megatron token files, .bin and .idx",
     "parquet": "row groups are blocks",

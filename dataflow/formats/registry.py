@@ -8,6 +8,7 @@ from connectors.errors import BadInputError, NotFoundError
 from dataflow.formats.arrow.reading import ArrowFormat
 from dataflow.formats.folder import FolderFormat
 from dataflow.formats.huggingface import HuggingfaceFormat
+from dataflow.formats.litdata import LitdataFormat
 from dataflow.formats.mds import MdsFormat
 from dataflow.formats.megatron import MegatronFormat
 from dataflow.formats.parquet import ParquetFormat
@@ -27,6 +28,7 @@ FORMATS: tuple[Format, ...] = (
     ArrowFormat(),
     HuggingfaceFormat(),
     MdsFormat(),
+    LitdataFormat(),
     MegatronFormat(),
     WebdatasetFormat(),
     ParquetFormat(),

@@ -1,0 +1,310 @@
+"""LitData chunks: `index.json` and chunk files that begin with a table of where their items lie.
+
+    uint32 items | uint32 offset of every item and of the end | items
+    item: uint32 size of every leaf | leaves in the order of `data_format`
+
+A block is about 1 MiB of items. Items are mappings, tuples, lists or single leaves; mappings inside mappings, encodings
+that run code when they are read (`pickle`), compressed chunks and token streams (whose samples only their reader cuts)
+are refused. Arrays of two and more axes must all have the shape of the first.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from connectors.errors import BadInputError, CorruptError
+from dataflow.formats.fields import image_field, tensor_field
+from dataflow.formats.scan import BLOCK_BYTES, BlockTable, Scan, cut_blocks, remembered
+
+if TYPE_CHECKING:
+    from connectors.objects import ObjectMeta
+    from dataflow.formats.place import Place
+    from dataflow.index import Index
+
+__all__ = ["LitdataFormat", "LitdataSource"]
+
+INDEX_NAME = "index.json"
+# litdata.constants: numbers of types in the headers of arrays and in the names of encodings.
+NUMPY = ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+TORCH = {0: "f4", 1: "f4", 2: "f8", 3: "f8", 8: "f2", 9: "f2", 11: "u1", 12: "i1"} | {
+    13: "i2", 14: "i2", 15: "i4", 16: "i4", 17: "i8", 18: "i8", 20: "u2"
+}  # fmt: skip
+
+
+class _Chunk(msgspec.Struct):
+    chunk_bytes: int
+    chunk_size: int
+    filename: str
+    dim: int | None = None
+
+
+class _Config(msgspec.Struct):
+    data_format: list[str]
+    data_spec: str
+    compression: str | None = None
+    encryption: Any = None
+
+
+class _Index(msgspec.Struct):
+    chunks: list[_Chunk]
+    config: _Config
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LitdataSource:
+    """One set of chunks, opened; see `dataflow.formats.protocol.Source`.
+
+    Attributes:
+        schema: A field per leaf.
+        index: Blocks of whole items.
+        encodings: Of every leaf.
+    """
+
+    schema: pa.Schema
+    index: Index
+    encodings: tuple[str, ...]
+    format: str = field(default="litdata", init=False)
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """Chunks say nothing about where they came from."""
+        return {}
+
+    def decode(self, block: int, data: memoryview) -> pa.RecordBatch:
+        """Take the items of a block apart."""
+        blocks, ref = self.index.blocks, self.index.block_ref(block)
+        count = int(blocks.first_sample[block + 1] - blocks.first_sample[block])
+        columns: list[list[Any]] = [[] for _ in self.encodings]
+        try:
+            _take_items(data, count, columns)
+            arrays = [
+                _array(entry, _LEAVES[encoding.partition(":")[0]].read, values)
+                for entry, encoding, values in zip(self.schema, self.encodings, columns, strict=True)
+            ]
+        except (struct.error, ValueError, pa.ArrowException) as error:
+            raise CorruptError(
+                f"the items at offset {ref.offset} of {ref.uri} are damaged: {error}", uri=ref.uri
+            ) from error
+        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+
+class LitdataFormat:
+    """Chunk files and their `index.json`."""
+
+    name = "litdata"
+
+    def open(self, place: Place) -> LitdataSource | None:
+        """Read `index.json` and the tables of the chunks; None where there is no such index.
+
+        Raises:
+            CorruptError: Chunks are missing, of the wrong size, or their tables damaged.
+            BadInputError: An encoding or layout is not supported.
+        """
+        found = {meta.key: meta for meta in place.files}
+        if INDEX_NAME not in found:
+            return None
+        uri = place.uri(found[INDEX_NAME])
+        try:
+            index = msgspec.json.decode(place.reader.read_object(uri).data, type=_Index)
+        except msgspec.MsgspecError:
+            return None  # an index.json of something else
+        config = index.config
+        if config.compression or config.encryption or any(chunk.dim is not None for chunk in index.chunks):
+            raise BadInputError(
+                f"{uri} describes compressed or encrypted chunks, or streams of tokens; write them plain, as items",
+                uri=uri,
+            )
+        names = _names(config.data_spec, len(config.data_format), uri)
+        files = [_find(place, found, chunk, uri) for chunk in index.chunks]
+        for encoding in config.data_format:
+            if encoding.partition(":")[0] not in _LEAVES:
+                raise BadInputError(
+                    f"{uri}: the encoding {encoding!r} is not supported; known are {', '.join(_LEAVES)}"
+                )
+        table, scan = remembered(
+            place, self.name, files, lambda: _scan(place, index.chunks, files, names, config.data_format)
+        )
+        return LitdataSource(scan.schema, table, tuple(config.data_format))
+
+
+def _names(spec: str, count: int, uri: str) -> list[str]:
+    """Return the names of the leaves from a serialised tree of `torch.utils._pytree`."""
+    try:
+        _, tree = json.loads(spec)
+        kind, children = tree["type"], tree["children_spec"]
+        nested = any(child["type"] is not None for child in children)
+        names = json.loads(tree["context"]) if kind == "builtins.dict" else [str(place) for place in range(count)]
+    except (ValueError, TypeError, KeyError) as error:
+        raise CorruptError(f"{uri} has a data_spec that is none: {error}", uri=uri) from error
+    if nested or kind not in (None, "builtins.dict", "builtins.list", "builtins.tuple"):
+        raise BadInputError(f"{uri} describes items of another layout than one mapping, tuple or list", uri=uri)
+    if kind is None:
+        names = ["data"]
+    if len(names) != count:
+        raise CorruptError(f"{uri} names {len(names)} leaves and has {count} encodings", uri=uri)
+    return [str(name) for name in names]
+
+
+def _find(place: Place, found: dict[str, ObjectMeta], chunk: _Chunk, index_uri: str) -> ObjectMeta:
+    meta = found.get(chunk.filename)
+    if meta is None or meta.size_bytes != chunk.chunk_bytes:
+        what = "is missing" if meta is None else f"has {meta.size_bytes} bytes"
+        uri = f"{place.root}/{chunk.filename}"
+        raise CorruptError(f"chunk {uri} {what}, {index_uri} says {chunk.chunk_bytes} bytes", uri=uri)
+    return meta
+
+
+def _scan(
+    place: Place, chunks: Sequence[_Chunk], files: Sequence[ObjectMeta], names: list[str], encodings: list[str]
+) -> Scan:
+    table, schema = BlockTable(), None
+    for shard, (chunk, meta) in enumerate(zip(chunks, files, strict=True)):
+        uri = place.uri(meta)
+        head = place.read(meta, 0, 4 * (chunk.chunk_size + 2))
+        offsets = np.frombuffer(head, "<u4", offset=4).astype(np.int64)
+        count = int.from_bytes(head[:4], "little")
+        if count != chunk.chunk_size or offsets[0] != len(head) or (np.diff(offsets) < 0).any():
+            raise CorruptError(f"the table of {uri} at offset 0 is damaged", uri=uri)
+        if offsets[-1] != meta.size_bytes:
+            raise CorruptError(f"{uri} has {meta.size_bytes} bytes, its table ends at {offsets[-1]}", uri=uri)
+        start = int(offsets[0])
+        for offset, length, number in cut_blocks(offsets[1:] - start, BLOCK_BYTES):
+            table.add(shard, start + offset, length, number)
+        if schema is None and count:
+            schema = _schema(place.read(meta, start, int(offsets[1]) - start), names, encodings, uri)
+    return Scan(table.finish(), pa.schema([]) if schema is None else schema)
+
+
+def _schema(item: memoryview, names: list[str], encodings: list[str], uri: str) -> pa.Schema:
+    """Return the fields: shapes are those of the first item."""
+    columns: list[list[Any]] = [[] for _ in encodings]
+    try:
+        _take_item(item, 0, columns)
+        fields = []
+        for name, encoding, (value,) in zip(names, encodings, columns, strict=True):
+            kind, _, detail = encoding.partition(":")
+            fields.append(_LEAVES[kind].field(name, value, detail))
+    except (struct.error, ValueError, IndexError, KeyError) as error:
+        raise CorruptError(f"the first item of {uri} is damaged, or of an unknown type: {error}", uri=uri) from error
+    return pa.schema(fields)
+
+
+def _take_items(data: memoryview, count: int, columns: list[list[Any]]) -> None:
+    """Append the leaves of `count` items, which `data` must hold and nothing else."""
+    position = 0
+    for _ in range(count):
+        position = _take_item(data, position, columns)
+    if position != len(data):
+        raise ValueError(f"{len(data) - position} bytes are left over")
+
+
+def _take_item(data: memoryview, position: int, columns: list[list[Any]]) -> int:
+    """Append the leaves of the item at `position`; return where it ends."""
+    sizes = struct.unpack_from(f"<{len(columns)}I", data, position)
+    position += 4 * len(columns)
+    for size_bytes, values in zip(sizes, columns, strict=True):
+        if position + size_bytes > len(data):
+            raise ValueError("a leaf reaches past the end")
+        values.append(data[position : position + size_bytes])
+        position += size_bytes
+    return position
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaf:
+    """One encoding: `field` declares it from its name, a value and what follows the colon; `read` gives a value."""
+
+    field: Callable[[str, memoryview, str], pa.Field]
+    read: Callable[[memoryview, pa.DataType], Any]
+
+
+def _plain(kind: pa.DataType) -> Callable[[str, memoryview, str], pa.Field]:
+    return lambda name, _value, _detail: pa.field(name, kind, nullable=False)
+
+
+def _number(code: str) -> Callable[[memoryview, pa.DataType], Any]:
+    def read(data: memoryview, _kind: pa.DataType) -> Any:
+        return struct.unpack(code, data)[0]
+
+    return read
+
+
+def _bytes(data: memoryview, _kind: pa.DataType) -> memoryview:
+    return data
+
+
+def _text(data: memoryview, _kind: pa.DataType) -> str:
+    return str(data, "utf-8")
+
+
+def _numpy_dtype(number: int) -> np.dtype[Any]:
+    return np.dtype(NUMPY[number])
+
+
+def _torch_dtype(number: int) -> np.dtype[Any]:
+    return np.dtype(TORCH[number])
+
+
+def _numpy_header(data: memoryview) -> tuple[np.dtype[Any], tuple[int, ...], int]:
+    number, rank = struct.unpack_from("<II", data)
+    return _numpy_dtype(number), struct.unpack_from(f"<{rank}I", data, 8), 8 + 4 * rank
+
+
+def _torch_header(data: memoryview) -> tuple[np.dtype[Any], tuple[int, ...], int]:
+    number, rank = struct.unpack_from(">II", data)  # the other byte order, indeed
+    return _torch_dtype(number), struct.unpack_from(f">{rank}I", data, 8), 8 + 4 * rank
+
+
+def _shaped(header: Callable[[memoryview], tuple[np.dtype[Any], tuple[int, ...], int]]) -> _Leaf:
+    def declare(name: str, value: memoryview, _detail: str) -> pa.Field:
+        dtype, shape, _ = header(value)
+        return tensor_field(name, dtype, shape)
+
+    def read(data: memoryview, kind: Any) -> npt.NDArray[Any]:
+        dtype, shape, start = header(data)
+        if list(shape) != list(kind.shape) or dtype != np.dtype(kind.value_type.to_pandas_dtype()):
+            raise ValueError(f"an array is {dtype}{list(shape)}, the first one has the shape {list(kind.shape)}")
+        return np.frombuffer(data, dtype, offset=start)
+
+    return _Leaf(declare, read)
+
+
+def _flat(dtype_of: Callable[[int], np.dtype[Any]]) -> _Leaf:
+    def declare(name: str, _value: memoryview, detail: str) -> pa.Field:
+        return pa.field(name, pa.list_(pa.from_numpy_dtype(dtype_of(int(detail)))), nullable=False)
+
+    def read(data: memoryview, kind: Any) -> npt.NDArray[Any]:
+        return np.frombuffer(data, kind.value_type.to_pandas_dtype())
+
+    return _Leaf(declare, read)
+
+
+_LEAVES: dict[str, _Leaf] = {
+    "bool": _Leaf(_plain(pa.bool_()), _number("<?")),
+    "bytes": _Leaf(_plain(pa.binary()), _bytes),
+    "float": _Leaf(_plain(pa.float64()), _number("<d")),
+    "int": _Leaf(_plain(pa.int64()), _number("<q")),
+    "jpeg": _Leaf(lambda name, _value, _detail: image_field(name), _bytes),
+    "no_header_numpy": _flat(_numpy_dtype),
+    "no_header_tensor": _flat(_torch_dtype),
+    "numpy": _shaped(_numpy_header),
+    "str": _Leaf(_plain(pa.string()), _text),
+    "tensor": _shaped(_torch_header),
+}
+
+
+def _array(entry: pa.Field, read: Callable[[memoryview, pa.DataType], Any], leaves: list[memoryview]) -> pa.Array:
+    values = [read(leaf, entry.type) for leaf in leaves]
+    if isinstance(entry.type, pa.FixedShapeTensorType):
+        storage = pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate(values)), entry.type.storage_type.list_size)
+        return pa.ExtensionArray.from_storage(entry.type, storage)
+    return pa.array(values, entry.type)

@@ -1,0 +1,157 @@
+"""LitData chunks, written by the library (tests/dataflow/data)."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from connectors.errors import BadInputError, CorruptError, DataError
+from dataflow.convert import convert
+from dataflow.dataset import open_dataset
+from dataflow.formats import field_kind, litdata
+
+THEIRS = Path(__file__).parent / "data" / "litdata"
+COUNT = 20
+LAST = "chunk-0-2.bin"
+
+
+@pytest.fixture(autouse=True)
+def _own_scans(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(THEIRS, tmp_path / "set"))
+
+
+def change(path: Path, **changes: object) -> None:
+    index = json.loads((path / "index.json").read_text())
+    index["config"] |= changes
+    (path / "index.json").write_text(json.dumps(index))
+
+
+def expected(number: int) -> dict:
+    return {
+        "n": -number,
+        "f": number / 2,
+        "t": f"é{number}",
+        "b": bytes([number]) * number,
+        "flag": number % 2 == 0,
+        "a": np.arange(6, dtype=np.int16).reshape(2, 3) * number,
+        "v": np.arange(number % 4, dtype=np.float32),
+        "w": np.full((2, 2), number, np.int32),
+        "u": np.arange(number % 3),
+    }
+
+
+@pytest.mark.parametrize("block_bytes", [500, 1 << 20])
+def test_what_the_library_wrote_is_read(copy: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
+    monkeypatch.setattr(litdata, "BLOCK_BYTES", block_bytes)
+    dataset = open_dataset(copy)
+    assert dataset.source.format == "litdata"
+    assert (len(dataset), len(dataset.index.shards)) == (COUNT, 3)
+    assert (dataset.index.num_blocks > 3) == (block_bytes == 500)
+    assert field_kind(dataset.schema.field("p")) == "image"
+    for number in (0, 19, 7, 3):
+        row = dataset[number]
+        for name, value in expected(number).items():
+            np.testing.assert_array_equal(row[name], value)
+        assert row["p"].shape == (4, 5, 3)
+        assert abs(row["p"].astype(int) - number).max() <= 2
+    assert dataset[5]["a"].dtype == np.int16
+    assert dataset[5]["u"].dtype == np.int64
+
+
+def test_it_converts_with_everything_it_has(copy: Path, tmp_path: Path) -> None:
+    convert(copy, tmp_path / "out", shard_size_bytes=3000)
+    for number, row in enumerate(open_dataset(tmp_path / "out")):
+        for name, value in expected(number).items():
+            np.testing.assert_array_equal(row[name], value)
+
+
+def test_items_that_are_tuples_have_numbered_fields(copy: Path) -> None:
+    spec = json.loads(json.loads((copy / "index.json").read_text())["config"]["data_spec"])
+    spec[1] |= {"type": "builtins.tuple", "context": "null"}
+    change(copy, data_spec=json.dumps(spec))
+    assert open_dataset(copy).schema.names == [str(place) for place in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"compression": "zstd"}, "compressed"),
+        ({"encryption": {"algorithm": "x"}}, "encrypted"),
+        ({"data_format": ["pickle"] * 10}, "'pickle' is not supported"),
+        ({"data_format": ["int"] * 3}, "names 10 leaves and has 3"),
+        ({"data_spec": "x"}, "data_spec that is none"),
+        (
+            {"data_spec": '[1, {"type": "collections.OrderedDict", "context": "[]", "children_spec": []}]'},
+            "another layout",
+        ),
+    ],
+    ids=["compression", "encryption", "encoding", "count", "spec", "layout"],
+)
+def test_what_is_not_supported_is_named(copy: Path, changes: dict, message: str) -> None:
+    change(copy, **changes)
+    with pytest.raises(DataError, match=message):
+        open_dataset(copy)
+
+
+def test_another_index_is_none_of_it(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "index.json").write_text('{"chunks": 3}')
+    with pytest.raises(BadInputError, match="no dataset"):
+        open_dataset(tmp_path / "set")
+
+
+# Corruption
+
+
+@pytest.mark.parametrize("keep", [0, 3, 20, 500])
+def test_a_cut_off_chunk_is_named(copy: Path, keep: int) -> None:
+    (copy / LAST).write_bytes((copy / LAST).read_bytes()[:keep])
+    with pytest.raises(CorruptError, match=f"{LAST} has {keep} bytes"):
+        open_dataset(copy)
+
+
+def test_a_missing_chunk_is_named(copy: Path) -> None:
+    (copy / LAST).unlink()
+    with pytest.raises(CorruptError, match=f"{LAST} is missing"):
+        open_dataset(copy)
+
+
+@pytest.mark.parametrize("position", [0, 4, 8, 28])
+def test_a_damaged_table_is_named(copy: Path, position: int) -> None:
+    data = bytearray((copy / LAST).read_bytes())
+    data[position + 1] ^= 0xFF
+    (copy / LAST).write_bytes(data)
+    with pytest.raises(CorruptError, match=f"{LAST}"):
+        open_dataset(copy)
+
+
+def test_a_damaged_size_is_named_with_the_offset(copy: Path) -> None:
+    data = bytearray((copy / "chunk-0-1.bin").read_bytes())
+    start = int.from_bytes(data[4:8], "little")
+    data[start + 8] ^= 0x10
+    (copy / "chunk-0-1.bin").write_bytes(data)
+    with pytest.raises(CorruptError, match=rf"offset {start} of .*chunk-0-1\.bin"):
+        open_dataset(copy)[10]
+
+
+def test_an_array_of_another_shape_is_an_error(copy: Path) -> None:
+    data = (copy / LAST).read_bytes()
+    header = np.array([1, 2, 2, 3], "<u4").tobytes()
+    assert data.count(header) > 1
+    (copy / LAST).write_bytes(data.replace(header, np.array([1, 2, 3, 2], "<u4").tobytes()))
+    with pytest.raises(CorruptError, match=r"\[3, 2\], the first one has the shape \[2, 3\]"):
+        open_dataset(copy)[COUNT - 1]
+
+
+def test_a_chunk_that_changes_under_the_reader_is_an_error(copy: Path) -> None:
+    dataset = open_dataset(copy)
+    (copy / LAST).write_bytes((copy / LAST).read_bytes() + b"\0")
+    with pytest.raises(DataError, match=LAST):
+        dataset[COUNT - 1]
