@@ -403,7 +403,7 @@ def test_silence_is_a_timeout_that_names_the_server_and_is_not_repeated(welcome)
 
 def test_a_stopped_server_is_a_timeout_not_a_hang(content):
     refs = refs_of(content, 1000)
-    options = ClientOptions(silence_timeout_s=0.3)
+    options = ClientOptions(silence_timeout_s=1)
     with contextlib.closing(CacheClient(unused_address(), private=CacheConfig(), options=ClientOptions())) as client:
         read(client, refs)
         pid = client.stats()["server"]["pid"]

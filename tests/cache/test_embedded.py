@@ -131,8 +131,8 @@ def test_the_last_words_of_a_server_that_dies_at_once_are_in_the_error(address, 
 
 def test_a_server_that_says_nothing_is_killed_and_reported(address, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", script(tmp_path, f"echo $$ > {tmp_path}/pid; exec sleep 1000"))
-    with pytest.raises(ServerGoneError, match=r"within 0\.5 s"):
-        start_server(address, CacheConfig(), timeout_s=0.5)
+    with pytest.raises(ServerGoneError, match=r"within 2 s"):
+        start_server(address, CacheConfig(), timeout_s=2)
     assert ended(int((tmp_path / "pid").read_text()))
 
 
@@ -191,11 +191,13 @@ def test_a_server_started_by_hand_says_one_line(address):
 
 
 def test_a_stopped_private_server_is_an_error_within_the_time_limit(address):
-    client = CacheClient(address, private=CacheConfig(), options=ClientOptions(silence_timeout_s=0.3))
+    client = CacheClient(address, private=CacheConfig())
     pid = client.stats()["server"]["pid"]
     os.kill(pid, signal.SIGSTOP)
+    hasty = CacheClient(address, private=CacheConfig(), options=ClientOptions(silence_timeout_s=0.3))
     with pytest.raises(DataError, match="stopped or stuck"):
-        client.stats()
+        hasty.stats()
     os.kill(pid, signal.SIGCONT)
+    hasty.close()
     client.close()
     assert ended(pid)
