@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cache.testing import until
 from connectors import BadInputError, NotFoundError, Span, open_store
 from connectors._memory import _Object, _stores, _versions
 from connectors.hedge import HedgedStore, HedgeLimits, Percentile
@@ -59,12 +60,6 @@ class Stuck:
 async def warm(store, times=4):
     for _ in range(times):
         await store.get_range("key", Span(0, 10))
-
-
-async def sent(store, times):
-    """Wait until so many hedges were sent: on a busy machine the first reads were slow, and so is the hedge."""
-    while store.sent < times:
-        await asyncio.sleep(0.001)
 
 
 async def test_a_read_that_hangs_is_answered_by_the_second_request_and_cancelled():
@@ -122,7 +117,8 @@ async def test_a_store_that_is_slow_as_a_whole_is_asked_for_a_bounded_share_more
     store = HedgedStore(inner, HedgeLimits(min_samples=4, min_delay_s=0.001, max_share=0.05, max_burst=3))
     await warm(store)
     tasks = [asyncio.create_task(store.get_range("key", Span(0, 10))) for _ in range(200)]
-    await sent(store, 1)
+    # On a busy machine the first reads were slow, and so is the hedge.
+    await until(lambda: store.sent >= 1)
     await asyncio.wait(tasks, timeout=0.05)
     assert store.sent <= 3
     for task in tasks:
@@ -137,7 +133,7 @@ async def test_few_hedges_are_under_way_at_a_time():
     store = HedgedStore(inner, HedgeLimits(min_samples=4, min_delay_s=0.001, max_share=1, max_inflight=2))
     await warm(store)
     tasks = [asyncio.create_task(store.get_range("key", Span(0, 10))) for _ in range(20)]
-    await sent(store, 2)
+    await until(lambda: store.sent >= 2)
     await asyncio.wait(tasks, timeout=0.05)
     assert store.sent == 2
     for task in tasks:

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 
+from cache.testing import until
 from connectors import (
     BadInputError,
     ChangedError,
@@ -291,8 +292,7 @@ async def test_a_silent_server_is_a_time_out():
             await _open("s3://bucket", server, limits).get("key")
         assert raised.value.kind == ErrorKind.TIMEOUT
         # A thread of the server may come to the last one after it was given up.
-        while len(server.requests) < 3:
-            await asyncio.sleep(0.001)
+        await until(lambda: len(server.requests) >= 3)
     assert len(server.requests) == 3
 
 
