@@ -5,17 +5,19 @@
 #   make check   its static part alone
 #   make docs    the documentation, in docs/_build/html
 #   make bench   the benchmarks
+#   make soak    a cache daemon under faults          (MINUTES=30 for the long run)
 #   make clean   removes what the others made
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check docs bench clean
+.PHONY: help demo test check docs bench soak clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 # Two processes keep two cores busy; the suite's own servers and workers take what more there is.
 WORKERS ?= 2
+MINUTES ?= 2
 # -qq: pip warns of each folder of packages that lacks one, and still prints errors.
 PIP_INSTALL := $(BIN)/python -m pip install -qq -c constraints.txt
 
@@ -54,6 +56,9 @@ docs: $(VENV)/.wheel
 bench: $(VENV)/.wheel
 	@if [ -d benchmarks ]; then cd $(VENV) && bin/pytest -c ../pyproject.toml --rootdir=.. ../benchmarks $(ARGS); \
 	else echo "there are no benchmarks yet"; fi
+
+soak: $(VENV)/.wheel
+	@cd $(VENV) && bin/python ../benchmarks/soak.py --minutes $(MINUTES)
 
 clean:
 	rm -rf $(VENV) dist docs/_build .demo .mypy_cache .ruff_cache .pytest_cache
