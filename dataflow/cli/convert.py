@@ -47,10 +47,10 @@ class _Split(click.ParamType[dict[str, float]]):
 @click.option("--block-size", type=SIZE, default="1MiB", show_default=True, help="What readers fetch and caches keep.")
 @click.option(
     "--compression",
-    type=click.Choice(["none", "lz4", "zstd"]),
+    type=click.Choice(["none", "lz4", "zstd", "auto"]),
     default="none",
     show_default=True,
-    help="Of the buffers.",
+    help="Of the buffers; `auto` measures on the first samples which one is worth it.",
 )
 @click.option("--fields", help="Fields to keep, separated by commas. All by default.")
 @click.option("--filter", help="Samples to keep: `label == 3 and len(text) > 10`, or module:function.")

@@ -27,6 +27,7 @@ from connectors.errors import BadInputError
 from connectors.objects import normalise_url
 from dataflow.convert.choice import check_choice, choose
 from dataflow.convert.cleaning import Cleaning
+from dataflow.convert.compression import AUTO, measure_compression
 from dataflow.convert.expression import Expression
 from dataflow.convert.functions import Function
 from dataflow.convert.iterables import name_of, spool
@@ -102,7 +103,8 @@ def convert(
             `webdataset`.
         shard_size_bytes: About the size of a shard; each worker holds one in memory.
         block_size_bytes: Size of a block before compression: what readers fetch and caches keep (`arrow`, `parquet`).
-        compression: `none`, `lz4` or `zstd`, where the format has it.
+        compression: `none`, `lz4` or `zstd`, where the format has it; `auto` measures on the first 8 MiB which one
+            saves at least a tenth.
         fields: Fields to keep; all by default.
         schema: Fields of samples that Python gives; by default those of the first ones.
         filter: Samples to keep: an expression such as `"label == 3 and len(text) > 10"`, or a function of a sample,
@@ -135,7 +137,10 @@ def convert(
         raise BadInputError(f"shard_size_bytes must be >= 1, got {shard_size_bytes}")
     if workers is not None and workers < 0:
         raise BadInputError(f"workers must be >= 0, got {workers}")
-    target = make_target(to, block_size_bytes=block_size_bytes, compression=compression)
+    auto = compression == AUTO
+    if auto and map is not None:
+        raise BadInputError("compression auto measures the source and not what a map makes of it: choose one")
+    target = make_target(to, block_size_bytes=block_size_bytes, compression="none" if auto else compression)
     split = dict(split or {})
     check_choice(sample_fraction=sample_fraction, split=split, shuffle=shuffle)
     policy = FaultPolicy(on_error, max_errors)
@@ -160,6 +165,9 @@ def convert(
         _insist_on_distance(location, dst, aside)
         source, bad = _open(location, lenient=policy.lenient)
         stack.callback(source.reader.close)
+        if auto:
+            compression = measure_compression(source, to, block_size_bytes, fields)
+            target = make_target(to, block_size_bytes=block_size_bytes, compression=compression)
         work = Work(
             source=source,
             target=target,
