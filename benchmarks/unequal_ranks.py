@@ -5,7 +5,11 @@
 Two processes (gloo), each on a core of its own, train one model on a native dataset; rank 1 computes each of its steps
 twice, so it is half as fast. Each rank first trains alone; then both together, in equal parts and in parts weighted by
 what `calibrate` makes of the step times measured there. The figure is the throughput of both together over the sum of
-what each does alone. All phases are repeated in turn, and medians are shown: a noisy machine disturbs all of them.
+what each does alone. All phases are repeated in turn, and medians are shown with their spread.
+
+Foreign load stretches wall times, on one core more than on the other. So steps are also timed by the processor time
+that each rank spends: a step of both lasts as long as the rank that spends more, which is what a machine to itself
+shows. Weights are measured in processor time.
 
 Before, on the model as it is, the averaged weighted gradient is compared with that of the whole global batch.
 """
@@ -16,8 +20,10 @@ import argparse
 import os
 import tempfile
 import time
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +42,22 @@ TIMES_COMPUTED = (1, 2)  # by rank
 GLOBAL_BATCH = 12288
 FEATURES, HIDDEN = 64, 256
 STEPS = 6
+
+
+@dataclass
+class Trained:
+    """What some steps of training took this rank.
+
+    Attributes:
+        wall_s: Seconds of all steps together.
+        step_s: Processor seconds of each step. busy_s: The same up to where it waits for the other rank.
+        samples: Samples of this rank in each step.
+    """
+
+    wall_s: float
+    step_s: list[float]
+    busy_s: list[float]
+    samples: list[int]
 
 
 class Rank:
@@ -68,15 +90,15 @@ class Rank:
             self.dataset, GLOBAL_BATCH, rank=rank, world_size=world_size, drop_last=True, division=division
         )
 
-    def train(self, world_size: int, division: Division) -> tuple[float, list[int], list[float]]:
-        """Train some steps; return samples a second of all ranks, and this rank's samples and busy time by step."""
+    def train(self, world_size: int, division: Division) -> Trained:
+        """Train some steps."""
         sampler = self.sampler(world_size, division)
-        samples, busy_s = [], []
-        began_s = step_began_s = time.perf_counter()
+        found = Trained(0.0, [], [], [])
+        began_s, step_began_s = time.perf_counter(), time.process_time()
         for step, batch in enumerate(islice(DataLoader(self.dataset, batch_sampler=sampler), STEPS)):
             gradient = self.gradient(batch, sampler.part_at(step).gradient_weight)
-            busy_s.append(time.perf_counter() - step_began_s)
-            samples.append(len(batch["y"]))
+            found.busy_s.append(time.process_time() - step_began_s)
+            found.samples.append(len(batch["y"]))
             if world_size > 1:
                 dist.all_reduce(gradient)
             with torch.no_grad():
@@ -84,8 +106,11 @@ class Rank:
                     self.parameters, gradient.split([p.numel() for p in self.parameters]), strict=True
                 ):
                     parameter -= 1e-4 / world_size * piece.view_as(parameter)
-            step_began_s = time.perf_counter()
-        return STEPS * GLOBAL_BATCH / (time.perf_counter() - began_s), samples, busy_s
+            step_ended_s = time.process_time()
+            found.step_s.append(step_ended_s - step_began_s)
+            step_began_s = step_ended_s
+        found.wall_s = time.perf_counter() - began_s
+        return found
 
     def gradient_error(self, division: Division) -> float:
         """Return how far the averaged gradient of one step is from the global batch's, over its largest entry."""
@@ -98,12 +123,23 @@ class Rank:
         return float((mean / WORLD_SIZE - expected).abs().max() / expected.abs().max())
 
 
-def calibrated(samples: list[int], busy_s: list[float]) -> Calibration:
-    """Gather what every rank measured, and fit the weights."""
-    measured: list[tuple[list[int], list[float]]] = [([], [])] * WORLD_SIZE
-    dist.all_gather_object(measured, (samples, busy_s))
-    units, seconds = (np.array([of_rank[which] for of_rank in measured]).T for which in (0, 1))
-    return calibrate(units, seconds)
+def gathered(own: object) -> list[Any]:
+    """Return what every rank says."""
+    said: list[Any] = [None] * WORLD_SIZE
+    dist.all_gather_object(said, own)
+    return said
+
+
+def speeds(of_ranks: list[Trained]) -> np.ndarray:
+    """Return samples a second by the wall clock, and by the processor time of the rank that spends most."""
+    total = STEPS * GLOBAL_BATCH
+    spent_s = np.array([rank.step_s for rank in of_ranks]).max(axis=0).sum()
+    return np.array([total / max(rank.wall_s for rank in of_ranks), total / spent_s])
+
+
+def calibrated(of_ranks: list[Trained]) -> Calibration:
+    """Fit the weights."""
+    return calibrate(np.array([rank.samples for rank in of_ranks]).T, np.array([rank.busy_s for rank in of_ranks]).T)
 
 
 def run(number: int, folder: str, num_rounds: int) -> None:
@@ -113,36 +149,39 @@ def run(number: int, folder: str, num_rounds: int) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=WORLD_SIZE)
     rank = Rank(number, f"{folder}/set")
     error = rank.gradient_error(WeightedParts((2.0, 1.0)))
-    rows, together = [], Calibration((1.0, 1.0), 0.0, 0.0)
+    rows, ratios = [], []
     for _ in range(num_rounds + 1):
-        alone = [0.0] * WORLD_SIZE
+        alone = None
         for turn in range(WORLD_SIZE):
             dist.barrier()  # the others wait there
             if turn == number:
-                alone[turn], _, _ = rank.train(1, EqualParts())
-        dist.barrier()
-        gathered = [alone] * WORLD_SIZE
-        dist.all_gather_object(gathered, alone)
-        equal, samples, busy_s = rank.train(WORLD_SIZE, EqualParts())
-        together = calibrated(samples, busy_s)
-        weighted, _, _ = rank.train(WORLD_SIZE, WeightedParts(together.weights))
-        solo = [gathered[which][which] for which in range(WORLD_SIZE)]
-        rows.append([*solo, equal, weighted, together.weights[0] / together.weights[1]])
+                alone = rank.train(1, EqualParts())
+        solo = [speeds([found]) for found in gathered(alone)]
+        equal = gathered(rank.train(WORLD_SIZE, EqualParts()))
+        fitted = calibrated(equal)
+        weighted = gathered(rank.train(WORLD_SIZE, WeightedParts(fitted.weights)))
+        rows.append([*solo, speeds(equal), speeds(weighted)])
+        ratios.append(fitted.weights[0] / fitted.weights[1])
     dist.destroy_process_group()
     if number == 0:
-        report(np.array(rows[1:]), error)  # the first round warms up
+        report(np.array(rows[1:]), np.array(ratios[1:]), error)  # the first round warms up
 
 
-def report(rows: np.ndarray, error: float) -> None:
-    """Print the medians."""
-    fast, slow, equal, weighted, ratio = np.median(rows, axis=0).tolist()
-    totals = rows[:, :2].sum(axis=1)
-    print(f"alone: {fast:,.0f} and {slow:,.0f} samples/s; measured weights {ratio:.2f} : 1\n")
-    print("| parts | samples/s | over the sum of both alone | by round |\n|---|---|---|---|")
-    for name, median, column in (("equal", equal, 2), ("weighted", weighted, 3)):
-        shares = rows[:, column] / totals
-        rounds = ", ".join(f"{share:.2f}" for share in shares)
-        print(f"| {name} | {median:,.0f} | {np.median(shares):.3f} | {rounds} |")
+def report(rows: np.ndarray, ratios: np.ndarray, error: float) -> None:
+    """Print medians and spread; `rows` are rounds by phases by clocks."""
+    print(f"{len(rows)} rounds, load {os.getloadavg()[0]:.1f}; measured weights {np.median(ratios):.2f} : 1\n")
+    print("| clock | alone, samples/s | parts | together, samples/s | over the sum of both alone | least to most |")
+    print("|---|---|---|---|---|---|")
+    for clock, name in enumerate(("wall", "processor")):
+        fast, slow = np.median(rows[:, :2, clock], axis=0)
+        totals = rows[:, :2, clock].sum(axis=1)
+        for parts, column in (("equal", 2), ("weighted", 3)):
+            speed = rows[:, column, clock]
+            shares = speed / totals
+            print(
+                f"| {name} | {fast:,.0f} and {slow:,.0f} | {parts} | {np.median(speed):,.0f} | {np.median(shares):.3f} "
+                f"| {shares.min():.2f} to {shares.max():.2f} |"
+            )
     print(
         f"\naveraged weighted gradient against the global batch's: largest difference {error:.1e} of the largest entry"
     )
