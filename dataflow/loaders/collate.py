@@ -14,7 +14,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +24,18 @@ from torch.utils.data import default_collate
 from dataflow.dataset.columns import Allocate
 from dataflow.loaders.bad_samples import BadSamples, Sieve
 from dataflow.loaders.packing import DIVERT_BYTES
-from dataflow.loaders.slots import SlotPool
-from dataflow.loaders.torch_private import DatasetKind, collate_tensors, create_fetcher, default_collate_fn_map
+from dataflow.loaders.slots import Bytes, SlotPool
+from dataflow.loaders.torch_private import (
+    DatasetKind,
+    collate_tensors,
+    collate_with,
+    create_fetcher,
+    default_collate_fn_map,
+)
 from dataflow.observe.stages import stage
 from dataflow.transforms.epoch import reading_epoch
 
-__all__ = ["Fetch", "allocate_from", "allocate_private", "collate_into_slots"]
+__all__ = ["Fetch", "Memory", "allocate_from", "collate_into", "collate_into_slots"]
 
 # A user may teach torch's default collate new types; then only torch's own code knows what comes out.
 _COLLATE_AS_SHIPPED = dict(default_collate_fn_map)
@@ -44,7 +50,7 @@ class Fetch:
         auto_collation: Whether a sampler's item is a list of indices.
         collate_fn: The collate function, or torch's default one.
         drop_last: For iterable datasets: whether a short last batch is left out.
-        allocate: Gives the memory that a native dataset gathers a field into.
+        memory: Where large batches are made.
         epoch: What random transforms depend on beside the sample.
         bad_samples: What to do about samples that cannot be read; None raises.
 
@@ -60,14 +66,14 @@ class Fetch:
         auto_collation: bool,
         collate_fn: Callable[[Any], Any],
         drop_last: bool,
-        allocate: Allocate,
+        memory: Memory,
         epoch: int,
         bad_samples: BadSamples | None,
     ) -> None:
         self._dataset = dataset
         self._epoch = epoch
-        self._collate_fn = collate_fn
-        self._allocate = allocate
+        self._collate_fn = collate_into(memory) if collate_fn is default_collate else collate_fn
+        self._allocate = allocate_from(memory)
         self._torch = create_fetcher(kind, dataset, auto_collation, self._collate, drop_last)
         native = kind == DatasetKind.Map and auto_collation and _gathers_columns(dataset)
         self._is_native = native and _is_default_collate(collate_fn)
@@ -111,35 +117,54 @@ class Fetch:
             return {name: _as_collated(column) for name, column in columns.items()}
 
 
-def allocate_private(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:  # noqa: ARG001
-    """Give fresh memory."""
-    return np.empty(shape, dtype)
+class Memory(Protocol):
+    """Where large batches are made: a worker's slots, or memory of this process that is used again."""
+
+    def allocate(self, size_bytes: int) -> Bytes | None:
+        """Return memory, or None where there is none to be had."""
+        ...
 
 
-def allocate_from(pool: SlotPool) -> Allocate:
-    """Return a function that gives slot memory, or fresh memory for small fields and where no slot is to be had."""
+def allocate_from(memory: Memory) -> Allocate:
+    """Return a function that gives such memory, or fresh one for small fields and where there is none to be had."""
 
-    def allocate(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    def allocate(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:  # noqa: ARG001
         size_bytes = math.prod(shape) * dtype.itemsize
-        memory = pool.allocate(size_bytes) if size_bytes >= DIVERT_BYTES else None
-        if memory is None:
-            return allocate_private(name, shape, dtype)
-        return memory.view(dtype).reshape(shape)
+        block = memory.allocate(size_bytes) if size_bytes >= DIVERT_BYTES else None
+        return np.empty(shape, dtype) if block is None else block.view(dtype).reshape(shape)
 
     return allocate
+
+
+def collate_into(memory: Memory) -> Callable[[Any], Any]:
+    """Return torch's default collate, with large tensors stacked in `memory`."""
+    stack = _StackInto(memory, shares=False)
+
+    def collate(samples: Any) -> Any:
+        if default_collate_fn_map[torch.Tensor] is not collate_tensors:
+            return default_collate(samples)  # somebody has taught it otherwise
+        return collate_with(samples, collate_fn_map={**default_collate_fn_map, torch.Tensor: stack})
+
+    return collate
 
 
 def collate_into_slots(pool: SlotPool) -> None:
     """From now on let torch's default collate of this process stack tensors in slots."""
     if default_collate_fn_map[torch.Tensor] is collate_tensors:
-        default_collate_fn_map[torch.Tensor] = _StackIntoSlot(pool)
+        default_collate_fn_map[torch.Tensor] = _StackInto(pool, shares=True)
 
 
-class _StackIntoSlot:
-    """What torch's default collate does with tensors in a worker, minus the shared memory segment for each of them."""
+class _StackInto:
+    """What torch's default collate does with tensors, in memory that is used again.
 
-    def __init__(self, pool: SlotPool) -> None:
-        self._pool = pool
+    Args:
+        memory: The place for large ones.
+        shares: Whether torch's own would make a segment of shared memory for each tensor, as it does in workers.
+    """
+
+    def __init__(self, memory: Memory, *, shares: bool) -> None:
+        self._memory = memory
+        self._shares = shares
 
     def __call__(self, batch: Any, *, collate_fn_map: Any = None) -> torch.Tensor:
         first = batch[0]
@@ -147,9 +172,11 @@ class _StackIntoSlot:
             return collate_tensors(batch, collate_fn_map=collate_fn_map)
         shape = (len(batch), *first.shape)
         size_bytes = first.numel() * len(batch) * first.element_size()
-        memory = self._pool.allocate(size_bytes) if size_bytes >= DIVERT_BYTES else None
-        if memory is None:
+        memory = self._memory.allocate(size_bytes) if size_bytes >= DIVERT_BYTES else None
+        if memory is None and self._shares:
             return torch.stack(batch, 0, out=first.new_empty(shape))
+        if memory is None or any(one.requires_grad or one.dtype != first.dtype for one in batch):
+            return collate_tensors(batch, collate_fn_map=collate_fn_map)
         return torch.stack(batch, 0, out=torch.frombuffer(memory, dtype=first.dtype).view(shape))
 
 
@@ -169,6 +196,6 @@ def _gathers_columns(dataset: Any) -> bool:
 
 def _is_default_collate(collate_fn: Callable[[Any], Any]) -> bool:
     return collate_fn is default_collate and all(
-        default_collate_fn_map.get(kind) is function or type(default_collate_fn_map[kind]) is _StackIntoSlot
+        default_collate_fn_map.get(kind) is function or type(default_collate_fn_map[kind]) is _StackInto
         for kind, function in _COLLATE_AS_SHIPPED.items()
     )

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import IterDataPipe, MapDataPipe, graph_settings
 
 from dataflow.loaders.bad_samples import BadSample
-from dataflow.loaders.collate import Fetch, allocate_private
+from dataflow.loaders.collate import Fetch
 from dataflow.loaders.device import Staging
 from dataflow.loaders.foresight import Foresight, foresee
+from dataflow.loaders.recycling import Recycler
 from dataflow.loaders.rehearsal import INLINE_OPENING, REOPENING, Setting
 from dataflow.loaders.state import (
     Ledger,
@@ -164,7 +165,7 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
             "epoch": self._progress.epoch,
             "bad_samples": self._bad_samples,
         }
-        return lambda: Fetch(kind, dataset, allocate=allocate_private, **options)
+        return lambda: Fetch(kind, dataset, memory=Recycler(), **options)
 
     def _note(self, found: list[BadSample]) -> None:
         """Note the bad samples of the batch that goes to the caller.

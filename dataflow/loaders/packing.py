@@ -181,7 +181,7 @@ class _Packer(pickle.Pickler):
 
 def _reduce_tensor(tensor: torch.Tensor, placer: _Placer) -> Any:
     size_bytes = tensor.numel() * tensor.element_size() if _is_strided(tensor) else 0
-    if size_bytes and tensor.untyped_storage().nbytes() == size_bytes and tensor.is_contiguous():
+    if size_bytes and tensor.is_contiguous() and _travels_alone(tensor.untyped_storage().nbytes(), size_bytes):
         dtype = _NAMES.get(tensor.dtype)
         if dtype is not None and not tensor.requires_grad:  # nearly all that a collate function makes
             place = placer.find(tensor.data_ptr(), size_bytes) if size_bytes >= DIVERT_BYTES else None
@@ -189,6 +189,10 @@ def _reduce_tensor(tensor: torch.Tensor, placer: _Placer) -> Any:
                 return _rebuild_placed, (place.slot, place.offset, dtype, tuple(tensor.shape))
             return _rebuild_whole, (_buffer(tensor), dtype, tuple(tensor.shape))
     return _reduce_any_tensor(tensor)
+
+
+def _travels_alone(storage_bytes: int, size_bytes: int) -> bool:
+    return storage_bytes == size_bytes or storage_bytes > _WHOLE_STORAGE_RATIO * size_bytes
 
 
 def _is_strided(tensor: torch.Tensor) -> bool:
@@ -213,7 +217,8 @@ def _reduce_any_tensor(tensor: torch.Tensor) -> Any:
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested:
         return tensor.__reduce_ex__(5)
     storage = tensor.untyped_storage()
-    if storage.nbytes() > _WHOLE_STORAGE_RATIO * tensor.numel() * tensor.element_size():
+    size_bytes = tensor.numel() * tensor.element_size()
+    if storage.nbytes() != size_bytes and _travels_alone(storage.nbytes(), size_bytes):
         # A clone also keeps the memory format, where the tensor fills what it spans.
         tensor = tensor.detach().clone().requires_grad_(tensor.requires_grad)
         storage = tensor.untyped_storage()

@@ -48,6 +48,7 @@ __all__ = [
     "Placement",
     "SlotMap",
     "SlotPool",
+    "Watch",
 ]
 
 HELD_SLOTS = 64
@@ -224,7 +225,7 @@ class SlotPool:
         return slot
 
 
-class _Watch(weakref.ref[Any]):
+class Watch(weakref.ref[Any]):
     """A weak reference to an array, which has no hash, that can be a key."""
 
     __slots__ = ()
@@ -243,8 +244,8 @@ class Holdings:
         given: Batches over slots that do not come back.
     """
 
-    ring: dict[_Watch, int] = field(default_factory=dict)
-    given: set[_Watch] = field(default_factory=set)
+    ring: dict[Watch, int] = field(default_factory=dict)
+    given: set[Watch] = field(default_factory=set)
 
     def has_room(self, size_bytes: int) -> bool:
         """Whether another slot may wait for its return."""
@@ -277,7 +278,7 @@ class SlotMap:
 
     def __init__(self, holdings: Holdings) -> None:
         self._memory: dict[int, memoryview] = {}
-        self._live: dict[int, _Watch] = {}
+        self._live: dict[int, Watch] = {}
         # Leases die in any thread and at any moment; a deque takes notices without a lock.
         self._returned: deque[int] = deque()
         self._retired: deque[int] = deque()
@@ -307,19 +308,19 @@ class SlotMap:
         holdings = self._holdings
         keep = holdings.has_room(size_bytes)
         if not keep and size_bytes >= GIVE_BYTES and len(holdings.given) < GIVEN_SLOTS:
-            holdings.given.add(_Watch(memory, holdings.given.discard))
+            holdings.given.add(Watch(memory, holdings.given.discard))
             self._retire(number)
             return Lease(memory, keep=True)
         live, ring, returned = self._live, holdings.ring, self._returned
 
         # It does not refer to the map: a tensor that outlives its loader keeps its own slot, not the whole ring.
-        def end(watch: _Watch) -> None:
+        def end(watch: Watch) -> None:
             del ring[watch]
             if live.get(number) is watch:  # else the slot was retired
                 del live[number]
                 returned.append(number)
 
-        watch = _Watch(memory, end)
+        watch = Watch(memory, end)
         live[number] = watch
         ring[watch] = size_bytes if keep else 0
         return Lease(memory, keep)

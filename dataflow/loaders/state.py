@@ -141,7 +141,7 @@ def is_stateful(dataset: Any) -> bool:
 
 
 def sampler_epoch(sampler: Any, default: int) -> int:
-    """Return the epoch that a sampler, or one that it wraps, was set to by `set_epoch`, as torch's distributed one is."""
+    """Return the epoch that a sampler, or one that it wraps, was set to by `set_epoch`, as torch's distributed one."""
     epochs = (getattr(part, "epoch", None) for part in sampler_parts(sampler) if hasattr(part, "set_epoch"))
     return next((epoch for epoch in epochs if isinstance(epoch, int)), default)
 

@@ -20,6 +20,7 @@ __all__ = [
     "ExceptionWrapper",
     "JOIN_TIMEOUT_S",
     "collate_tensors",
+    "collate_with",
     "create_fetcher",
     "dataset_kind",
     "default_collate_fn_map",
@@ -41,6 +42,7 @@ JOIN_TIMEOUT_S: float = _utils.MP_STATUS_CHECK_INTERVAL
 
 create_fetcher: Callable[..., Any] = DatasetKind.create_fetcher
 pin_memory: Callable[..., Any] = _utils.pin_memory.pin_memory
+collate_with: Callable[..., Any] = _utils.collate.collate
 collate_tensors: Callable[..., torch.Tensor] = _utils.collate.collate_tensor_fn
 default_collate_fn_map: dict[Any, Callable[..., Any]] = _utils.collate.default_collate_fn_map
 set_worker_signal_handlers: Callable[[], None] = _utils.signal_handling._set_worker_signal_handlers  # type: ignore[attr-defined]

@@ -24,7 +24,7 @@ from torch.utils.data import IterDataPipe, graph_settings
 
 from dataflow.loaders.bad_samples import BadSample, BadSamples
 from dataflow.loaders.channel import Channel
-from dataflow.loaders.collate import Fetch, allocate_from, collate_into_slots
+from dataflow.loaders.collate import Fetch, collate_into_slots
 from dataflow.loaders.generators import GeneratorStates, GeneratorWatch, seed_worker
 from dataflow.loaders.packing import Parcel, pack
 from dataflow.loaders.slots import NewSlot, Notices, Placement, SlotPool
@@ -255,7 +255,7 @@ class _Worker:
                 auto_collation=job.auto_collation,
                 collate_fn=job.collate_fn,
                 drop_last=job.drop_last,
-                allocate=allocate_from(self._pool),
+                memory=self._pool,
                 epoch=begin.number,
                 bad_samples=job.bad_samples,
             )
