@@ -86,7 +86,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     before = session.config.stash[_SHM_BEFORE]
     _until(lambda: not _descendants())
     left = [f"process {_describe(pid)}" for pid in sorted(_descendants())]
-    left += [str(entry) for entry in sorted(_shared_memory() - before) if not _held(entry)]
+    # Another program may be just between making its entry and using it.
+    _until(lambda: not _orphans(before))
+    left += [str(entry) for entry in sorted(_orphans(before))]
     session.config.stash[_LEFT] = left
     if left:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -167,6 +169,11 @@ def _memory_files() -> Counter[str]:
 def _shared_memory() -> set[Path]:
     """Entries of this user in /dev/shm."""
     return {entry for entry in Path("/dev/shm").iterdir() if entry.lstat().st_uid == os.getuid()}
+
+
+def _orphans(before: set[Path]) -> set[Path]:
+    """Entries that were not there before and that nobody uses."""
+    return {entry for entry in _shared_memory() - before if not _held(entry)}
 
 
 def _held(entry: Path) -> bool:
