@@ -139,6 +139,57 @@ def test_all_stages_together_survive_any_stop_and_any_change_of_ranks(
     assert found == expected[: len(found)]
 
 
+@st.composite
+def any_schedule(draw: st.DrawFn) -> Schedule:
+    """Any source, of any length, filtered or not, mixed or not, in any batches."""
+    length = draw(st.integers(20, 300))
+    table = np.unique([0, length, *draw(st.lists(st.integers(0, length), max_size=20))])
+    blocks = draw(st.sampled_from([None, table]))
+    stored = Shuffle(length, blocks, draw(st.sampled_from(["block", "full", False])), draw(st.integers(0, 9)), 3)
+    source: Any = stored
+    if draw(st.booleans()):
+        keep = np.random.default_rng(draw(st.integers(0, 9))).random(length) < draw(st.floats(0.2, 1.0))
+        keep[0] = True
+        source = Filtered(stored, Selection(keep))
+    if length <= 200 and draw(st.booleans()):
+        shares = (draw(st.floats(0.2, 5)), 1.0)
+        source = Mixture(
+            (source, Shuffle(90, None, "full", 1, 1)), (length, 90), shares, draw(st.integers(0, 300)), 20, 2
+        )
+    size = draw(st.integers(1, 40))
+    batching: Any = draw(
+        st.sampled_from(
+            [
+                FixedBatches(size, draw(st.sampled_from(["short", "drop"]))),
+                BucketBatches(LENGTHS, 60 * size, size, None, None, draw(st.integers(30, 300)), 1),
+                PackedBatches(LENGTHS, 64, size, draw(st.integers(30, 300)), 1),
+            ]
+        )
+    )
+    return Schedule(source, batching)
+
+
+@given(schedule=any_schedule(), stops=st.lists(jobs(), min_size=1, max_size=3))
+@settings(max_examples=10)
+def test_any_schedule_is_complete_and_survives_any_stop_and_change_of_ranks(
+    schedule: Schedule, stops: list[tuple[int, dict[str, Any], int]]
+) -> None:
+    expected, _ = run(schedule, (1, {}, 10_000), None)
+    units = [unit for step in expected for unit in step]
+    samples = [sample for unit in units for sample in (unit if isinstance(unit, list) else [unit])]
+    whole = schedule.source.order(0).take(0, schedule.source.num_samples).tolist()
+    if isinstance(schedule.batching, FixedBatches) and schedule.batching.tail == "drop":
+        whole = whole[: len(expected) * schedule.batching.global_batch_size]
+    assert sorted(samples) == sorted(whole)
+    found: list[Any] = []
+    state = None
+    for job in stops:
+        if len(found) < len(expected):
+            some, state = run(schedule, job, state)
+            found += some
+    assert found == expected[: len(found)]
+
+
 def test_packs_are_lists_of_samples_and_parts_of_steps_say_the_same() -> None:
     _, schedule = packed_and_bucketed()
     sampler = ScheduleSampler(schedule, fingerprint="set", rank=1, world_size=2)
