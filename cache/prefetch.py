@@ -284,7 +284,7 @@ class Prefetcher:
             "window_bytes": self._window.size_bytes,
             "ahead_bytes": self._ahead_bytes,
             "rate_bytes_s": round(self._window.rate_bytes_s),
-            "latency_s": round(self._window.latency_s, 4),
+            "latency_s": round(self._window.latency_s, 6),
             "kinds": by_kind,
         }
 
