@@ -2,7 +2,7 @@
 
 from cache.access import open_reader
 from cache.asynchronous import AsyncReader, open_async_reader
-from cache.config import CacheConfig, DirectoryConfig, TierConfig
+from cache.config import CacheConfig, DirectoryConfig, JobConfig, PrefixConfig, TierConfig
 from cache.keys import BlockRef, block_key
 from cache.reader import BlockData, BlockReader, ObjectData
 
@@ -13,7 +13,9 @@ __all__ = [
     "BlockRef",
     "CacheConfig",
     "DirectoryConfig",
+    "JobConfig",
     "ObjectData",
+    "PrefixConfig",
     "TierConfig",
     "block_key",
     "open_async_reader",

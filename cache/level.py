@@ -94,6 +94,19 @@ class Level:
         total |= {name: worst[name] for name in ("state", "state_since_unix_s", "state_reason")}
         for name in ("fault", "full"):
             total[name] = next((one[name] for one in each if one[name] is not None), None)
+        if "quotas" in total:
+            total |= {name: sum(one[name] for one in each) for name in ("pinned_bytes", "max_pinned_bytes")}
+            total["quotas"] = _add_up([quota for one in each for quota in one["quotas"]])
         total.pop("path")
         total["directories"] = each
         return total
+
+
+def _add_up(quotas: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one entry for each name, with the sums of all that have it."""
+    total: dict[str, dict[str, Any]] = {}
+    for quota in quotas:
+        whole = total.setdefault(quota["name"], {"name": quota["name"], "limit_bytes": 0, "used_bytes": 0})
+        for name in ("limit_bytes", "used_bytes"):
+            whole[name] += quota[name]
+    return [total[name] for name in sorted(total)]

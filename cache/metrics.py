@@ -103,7 +103,7 @@ def families(stats: dict[str, Any]) -> list[Metric]:
             for name in _DISK_STATES:
                 state.add_metric([tier["name"], name], int(tier["state"] == name))
             full.add_metric([tier["name"]], int(tier["full"] is not None))
-    found += [state, full]
+    found += [state, full, *_kept(stats)]
     for name, help_text in _PREFETCH_COUNTERS.items():
         counter = CounterMetricFamily(f"{_PREFIX}prefetch_{name}", help_text, labels=["kind"])
         for kind, counts in stats["prefetch"]["kinds"].items():
@@ -120,6 +120,27 @@ def families(stats: dict[str, Any]) -> list[Metric]:
         _counter("requests", "Requests of clients.", server["requests"]),
         _gauge("connections", "Clients connected now.", server["connections"]),
         _gauge("uptime_seconds", "Seconds since the start.", server["uptime_s"]),
+    ]
+
+
+def _kept(stats: dict[str, Any]) -> list[Metric]:
+    pinned = GaugeMetricFamily(f"{_PREFIX}tier_pinned_bytes", "Bytes that pins protect.", labels=["tier"])
+    used = GaugeMetricFamily(
+        f"{_PREFIX}quota_used_bytes", "Bytes that the blocks under a quota take.", labels=["tier", "quota"]
+    )
+    limit = GaugeMetricFamily(f"{_PREFIX}quota_limit_bytes", "Most bytes that they may take.", labels=["tier", "quota"])
+    for tier in stats["tiers"]:
+        pinned.add_metric([tier["name"]], tier["pinned_bytes"])
+        for quota in tier["quotas"]:
+            used.add_metric([tier["name"], quota["name"]], quota["used_bytes"])
+            limit.add_metric([tier["name"], quota["name"]], quota["limit_bytes"])
+    retention = stats["retention"]
+    return [
+        pinned,
+        used,
+        limit,
+        _gauge("pins", "Pins of operators now.", len(retention["pins"])),
+        _counter("expired", "Blocks that were removed because they were too old.", retention["expired"]),
     ]
 
 
