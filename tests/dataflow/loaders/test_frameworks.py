@@ -111,6 +111,7 @@ def run_accelerate(folder, rank):
         first.append(seen)
         if step == SAVED_AT:
             accelerator.save_state(folder / "middle")
+            accelerator.wait_for_everyone()  # each rank writes the loader's state, the same, to the same file
             break
     accelerator, job = begin()
     accelerator.load_state(folder / "middle")

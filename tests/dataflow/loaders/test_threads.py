@@ -30,11 +30,17 @@ def workers():
     return [thread for thread in threading.enumerate() if thread.name == "dataflow-worker"]
 
 
+def all_end():
+    gc.collect()
+    for thread in workers():
+        thread.join(60)
+    return workers() == []
+
+
 @pytest.fixture(autouse=True)
 def _no_thread_is_left():
     yield
-    gc.collect()
-    assert workers() == []
+    assert all_end()
 
 
 class Waits(Numbers):
@@ -168,8 +174,6 @@ def test_a_thread_that_hangs_is_left_behind_and_its_batch_comes_in_order():
     assert [numbers_of(batch) for batch in loader] == [list(range(first, first + 4)) for first in range(0, 16, 4)]
     assert loader.stats().counts["workers.replaced"] >= 1
     dataset.let_go.set()
-    for thread in workers():
-        thread.join()
 
 
 @pytest.mark.parametrize("answer", ["restart", "raise"])
@@ -179,8 +183,6 @@ def test_a_batch_that_always_hangs_is_an_error(answer):
     with pytest.raises(RuntimeError, match="worker thread made no batch"):
         list(loader)
     dataset.let_go.set()
-    for thread in workers():
-        thread.join()
 
 
 def test_the_callers_patience_is_torchs():
@@ -197,12 +199,10 @@ def test_threads_end_with_their_iterator():
     next(iterator)
     assert len(workers()) == 2
     del iterator
-    gc.collect()
-    assert workers() == []
+    assert all_end()
     for _ in open_loader():
         break
-    gc.collect()
-    assert workers() == []
+    assert all_end()
 
 
 def test_a_worker_thread_is_no_worker_process():
