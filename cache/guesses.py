@@ -58,6 +58,7 @@ class Guesses:
         # Version and size by URI; None while the answer is not there.
         self._sizes: OrderedDict[str, tuple[str, int] | None] = OrderedDict()
         self._laps = Laps()
+        self._last: bytes | None = None
         # The plan of the repeated order, and the place in the lap before of each of its blocks to come.
         self._lap: int | None = None
         self._lap_places: deque[int] = deque()
@@ -72,8 +73,10 @@ class Guesses:
         """
         wanted: list[bytes] = []
         unwanted: list[bytes] = []
-        if not self._max_ahead_bytes:
+        # Another sample of the block that was read last says nothing of the way.
+        if not self._max_ahead_bytes or key == self._last:
             return wanted, unwanted
+        self._last = key
         if ref.crc32c is None:
             walk = self._walks.observe(ref)
             for gone in self._walks.ended:

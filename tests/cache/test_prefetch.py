@@ -429,6 +429,20 @@ async def test_a_walk_through_an_object_is_followed_to_its_end(origin: Origin, k
         assert counts(engine)["ahead_bytes"] == 0
 
 
+@pytest.mark.parametrize("order", [list(range(100)), random.Random(7).sample(range(100), 100) * 3])
+async def test_many_samples_of_one_block_are_one_step(origin: Origin, order: list[int]) -> None:
+    table = await origin.table(100, per_object=100)
+    guessed = []
+    for samples in (1, 5):
+        async with running(origin, ring_bytes=64 * SIZE) as engine:
+            for block in order:
+                for _ in range(samples):
+                    await read(engine, table, block)
+                    await settled(engine)
+            guessed.append(kinds(engine))
+    assert guessed[0] == guessed[1] != {}
+
+
 async def test_a_walk_that_stops_leaves_little_behind(origin: Origin) -> None:
     table = await origin.table(2000, per_object=1000)
     async with running(origin, ring_bytes=256 * SIZE) as engine:
