@@ -74,3 +74,15 @@ def test_memory_is_bounded_and_larger_data_sets_are_not_followed() -> None:
     assert not follow(laps, [*range(1000)] * 3)[-1]
     assert len(laps._reads) == 300
     assert len(laps._place) <= 300
+
+
+def test_a_block_that_is_read_again_is_held_once_and_its_names_too() -> None:
+    laps = Laps(max_blocks=300)
+    for number in [*range(50)] * 10:
+        # As they arrive with each request.
+        uri, version = "".join(["s3://b/", "o"]), "".join(["1", "2"])
+        laps.observe(bytes(bytearray(KEYS[number])), BlockRef(uri, version, number, 1, crc32c=0))
+    assert len(laps._reads) == 300
+    assert len({id(key) for key, _ in laps._reads}) == 50
+    assert len({id(ref) for _, ref in laps._reads}) == 50
+    assert len({id(ref.uri) for _, ref in laps._reads} | {id(ref.version) for _, ref in laps._reads}) == 2
