@@ -307,6 +307,7 @@ class Engine:
             work = Work(fetch, Errand(awaited=False))
             begun.append(work)
             self._begin_fetch(fetch, work)
+        self.administration.prune()
         return begun
 
     def hurry(self, work: Work) -> None:

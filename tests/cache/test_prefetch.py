@@ -521,6 +521,20 @@ async def test_what_a_reader_announces_is_not_guessed_at(origin: Origin) -> None
         assert kinds(engine) == {"plan": (60, 60, 0)}
 
 
+async def test_labels_of_blocks_that_only_plans_asked_for_are_forgotten_in_time(origin: Origin, monkeypatch) -> None:
+    monkeypatch.setattr("cache.administration._SLACK_LABELS", 20)
+    table = await origin.table(300)
+    async with running(origin) as engine:
+        planned(engine, table, list(range(300)))
+        most = 0
+        for block in range(300):
+            await settled(engine)
+            assert await read(engine, table, block) == ["ring"]
+            most = max(most, engine.stats()["retention"]["labels"])
+    # Of twice what the ring holds, the slack, and what was on its way.
+    assert most <= 2 * 16 + 20 + WINDOW
+
+
 async def test_an_object_that_cannot_be_measured_is_not_followed(origin: Origin) -> None:
     table = await origin.table(60, per_object=60)
     async with running(origin, ring_bytes=256 * SIZE) as engine:
