@@ -90,7 +90,8 @@ class Guesses:
 
     def measured(self, uri: str, version: str, size_bytes: int) -> None:
         """An object is so long."""
-        self._sizes[uri] = (version, size_bytes)
+        if uri in self._sizes:  # else so many were asked for meanwhile that it is forgotten
+            self._sizes[uri] = (version, size_bytes)
 
     def end(self) -> list[bytes]:
         """Nobody reads now. Returns the blocks that are not guessed any more; what was seen is remembered."""
