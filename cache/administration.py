@@ -30,7 +30,7 @@ _MAX_NAME_BYTES = 2 * 1024 * 1024
 _SLICE = 4096
 _EVICTIONS_AT_ONCE = 16
 # Labels of blocks that are gone which are put up with.
-_SLACK_LABELS = 65536
+_SLACK_LABELS = 8192
 
 
 class Administration:

@@ -15,7 +15,7 @@ from cache.prefixes import normal
 __all__ = ["Label", "Labels"]
 
 # Objects whose blocks come by turns, as in a shuffled epoch over shards.
-_SHARED = 1 << 14
+_SHARED = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)

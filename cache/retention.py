@@ -16,7 +16,7 @@ from cache.prefixes import fold, longest
 
 __all__ = ["Retention"]
 
-_REMEMBERED = 1 << 14
+_REMEMBERED = 1 << 12
 # How exactly the age of a block is known, as a part of what it may become.
 _GRAIN_SHARE = 64
 _GRAIN_S = 3600

@@ -30,7 +30,7 @@ from connectors.objects import normalise_url
 __all__ = ["AccessConfig", "PrefixRule", "Rights", "check_name"]
 
 _MODE = re.compile(r"0?[0-7]{3}")
-_MAX_REMEMBERED = 4096
+_MAX_REMEMBERED = 1024
 
 
 @dataclass(frozen=True, slots=True)
