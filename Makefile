@@ -37,7 +37,7 @@ demo: $(VENV)/.demo
 
 test: check docs
 	@echo "== pytest, against the installed wheel"
-	@cd $(VENV) && HYPOTHESIS_PROFILE=ci bin/pytest -c ../pyproject.toml --rootdir=.. -n $(WORKERS) --dist loadfile --max-worker-restart 0 \
+	@cd $(VENV) && HYPOTHESIS_PROFILE=ci SOAK_MINUTES=2 bin/pytest -c ../pyproject.toml --rootdir=.. -n $(WORKERS) --dist loadfile --max-worker-restart 0 \
 		../tests $(ARGS)
 
 check: $(VENV)/.dev
