@@ -36,6 +36,10 @@ class Pin:
     expires_s: float | None
     uid: int
 
+    def ended(self, now_s: float) -> bool:
+        """Say whether it holds nothing any more."""
+        return self.expires_s is not None and self.expires_s <= now_s
+
 
 @dataclass(frozen=True, slots=True)
 class PinSet:
@@ -62,7 +66,7 @@ class Pins:
         self.current = PinSet()
 
     def add(self, pin: Pin, *, limit_bytes: int, now_s: float) -> None:
-        """Pin something, or pin it anew.
+        """Pin something, or pin it anew. What is refused changes nothing.
 
         Args:
             pin: Replaces one for the same prefix.
@@ -72,9 +76,8 @@ class Pins:
         Raises:
             BadInputError: It does not fit beside the others, would have ended already, or there are too many.
         """
-        self.expire(now_s)
-        others = [other for other in self.current.pins if other.prefix != pin.prefix]
-        if pin.expires_s is not None and pin.expires_s <= now_s:
+        others = [other for other in self.current.pins if other.prefix != pin.prefix and not other.ended(now_s)]
+        if pin.ended(now_s):
             raise BadInputError(f"a pin of {pin.prefix} that has ended already holds nothing")
         if len(others) >= MAX_PINS:
             raise BadInputError(f"there are {MAX_PINS} pins already; take back what nobody needs")
@@ -99,7 +102,7 @@ class Pins:
 
     def expire(self, now_s: float) -> bool:
         """Let go of pins that have ended; say whether there were some."""
-        left = tuple(pin for pin in self.current.pins if pin.expires_s is None or now_s < pin.expires_s)
+        left = tuple(pin for pin in self.current.pins if not pin.ended(now_s))
         if len(left) == len(self.current.pins):
             return False
         self._set(PinSet(self.current.generation + 1, left))

@@ -139,6 +139,18 @@ async def test_a_pin_ends_by_itself(place: Place) -> None:
         assert await place.held(engine, "keep") == 0
 
 
+async def test_a_pin_that_has_ended_holds_nothing_also_when_another_was_refused_meanwhile(place: Place) -> None:
+    refs = await place.put("keep", 4)
+    async with place.running(CacheConfig((TierConfig("ram", 8 * SIZE),))) as engine:
+        await engine.administration.pin(f"{place.url}/keep", size_bytes=4 * SIZE, expires_s=60, uid=0)
+        await place.read(engine, refs)
+        place.now_s += 60
+        with pytest.raises(BadInputError, match="pins may take"):
+            await engine.administration.pin(f"{place.url}/other", size_bytes=1000 * SIZE, expires_s=None, uid=0)
+        await engine.administration.sweep()
+        assert engine.stats()["tiers"][0]["pinned_bytes"] == 0
+
+
 async def test_a_tier_does_not_shrink_below_what_is_pinned(place: Place) -> None:
     pinned = await place.put("keep", 6)
     async with place.running(CacheConfig((place.disk(10),), ring_bytes=0)) as engine:
