@@ -1,12 +1,12 @@
-import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch.distributed
 
 from connectors.errors import BadInputError
 from dataflow.loaders import DataLoader, ElasticBatchSampler, MeasuredCosts, TimedDataset
@@ -95,31 +95,32 @@ def test_what_nobody_measured_is_taken_for_the_median(tmp_path: Path) -> None:
     assert costs.agreed().tolist() == [10, 20, 30, 20, 20]
 
 
-def rank(number: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=2)
-    costs = MeasuredCosts(f"{folder}/costs-{number}.npy", 4)
-    costs.microseconds[:] = [[5, 0, 7, 0], [9, 6, 0, 0]][number]
-    np.save(f"{folder}/agreed-{number}.npy", costs.agreed())
-    torch.distributed.destroy_process_group()
+RANK = """
+import sys
+import numpy as np
+import torch.distributed
+from dataflow.loaders import MeasuredCosts
+number = int(sys.argv[1])
+torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[2]}/rendezvous", rank=number, world_size=2)
+costs = MeasuredCosts(f"{sys.argv[2]}/costs-{number}.npy", 4)
+costs.microseconds[:] = [[5, 0, 7, 0], [9, 6, 0, 0]][number]
+print(costs.agreed().tolist())
+torch.distributed.destroy_process_group()
+"""
 
 
-def test_ranks_of_different_nodes_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    context = multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=rank, args=(number, os.fspath(tmp_path))) for number in range(2)]
-    for process in ranks:
-        process.start()
+def test_ranks_of_different_nodes_agree(tmp_path: Path) -> None:
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", RANK, str(number), tmp_path], stdout=-1, text=True, env=environment)
+        for number in range(2)
+    ]
     try:
-        for process in ranks:
-            process.join(60)
-            assert process.exitcode == 0
+        assert [process.communicate(timeout=100)[0] for process in ranks] == ["[5, 6, 7, 6]\n"] * 2
     finally:
         for process in ranks:
             process.kill()
-            process.join()
-            process.close()
-    found = [np.load(tmp_path / f"agreed-{number}.npy").tolist() for number in range(2)]
-    assert found == [[5, 6, 7, 6]] * 2
+            process.communicate()
 
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
