@@ -312,6 +312,8 @@ class Prefetcher:
     def _begin(self, wanted: Mapping[bytes, Planned]) -> None:
         for work in self._engine.fetch_ahead([(key, planned.ref) for key, planned in wanted.items()]):
             for key, ref in work.fetch.blocks:
+                # It may have been there for another plan, and left before its reader came.
+                self._leave(key)
                 kind = wanted[key].kind
                 self._coming[key] = (work, ref.length, kind)
                 self._ahead_bytes += ref.length
@@ -343,11 +345,14 @@ class Prefetcher:
     def _release(self, keys: Iterable[bytes]) -> None:
         """Let blocks that nobody wants soon, and that nobody read, out of the window."""
         for key in keys:
-            if self._futures.near_use(key) != inf:
-                continue
-            if key in self._ready:
-                size_bytes, kind = self._ready.pop(key)
-                self._ahead_bytes -= size_bytes
-                self.counts[kind].wasted += 1
-            elif key in self._found:
-                self._ahead_bytes -= self._found.pop(key)
+            if self._futures.near_use(key) == inf:
+                self._leave(key)
+
+    def _leave(self, key: bytes) -> None:
+        """Let a block that nobody read out of the window, if it is there."""
+        if key in self._ready:
+            size_bytes, kind = self._ready.pop(key)
+            self._ahead_bytes -= size_bytes
+            self.counts[kind].wasted += 1
+        elif key in self._found:
+            self._ahead_bytes -= self._found.pop(key)

@@ -242,6 +242,26 @@ async def test_what_arrived_for_a_plan_that_ended_is_counted_as_wasted(origin: O
         assert (stats["useful"], stats["wasted"], stats["ahead_bytes"]) == (1, issued - 1, 0)
 
 
+@pytest.mark.parametrize("was_read", [False, True])
+async def test_a_block_that_left_before_its_reader_and_is_wanted_anew_takes_its_place_once(
+    origin: Origin, was_read: bool
+) -> None:
+    table = await origin.table(1)
+    async with running(origin) as engine:
+        if was_read:
+            await read(engine, table, 0)
+        plans = [planned(engine, table, [0])]
+        await settled(engine)
+        await engine.administration.evict(origin.url)
+        plans.append(planned(engine, table, [0]))
+        await settled(engine)
+        assert counts(engine)["ahead_bytes"] == BLOCK
+        for number in plans:
+            engine.prefetcher.close(number)
+        stats = counts(engine)
+        assert (stats["issued"] - stats["wasted"], stats["ahead_bytes"]) == (0, 0)
+
+
 async def test_a_failed_prefetch_is_asked_again_by_its_reader_who_hears_why(origin: Origin) -> None:
     table = await origin.table(5)
     origin.broken = {"o0001"}
