@@ -209,9 +209,11 @@ class Administration:
         return any(kept)
 
     async def _refresh(self) -> None:
-        async for tier, keys in self._slices():
-            if tier.guard is not None:
-                tier.guard.refresh(keys)
+        # What the first round lets go of makes room for what it came to before.
+        for _ in range(2):
+            async for tier, keys in self._slices():
+                if tier.guard is not None:
+                    tier.guard.refresh(keys)
 
     def _refresh_behind(self) -> None:
         self._stack.begin(self._refresh())

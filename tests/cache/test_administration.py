@@ -151,6 +151,16 @@ async def test_a_pin_that_has_ended_holds_nothing_also_when_another_was_refused_
         assert engine.stats()["tiers"][0]["pinned_bytes"] == 0
 
 
+async def test_a_pin_in_the_place_of_an_ended_one_has_all_its_room(place: Place) -> None:
+    new, old = await place.put("new", 4), await place.put("old", 4)
+    async with place.running(CacheConfig((TierConfig("ram", 8 * SIZE),))) as engine:
+        await place.read(engine, new + old)
+        await engine.administration.pin(f"{place.url}/old", size_bytes=4 * SIZE, expires_s=60, uid=0)
+        place.now_s += 60
+        await engine.administration.pin(f"{place.url}/new", size_bytes=4 * SIZE, expires_s=None, uid=0)
+        assert engine.stats()["tiers"][0]["pinned_bytes"] == 4 * SIZE
+
+
 async def test_a_tier_does_not_shrink_below_what_is_pinned(place: Place) -> None:
     pinned = await place.put("keep", 6)
     async with place.running(CacheConfig((place.disk(10),), ring_bytes=0)) as engine:
