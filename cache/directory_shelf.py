@@ -10,6 +10,12 @@ complete when it appeared, whoever was killed between any two lines. It is remov
 open or mapped file stays whole for its holder. Nothing is fsynced: a cache that loses its last seconds in a power
 failure only fetches them again, and a file that the failure left torn under its final name does not verify, which is a
 miss. Files that are not ours are left alone.
+
+Whoever deletes the directory, or mounts another file system over it, takes the lock along: then the name `lock` is no
+longer the file that is held, which each write and each probe look at. Nothing more is written, and a directory that is
+there again is locked by the rules of a start. A kill at any point of that leaves what one at a start leaves: empty
+folders, a lock that nobody holds. Between the look of a write and its rename the directory can still be replaced;
+what comes into the new one is then one whole block under its own name, which the next scan finds.
 """
 
 from __future__ import annotations
@@ -26,9 +32,10 @@ from typing import Any
 from cache.block import FORMAT_VERSION, block_path, encode_trailer, file_bytes, parse_name, verify
 from cache.config import Medium
 from cache.handle import Block, Descriptor, seal_block
-from cache.journal import Journal, LabelRecord
+from cache.journal import Journal, LabelRecord, PinRecord
 from cache.labels import Label
-from connectors.errors import BadInputError, CorruptError
+from cache.pins import PinSet
+from connectors.errors import BadInputError, CorruptError, DataError
 from connectors.protocols import Buffer
 
 __all__ = ["DirectoryShelf", "LeftBehindError"]
@@ -58,6 +65,7 @@ class DirectoryShelf:
 
     Attributes:
         journal: Keeps the labels.
+        changes: How often another directory was found at the path, and locked.
     """
 
     def __init__(
@@ -76,6 +84,8 @@ class DirectoryShelf:
         self._system = system
         self._label_of = label_of
         self.journal = Journal(os.path.join(path, "journal-1"), self._temporary, system=system)
+        self.changes = 0
+        self._lock_path = os.path.join(path, "lock")
         self._lock: Descriptor | None = None
 
     def lock(self) -> None:
@@ -85,11 +95,35 @@ class DirectoryShelf:
             BadInputError: Another process serves the directory; it is named.
             OSError: The directory cannot be made or written.
         """
-        if self._lock is not None:
+        if self._lock is None:
+            self._lock = self._take_lock()
+
+    def renew(self) -> None:
+        """Lock the directory where that was not possible yet, or where it is another one by now.
+
+        One that somebody has removed is not made again here, as it is at a start; errors as `lock`.
+        """
+        if self._lock is None:
+            self.lock()
             return
+        try:
+            self._check_lock()
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ESTALE):
+                raise
+            os.stat(self.path)
+            self._lock = self._take_lock()
+            self.changes += 1
+
+    def _check_lock(self) -> None:
+        lock = self._lock
+        if lock is None or not os.path.samestat(os.stat(self._lock_path), os.fstat(lock.fd)):
+            raise OSError(errno.ESTALE, "no longer the directory that this server has locked", self.path)
+
+    def _take_lock(self) -> Descriptor:
         for folder in (self._blocks, self._temporary):
             Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = Descriptor(os.open(os.path.join(self.path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        lock = Descriptor(os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         try:
             fcntl.flock(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -108,7 +142,7 @@ class DirectoryShelf:
         foreign = sorted(set(os.listdir(self.path)) - ours)
         if foreign:
             _log.warning("%s holds what is not of this cache or this version and is left alone: %s", self.path, foreign)
-        self._lock = lock
+        return lock
 
     @property
     def locked(self) -> bool:
@@ -116,9 +150,15 @@ class DirectoryShelf:
         return self._lock is not None
 
     def probe(self) -> tuple[bool, bool, str | None]:
-        """Try the disk, on a file that is there anyway; return whether it reads, whether it writes, and why not."""
-        if self._lock is None:
-            return False, False, "the directory is not open"
+        """Try the disk, on the lock; return whether it reads, whether it writes, and why not.
+
+        First `renew`; a directory that cannot be locked neither reads nor writes.
+        """
+        try:
+            self.renew()
+        except (OSError, DataError) as error:
+            return False, False, str(error)
+        assert self._lock is not None
         readable = False
         try:
             # What the page cache holds would say nothing about the disk.
@@ -130,6 +170,11 @@ class DirectoryShelf:
         except OSError as error:
             return readable, False, str(error)
         return True, True, None
+
+    def keep_pins(self, pins: PinSet) -> None:
+        """Write all pins down."""
+        self._check_lock()
+        self.journal.append(PinRecord(pins))
 
     def folders(self) -> list[str]:
         """Return the folders that hold blocks, each for `scan`."""
@@ -149,6 +194,7 @@ class DirectoryShelf:
 
     def write(self, block: Block) -> None:
         """Write its label, then the block under `tmp/`, then rename it into place."""
+        self._check_lock()
         label = self._label_of(block.key)
         if label is not None:
             self.journal.append(LabelRecord(label.uri, label.job, label.born_s, block.key))

@@ -234,6 +234,13 @@ class Ledger:
         if removed:
             self._release(key, length)
 
+    def forget(self) -> None:
+        """Hold nothing any more: the medium is another one. What is on its way in or out ends as it would."""
+        for key in self.keys():
+            length = self.detach(key)
+            if length is not None:
+                self.end_removal(key, length, removed=True)
+
     def resize(self, capacity_bytes: int, capacity_blocks: int) -> None:
         """Set new limits. Below what is held they come into force step by step, as `surplus` is evicted."""
         self._target_bytes, self._target_blocks = capacity_bytes, capacity_blocks
@@ -280,7 +287,7 @@ class Ledger:
         """Hold those of the blocks on the medium that fit, as the policy likes; return those to remove."""
         surplus: list[Entry] = []
         for key, length in blocks:
-            if key in self._lengths:
+            if self.knows(key):
                 continue
             chosen = None if key in unwanted else self._admit(key, self._cost_bytes(length))
             if chosen is None:

@@ -22,12 +22,11 @@ from cache.directory_shelf import DirectoryShelf, LeftBehindError
 from cache.disk import DiskState
 from cache.disk_calls import DiskCalls
 from cache.handle import Block, Descriptor, Handle
-from cache.journal import PinRecord
 from cache.ledger import UNLIMITED_BLOCKS, Counters, Entry, Ledger, Reservation
 from cache.pins import PinSet
 from cache.policy import Guarded, Policy
 from cache.shelf import Shelf
-from connectors.errors import BadInputError, CorruptError, DataError, PermissionDeniedError
+from connectors.errors import BadInputError, CorruptError, PermissionDeniedError
 
 __all__ = ["Tier"]
 
@@ -102,8 +101,10 @@ class Tier:
         self._written_here: set[bytes] = set()
         # Dropped before the scan came to them; they are removed when it does.
         self._unwanted: set[bytes] = set()
-        if calls is not None:
-            calls.attach(probe=self._probe, on_change=self._follow)
+        # As of the shelf, when its directory was scanned.
+        self._changes = 0
+        if calls is not None and isinstance(shelf, DirectoryShelf):
+            calls.attach(probe=shelf.probe, on_change=self._follow)
 
     async def open(self) -> None:
         """Take a directory; it is scanned behind. Where the disk gives it later, or never, the tier does without.
@@ -311,7 +312,7 @@ class Tier:
         if self._calls is None or not isinstance(shelf, DirectoryShelf) or not shelf.locked:
             return False
         try:
-            await self._calls.call_for_reader(shelf.journal.append, PinRecord(pins))
+            await self._calls.call_for_reader(shelf.keep_pins, pins)
         except OSError as error:
             self._note_fault(error, writing=True)
             return False
@@ -447,19 +448,16 @@ class Tier:
             **({"path": self.shelf.path} if isinstance(self.shelf, DirectoryShelf) else {}),
         }
 
-    def _probe(self) -> tuple[bool, bool, str | None]:
-        assert isinstance(self.shelf, DirectoryShelf)
-        if not self.shelf.locked:
-            try:
-                self.shelf.lock()
-            except (OSError, DataError) as error:
-                return False, False, str(error)
-        return self.shelf.probe()
-
     def _follow(self) -> None:
         """Do what the state of the disk says."""
         assert self._calls is not None
         assert isinstance(self.shelf, DirectoryShelf)
+        if self._changes != self.shelf.changes and not self.scanning:
+            # Another directory has the name; what was held went with the old one.
+            self._changes = self.shelf.changes
+            self._known, self.ledger.admission = False, "closed"
+            self._written_here.clear()
+            self.ledger.forget()
         if self._known:
             self.ledger.admission = self._calls.health.admission(time.monotonic())
         elif not self.scanning and self.shelf.locked and self.well:

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from cache.block import block_path, file_bytes
 from cache.config import Medium
 from cache.directory_shelf import DirectoryShelf, LeftBehindError
 from cache.handle import Block, seal_block
+from cache.pins import PinSet
 from cache.testing import FaultySystem, check_directory
 from connectors.errors import BadInputError, CorruptError
 
@@ -96,6 +98,44 @@ def test_the_files_of_a_killed_server_are_swept(tmp_path: Path) -> None:
     (tmp_path / "tmp" / "half").write_bytes(b"x" * 5000)
     opened(tmp_path)
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_directory_that_was_deleted_is_not_made_again_and_taken_up_when_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "cache"
+    shelf = opened(path)
+    shutil.rmtree(path)
+    with pytest.raises(FileNotFoundError, match=str(path)):
+        shelf.write(make_block(7))
+    readable, writable, reason = shelf.probe()
+    assert (readable, writable) == (False, False)
+    assert f"No such file or directory: '{path}'" in str(reason)
+    assert not path.exists()
+    path.mkdir()
+    assert shelf.changes == 0
+    assert shelf.probe() == shelf.probe() == (True, True, None)
+    assert shelf.changes == 1
+    shelf.write(make_block(7))
+    assert len(blocks_in(shelf)) == 1
+    with pytest.raises(BadInputError, match=f"process {os.getpid()}"):
+        opened(path)
+
+
+def test_a_directory_that_another_server_has_by_now_is_left_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "cache"
+    shelf, block = opened(path), make_block(7)
+    shutil.rmtree(path)
+    other = opened(path)
+    for write in (lambda: shelf.write(block), lambda: shelf.keep_pins(PinSet())):
+        with pytest.raises(OSError, match="no longer the directory"):
+            write()
+    assert sorted(entry.name for entry in path.rglob("*")) == ["blocks-1", "lock", "tmp"]
+    readable, writable, reason = shelf.probe()
+    assert (readable, writable) == (False, False)
+    assert f"{path} is in use by process {os.getpid()}" in str(reason)
+    other.write(block)
+    other.close()
+    assert shelf.probe() == (True, True, None)
+    assert blocks_in(shelf) == [(block.key, block.length)]
 
 
 def test_foreign_files_and_other_versions_are_left_alone_with_one_line(tmp_path: Path, caplog) -> None:

@@ -24,6 +24,7 @@ from cache.config import CacheConfig, TierConfig
 from cache.directory_shelf import DirectoryShelf
 from cache.disk import DiskLimits
 from cache.engine import Engine, Handle
+from cache.handle import seal_block
 from cache.keys import BlockRef, block_key
 from cache.testing import FaultySystem, check_directory, check_limits, read_blocks, read_handle, until
 from connectors.errors import BadInputError, DataError, NotFoundError, PermissionDeniedError, TransientError
@@ -546,6 +547,41 @@ async def test_a_disk_that_fails_reads_is_left_alone_and_what_it_held_is_held_ag
         broken.failing = {}
         await until(lambda: state(engine) == "normal")
         assert (await sources(engine, refs)).count("disk") == 40 - lost
+
+
+async def test_a_directory_that_is_deleted_and_made_again_is_taken_up_when_nobody_else_has_it(
+    tmp_path: Path, origin: Origin
+) -> None:
+    path = tmp_path / "cache"
+    refs = await origin.put("x", 8)
+    other = DirectoryShelf(str(tmp_path / "other"), medium="nvme", system=os)
+    await asyncio.to_thread(other.lock)
+    async with running(CacheConfig((disk(path, 9),), ring_bytes=0), origin, disk_limits=BRISK) as engine:
+        (data,) = await read_blocks(engine, refs[3:4])
+        block = await asyncio.to_thread(seal_block, block_key(refs[3]), data)
+        await asyncio.to_thread(other.write, block)
+        await sources(engine, refs)
+        await engine.settle()
+        await asyncio.to_thread(shutil.rmtree, path)
+        for _ in range(4):
+            assert await sources(engine, refs) == ["origin"] * 8
+            await engine.settle()
+        await until(lambda: state(engine) == "down")
+        assert f"No such file or directory: '{path}" in engine.stats()["tiers"][0]["state_reason"]
+        # There at once with its lock, as nobody waits here for whose turn it is.
+        await asyncio.to_thread(os.rename, tmp_path / "other", path)
+        await until(lambda: "in use by process" in engine.stats()["tiers"][0]["state_reason"])
+        assert await sources(engine, refs) == ["origin"] * 8
+        assert state(engine) == "down"
+        other.close()
+        await until(lambda: state(engine) == "normal")
+        await engine.scanned()
+        assert engine.stats()["tiers"][0]["blocks"] == 1
+        assert (await sources(engine, refs)).count("disk") == 1
+        await engine.settle()
+        assert await sources(engine, refs) == ["disk"] * 8
+        assert engine.stats()["tiers"][0]["used_bytes"] == 8 * SIZE
+    check_directory(path, capacity_bytes=8 * SIZE)
 
 
 async def test_a_disk_that_hangs_holds_up_neither_its_readers_nor_the_others(tmp_path: Path, origin: Origin) -> None:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.ledger import Ledger, Reservation
+from cache.ledger import UNLIMITED_BLOCKS, Ledger, Reservation
 from cache.policy import KeptSet, Lru
 from cache.testing import make_key
 
@@ -147,3 +147,31 @@ def test_above_its_limits_a_tier_lets_nothing_in() -> None:
         ledger.begin_eviction(key)
         ledger.end_eviction(key, length, removed=True)
     assert ledger.wants(make_key(2), 5)
+
+
+def test_what_is_on_its_way_when_the_medium_is_replaced_ends_as_it_would() -> None:
+    ledger = Ledger(
+        policy=Lru(),
+        cost_bytes=lambda length: length,
+        capacity_bytes=40,
+        capacity_blocks=UNLIMITED_BLOCKS,
+        max_queued_bytes=100,
+    )
+    ledger.take_over([(make_key(number), 10) for number in range(4)], unwanted=set())
+    writing = ledger.reserve(make_key(4), 10)
+    coming = ledger.reserve(make_key(5), 10)
+    assert writing is not None
+    assert coming is not None
+    ledger.hide(writing.victims[0][0])
+    ledger.settle(writing)
+    ledger.forget()
+    assert len(ledger) == 0
+    assert ledger.used_bytes == 20
+    # One of them lies in the new directory already.
+    assert ledger.take_over([(make_key(4), 10), (make_key(6), 10)], unwanted=set()) == []
+    assert ledger.used_bytes == 30
+    ledger.commit(writing)
+    ledger.settle(coming)
+    ledger.abandon(coming, left_behind=False)
+    assert sorted(ledger.keys()) == [make_key(4), make_key(6)]
+    assert (ledger.used_bytes, ledger.used_blocks) == (20, 2)
