@@ -7,10 +7,10 @@ import contextlib
 import logging
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 
 import numpy as np
@@ -189,24 +189,38 @@ def test_a_killed_daemon_is_replaced_and_its_successor_used(tmp_path, rows, addr
         assert "is back" in caplog.text
 
 
-def test_without_its_directory_a_cache_passes_through_and_says_so(tmp_path, rows, address):
-    disk = tmp_path / "disk"
-    with daemon(address, "--disk", str(disk), "--disk-size", "64MiB") as process:
+def disk_when(address, condition):
+    """The numbers of the daemon's disk, once they are so."""
+    deadline = time.monotonic() + 120
+    with contextlib.closing(CacheClient(address)) as client:
+        while not condition(disk := next(tier for tier in client.stats()["tiers"] if tier["name"] == "disk")):
+            assert time.monotonic() < deadline, disk
+            time.sleep(0.02)
+    return disk
+
+
+def test_without_its_directory_a_cache_passes_through_and_has_it_again_when_it_is_made_anew(tmp_path, rows, address):
+    path = tmp_path / "disk"
+    with daemon(address, "--disk", str(path), "--disk-size", "64MiB") as process:
 
         def lose(dataset):
-            shutil.rmtree(disk)
+            # At once, whatever is being written.
+            path.rename(tmp_path / "gone")
 
         train(tmp_path, rows, address, {20: lose}, epochs=3)
-        client = CacheClient(address)
-        with contextlib.closing(client):
-            stats = client.stats()
-        (tier,) = [tier for tier in stats["tiers"] if tier["name"] == "disk"]
-        assert stats["blocks_requested"] > 2 * STEPS
-        assert tier["errors"] > 0
+        lost = disk_when(address, lambda disk: disk["state"] == "down")
+        assert f"No such file or directory: '{path}" in lost["state_reason"]
+        assert not path.exists()
+        path.mkdir()
+        found = disk_when(address, lambda disk: disk["state"] == "normal" and not disk["scanning"])
+        assert found["blocks"] == 0
+        train(tmp_path, rows, address, {}, epochs=1)
+        disk_when(address, lambda disk: disk["insertions"] > found["insertions"])
         process.terminate()
         said = process.stderr.read()
-    assert f"No such file or directory: '{disk}/" in said
+    assert f"No such file or directory: '{path}/" in said
     assert "reads go on without it" in said
+    assert list((path / "blocks-1").glob("*/*"))
 
 
 def test_a_directory_that_cannot_be_is_refused_by_name_before_the_first_step(tmp_path, rows):
