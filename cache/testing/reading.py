@@ -24,9 +24,9 @@ def read_handle(key: bytes, handle: Handle) -> bytes:
     return data
 
 
-async def read_blocks(engine: Engine, refs: Sequence[BlockRef]) -> list[bytes | DataError]:
+async def read_blocks(engine: Engine, refs: Sequence[BlockRef], *, job: str = "") -> list[bytes | DataError]:
     """Return the bytes of each block, or why it could not be had. A bad block is reported, and asked for once more."""
-    found = await engine.get_many(refs)
+    found = await engine.get_many(refs, job=job)
     results: list[bytes | DataError] = []
     for ref, handle in zip(refs, found, strict=True):
         if isinstance(handle, DataError):
