@@ -1,8 +1,8 @@
 """From decoded blocks to the columns of a batch, one small class per kind of field.
 
 `prepare` looks at one field of one decoded block and keeps views; `gather` collects rows of many blocks into a batch.
-Fixed-width fields are gathered by numpy; where rows are wide or blocks give few rows each, they are copied row by row,
-which is then faster and moves every byte once. Fields of variable size become lists, one object per sample.
+Fixed-width fields are gathered by numpy; where rows are wide they are joined in the order of the batch, which is then
+faster and moves every byte once. Fields of variable size become lists, one object per sample.
 
 What a column holds never depends on how samples lie in blocks: numpy arrays that own their memory and can be written
 to, `str`, `bytes`, or plain Python objects for nested types.
@@ -29,9 +29,9 @@ __all__ = ["Allocate", "Column", "Selection", "column_of"]
 
 Allocate: TypeAlias = Callable[[str, tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]]
 
-# Copying row by row is faster than gathering block by block where a row is wide, and where blocks give few rows each.
+# Joining rows is faster than gathering block by block where a row is wide. Numpy looks at each row then, which for
+# narrow ones costs more than the temporary does, however few rows a block gives.
 WIDE_ROW_BYTES = 1024
-FEW_ROWS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,36 +135,38 @@ class FixedColumn:
         return _Values(values.reshape(length, *self.shape), valid)
 
     def gather(self, selection: Selection, allocate: Allocate) -> npt.NDArray[Any]:
-        """Copy the rows."""
-        samples, rows, places = selection.samples, selection.rows, selection.places
-        out = allocate(self.name, (len(samples), *self.shape), self.dtype)
-        few = len(samples) < FEW_ROWS * len(selection.blocks)
-        if places is not None and (few or self._row_bytes >= WIDE_ROW_BYTES):
-            self._copy_rows(selection, out)
+        """Copy the rows, and cast them where the array that is given has a wider type."""
+        places = selection.places
+        out = allocate(self.name, (len(selection.samples), *self.shape), self.dtype)
+        if places is not None and self._row_bytes >= WIDE_ROW_BYTES:
+            self._join_rows(selection, out)
             return out
-        # Numpy cannot gather and scatter at once: rows of a batch in another order pass through a temporary.
-        target = out if places is None else np.empty_like(out)
+        # Numpy cannot gather and scatter at once, nor gather and cast: rows then pass through a temporary.
+        straight = places is None and out.dtype == self.dtype
+        target = out if straight else np.empty(out.shape, self.dtype)
         for (values, valid), start, stop in selection.parts(self.name):
             if valid is not None:
                 self._insist_on_values(valid, selection, start, stop)
             # Any other mode than `clip` gathers into a buffer first; rows are in range by construction.
-            values.take(rows[start:stop], 0, target[start:stop], "clip")
-        if places is not None:
-            out[places] = target
+            values.take(selection.rows[start:stop], 0, target[start:stop], "clip")
+        if not straight:
+            out[... if places is None else places] = target
         return out
 
     @property
     def _row_bytes(self) -> int:
         return self.dtype.itemsize * math.prod(self.shape)
 
-    def _copy_rows(self, selection: Selection, out: npt.NDArray[Any]) -> None:
-        """Copy row by row, each once, from its block to its place."""
-        rows, places = selection.rows.tolist(), selection.places.tolist()  # type: ignore[union-attr]
+    def _join_rows(self, selection: Selection, out: npt.NDArray[Any]) -> None:
+        """Write the rows one after the other, each once. They are arrays: a number is no wide row."""
+        numbers, places = selection.rows.tolist(), selection.places.tolist()  # type: ignore[union-attr]
+        rows: list[Any] = [None] * len(numbers)
         for (values, valid), start, stop in selection.parts(self.name):
             if valid is not None:
                 self._insist_on_values(valid, selection, start, stop)
             for position in range(start, stop):
-                out[places[position]] = values[rows[position]]
+                rows[places[position]] = values[numbers[position]]
+        np.concatenate(rows, out=out.reshape(-1, *self.shape[1:]))
 
     def _insist_on_values(self, valid: npt.NDArray[np.bool_], selection: Selection, start: int, stop: int) -> None:
         missing = np.flatnonzero(~valid[selection.rows[start:stop]])

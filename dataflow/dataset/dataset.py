@@ -125,7 +125,7 @@ class Dataset:
             numbers: Sample numbers; negative ones count from the end.
             allocate: `allocate(field, shape, dtype)` gives the C-contiguous array that a column is written to, such as
                 a slot in shared memory; by default fresh memory. Called at most once a field, and not for fields that
-                become lists.
+                become lists. Where it gives a type that holds all numbers of `dtype`, they are cast on their way.
 
         Raises:
             IndexError: A number is out of range.
@@ -134,14 +134,15 @@ class Dataset:
         samples = _sample_numbers(numbers, len(self))
         block, row = self.index.locate(samples)
         places = None
-        if len(block) > 1 and (block[1:] < block[:-1]).any():
-            places = np.argsort(block, kind="stable")
+        if (block[1:] < block[:-1]).any():
+            places = block.argsort(kind="stable")
             block, row = block[places], row[places]
-        starts = np.concatenate([np.zeros(min(1, len(block)), np.int64), np.flatnonzero(block[1:] != block[:-1]) + 1])
-        wanted = block[starts].tolist()
+        is_first = np.ones(len(block), np.bool_)
+        np.not_equal(block[1:], block[:-1], out=is_first[1:])
+        wanted = block[is_first].tolist()
         prepared = self._blocks(wanted)
         with stage("decode"):
-            bounds = [*starts.tolist(), len(samples)]
+            bounds = [*is_first.nonzero()[0].tolist(), len(samples)]
             selection = Selection(samples, [prepared[number] for number in wanted], row, bounds, places)
             return {column.name: column.gather(selection, allocate or _allocate) for column in self._columns}
 
@@ -176,7 +177,7 @@ def _sample_numbers(numbers: Sequence[int] | npt.NDArray[np.integer[Any]], lengt
         return np.empty(0, np.int64)
     if samples.ndim != 1 or samples.dtype.kind not in "iu":
         raise TypeError(f"sample numbers must be a sequence of integers, got {samples.dtype} of shape {samples.shape}")
-    samples = samples.astype(np.int64)
+    samples = samples.astype(np.int64, copy=False)
     negative = samples < 0
     if negative.any():
         if (wrong := samples < -length).any():

@@ -100,9 +100,12 @@ class Index:
         Raises:
             IndexError: A sample number is out of range; names it and the length.
         """
-        if len(samples) and (samples.min() < 0 or samples.max() >= self.num_samples):
-            wrong = samples[(samples < 0) | (samples >= self.num_samples)][0]
-            raise IndexError(f"sample {wrong} is out of range for a dataset of {self.num_samples} samples")
+        # One look instead of two: a negative number is a huge unsigned one.
+        outside = samples.view(np.uint64) >= self.num_samples
+        if outside.any():
+            raise IndexError(
+                f"sample {samples[outside][0]} is out of range for a dataset of {self.num_samples} samples"
+            )
         block = self._finder.find(samples)
         return block, samples - self.blocks.first_sample[block]
 

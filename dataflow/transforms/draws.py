@@ -8,6 +8,7 @@ other, so no two samples share a stream.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from typing import Any, overload
@@ -33,8 +34,7 @@ class Draws(Sequence[np.random.Generator]):
     __slots__ = ("_key", "samples")
 
     def __init__(self, seed: int, epoch: int, samples: npt.NDArray[np.int64]) -> None:
-        digest = hashlib.blake2b(f"{seed}:{epoch}:transforms".encode(), digest_size=16).digest()
-        self._key = np.frombuffer(digest, np.uint64)
+        self._key = _epoch_key(seed, epoch)
         self.samples = samples
 
     def __len__(self) -> int:
@@ -59,3 +59,9 @@ class Draws(Sequence[np.random.Generator]):
         key = self._key.copy()
         key[0] ^= np.uint64(self.samples[place])
         return key
+
+
+@functools.lru_cache(maxsize=64)
+def _epoch_key(seed: int, epoch: int) -> npt.NDArray[np.uint64]:
+    """Return what the keys of all samples of an epoch have in common, read-only; a batch asks for it each time."""
+    return np.frombuffer(hashlib.blake2b(f"{seed}:{epoch}:transforms".encode(), digest_size=16).digest(), np.uint64)

@@ -44,9 +44,11 @@ class Cast:
         return {**sample, self.field: _fitting(self.field, values, np.dtype(self.dtype)).astype(self.dtype)}
 
     def transform_columns(self, columns: Columns, draws: Draws, allocate: Allocate) -> Columns:
-        """Do the same for a batch."""
+        """Do the same for a batch; a column that has the type already is left as it is."""
         column, dtype = columns.get(self.field), np.dtype(self.dtype)
         if isinstance(column, np.ndarray):
+            if column.dtype == dtype and dtype.kind in "biuf":
+                return columns
             out = allocate(self.field, column.shape, dtype)
             np.copyto(out, _fitting(self.field, column, dtype), casting="unsafe")
             return {**columns, self.field: out}

@@ -12,13 +12,17 @@ import numpy.typing as npt
 from connectors.errors import BadInputError
 from dataflow.dataset.batch import Batch
 from dataflow.dataset.columns import Allocate
+from dataflow.dataset.dataset import Dataset
 from dataflow.observe.stages import stage
 from dataflow.transforms.callables import SampleStep, generators_put_back
 from dataflow.transforms.columns import Columns, ColumnTransform, columns_of
 from dataflow.transforms.draws import Draws
 from dataflow.transforms.epoch import current_epoch
+from dataflow.transforms.tokens import Cast
 
 __all__ = ["TransformedDataset"]
+
+_NUMBERS = "biuf"
 
 
 class _MapStyle(Protocol):
@@ -55,9 +59,12 @@ class TransformedDataset:
         self._steps = [one if isinstance(one, ColumnTransform) else SampleStep(one) for one in given]
         self._seed = seed
         self._is_foreign = any(isinstance(step, SampleStep) and step.is_foreign for step in self._steps)
-        if hasattr(dataset, "get_batch") and all(isinstance(step, ColumnTransform) for step in self._steps):
+        # Looked at here: whether an object has a protocol's methods costs more than a batch of tokens does.
+        self._column_steps = [step for step in self._steps if isinstance(step, ColumnTransform)]
+        if hasattr(dataset, "get_batch") and len(self._column_steps) == len(self._steps):
             # An attribute, since a loader takes any dataset that has it for one that gathers columns.
             self.get_batch = self._get_batch
+        self._casts = _casts_of(dataset, self._column_steps)
 
     @property
     def dataset(self) -> Any:
@@ -107,17 +114,20 @@ class TransformedDataset:
         """Return the columns of some samples: as `Dataset.get_batch`, transformed."""
         final: Allocate = allocate or _allocate
         # A field is put where it stays by the last that changes it: only then is memory of the batch taken for it.
-        last = {step.field: place for place, step in enumerate(self._steps) if isinstance(step, ColumnTransform)}
+        last = {step.field: place for place, step in enumerate(self._column_steps)}
 
         def gather(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+            cast = self._casts.get(name)
+            if cast is not None and dtype.kind in _NUMBERS and np.can_cast(dtype, cast, "safe"):
+                return final(name, shape, cast)  # the step then finds nothing to do
             stays = name not in last and None not in last
             return final(name, shape, dtype) if stays else _allocate(name, shape, dtype)
 
-        columns: Columns = self._dataset.get_batch(numbers, gather)  # type: ignore[attr-defined]
-        draws = self._draws(numbers)
+        wanted = np.asarray(numbers)
+        columns: Columns = self._dataset.get_batch(wanted, gather)  # type: ignore[attr-defined]
+        draws = self._draws(wanted)
         with stage("transform"):
-            for place, step in enumerate(self._steps):
-                assert isinstance(step, ColumnTransform)
+            for place, step in enumerate(self._column_steps):
                 stays = last[step.field] == place and None not in last
                 columns = step.transform_columns(columns, draws, final if stays else _allocate)
         return columns
@@ -128,13 +138,22 @@ class TransformedDataset:
             return fetched
         return [self._dataset[number] for number in numbers]
 
-    def _draws(self, numbers: Sequence[int]) -> Draws:
+    def _draws(self, numbers: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Draws:
         samples = np.asarray(numbers, np.int64) if len(numbers) else np.empty(0, np.int64)
         if samples.ndim != 1:
             raise BadInputError(f"transforms need the numbers of samples, got an array of shape {samples.shape}")
-        if samples.size and samples.min() < 0:
+        if (samples < 0).any():
             samples = np.where(samples < 0, samples + len(self), samples)
         return Draws(self._seed, current_epoch(), samples)
+
+
+def _casts_of(dataset: Any, steps: Sequence[ColumnTransform]) -> dict[str, np.dtype[Any]]:
+    """Return the types that fields may be gathered in: of those that a native dataset gathers and one step casts."""
+    fields = [step.field for step in steps]
+    if not isinstance(dataset, Dataset) or None in fields:
+        return {}
+    casts = {step.field: np.dtype(step.dtype) for step in steps if isinstance(step, Cast)}
+    return {field: cast for field, cast in casts.items() if fields.count(field) == 1 and cast.kind in _NUMBERS}
 
 
 def _each(step: SampleStep, samples: Sequence[Any], draws: Draws) -> list[Any]:

@@ -142,6 +142,16 @@ def test_a_batch_is_written_where_the_caller_says(dataset: Dataset) -> None:
     assert slots["number"].tolist() == [3, 199, 4]
 
 
+@pytest.mark.parametrize("numbers", [[0, 1, 2], [150, 3, 150, -1, 77], [5], []])
+def test_numbers_are_cast_where_the_array_given_is_wider(dataset: Dataset, numbers: list[int]) -> None:
+    wider = {"wide": np.int64, "matrix": np.float64, "number": np.float64, "flag": np.uint8}
+    given = dataset.get_batch(numbers, lambda name, shape, dtype: np.empty(shape, wider.get(name, dtype)))
+    plain = dataset.get_batch(numbers)
+    for name, dtype in wider.items():
+        assert given[name].dtype == dtype
+        np.testing.assert_array_equal(given[name], plain[name])
+
+
 def test_a_batch_is_one_request_and_a_block_is_decoded_once(url: str) -> None:
     dataset, reader = counted(url)
     dataset.get_batch([199, 0, 100, 1, 198])

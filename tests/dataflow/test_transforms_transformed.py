@@ -228,6 +228,28 @@ def test_native_columns_go_straight_into_the_batch(tmp_path: Path) -> None:
     assert np.array_equal(alone["tokens"], columns["tokens"][1])
 
 
+@pytest.mark.parametrize("steps", [[Cast("label", "float64")], [Cast("label", "int16")], [Cast("label", "int64")]])
+def test_a_cast_of_numbers_gives_what_its_samples_are_alone(tmp_path: Path, steps: list[Cast]) -> None:
+    dataset, numbers = TransformedDataset(native(tmp_path), steps), [7, 0, 11, 7]
+    asked = []
+
+    def allocate(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        asked.append((name, dtype))
+        return np.zeros(shape, dtype)
+
+    labels = dataset.get_batch(numbers, allocate)["label"]
+    assert [dtype for name, dtype in asked if name == "label"] == [np.dtype(steps[0].dtype)]
+    assert labels.dtype == steps[0].dtype
+    assert labels.tolist() == [dataset[number]["label"] for number in numbers] == numbers
+
+
+def test_two_casts_of_a_field_follow_each_other(tmp_path: Path) -> None:
+    dataset = TransformedDataset(native(tmp_path), [Cast("label", "float32"), Cast("label", "float64")])
+    assert dataset.get_batch([3, 1])["label"].dtype == np.float64
+    with pytest.raises(BadInputError, match="does not fit"):
+        TransformedDataset(native(tmp_path / "other"), [Cast("label", "int8"), Cast("label", "bool")]).get_batch([3])
+
+
 def test_only_columns_of_native_datasets_take_the_fast_road(tmp_path: Path) -> None:
     assert not hasattr(TransformedDataset(native(tmp_path), jitter), "get_batch")
     assert not hasattr(TransformedDataset(Numbers(), over_columns(column_jitter)), "get_batch")
