@@ -35,7 +35,7 @@ def dataflow_loader(workload: str, folder: Path, num_workers: int) -> Iterable:
     return torch_loader(workload, folder, num_workers, DataLoader)
 
 
-def dataflow_native(workload: str, folder: Path, num_workers: int) -> Iterable:
+def dataflow_native(workload: str, folder: Path, num_workers: int, workers: Any = "process") -> Iterable:
     """Ours, over native shards."""
     from dataflow import DataLoader, ElasticBatchSampler, open_dataset
     from dataflow.transforms import Cast, ImageTransform, RandomResizedCrop, TransformedDataset
@@ -50,7 +50,7 @@ def dataflow_native(workload: str, folder: Path, num_workers: int) -> Iterable:
         crop = RandomResizedCrop(SIZE)
         dataset = TransformedDataset(dataset, ImageTransform(crop, flip=0.5, mean=MEAN, std=STD))
     sampler = ElasticBatchSampler(dataset, BATCH_SIZES[workload], rank=0, world_size=1)
-    return DataLoader(dataset, batch_sampler=sampler, num_workers=num_workers)
+    return DataLoader(dataset, batch_sampler=sampler, num_workers=num_workers, workers=workers)
 
 
 def _write_native(workload: str, source: Source, where: Path) -> None:
@@ -208,6 +208,7 @@ PEERS = {
     "torch": torch_loader,
     "dataflow": dataflow_loader,
     "dataflow native": dataflow_native,
+    "native, threads": functools.partial(dataflow_native, workers="thread"),
     "spdl": spdl,
     "litdata": litdata,
     "HF datasets": huggingface,
