@@ -4,7 +4,8 @@ Threads are no detour here: a block of a disk tier is read and verified, an obje
 may happen in a loop. A call costs a hand-over to a thread and back, some 0.1 ms, however many blocks it names.
 
 Cancelling a call ends its request: the thread is woken and free for the next one, and the server notices that nobody
-waits. What cannot be woken ends by itself within its own limits: a private server that is starting, a file in place.
+waits. What cannot be woken ends by itself within its own limits: a private server that is starting, a request that a
+stopped server does not take, a file in place.
 """
 
 from __future__ import annotations

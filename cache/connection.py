@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import os
+import select
 import socket
 import struct
 from collections import deque
@@ -111,17 +112,14 @@ class Connection:
         """
         frame = encode(request)
         interruption = self._interruption = current_interruption()
-        if interruption is not None:
-            interruption.begin(self._socket)
         try:
+            if interruption is not None:
+                interruption.wait(self._socket, select.POLLOUT, self._timeout_s)
             self._socket.sendall(frame)
         except (BrokenPipeError, ConnectionResetError):
             pass  # a server that hangs up says why first: reading finds that, or the end
         except OSError as error:
             raise self._gone(error) from error
-        finally:
-            if interruption is not None:
-                interruption.end()
         last = False
         while not last:
             reply = self._next()
@@ -151,17 +149,14 @@ class Connection:
     def _next(self) -> Reply:
         interruption = self._interruption
         while not self._arrived:
-            if interruption is not None:
-                interruption.begin(self._socket)
             try:
+                if interruption is not None:
+                    interruption.wait(self._socket, select.POLLIN, self._timeout_s)
                 size, ancillary, flags, _ = self._socket.recvmsg_into(
                     [self._buffer], _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
                 )
             except OSError as error:
                 raise self._gone(error) from error
-            finally:
-                if interruption is not None:
-                    interruption.end()
             for level, kind, data in ancillary:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                     numbers = array.array("i")

@@ -1,16 +1,20 @@
 """Ending a blocking call of a client from another thread.
 
-A thread waits for its server in the kernel, where nothing but the socket can wake it. So a call that may be ended says,
-while it waits, on which socket; whoever ends it shuts that down. The thread then finds out why it was woken.
+A thread that waits for its server waits for its interruption too, by a descriptor of its own. The server hears nothing
+of that before the thread, awake, hangs up: so a private server need not see its last connection end.
 """
 
 from __future__ import annotations
 
-import contextlib
+import errno
+import os
+import select
 import socket
 import threading
 from collections.abc import Callable
 from typing import TypeVar
+
+from cache.handle import Descriptor
 
 __all__ = ["CallInterruptedError", "Interruption", "current_interruption"]
 
@@ -27,9 +31,7 @@ class Interruption:
     """For one call."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._wanted = False
-        self._socket: socket.socket | None = None
+        self._event = Descriptor(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
 
     def run(self, call: Callable[[], _R]) -> _R:
         """Make the call, in this thread; `CallInterruptedError` where `interrupt` came before its end."""
@@ -41,28 +43,24 @@ class Interruption:
 
     def interrupt(self) -> None:
         """End the call, which may not have begun or may be over. From any thread; never waits."""
-        with self._lock:
-            self._wanted = True
-            if self._socket is not None:
-                with contextlib.suppress(OSError):
-                    self._socket.shutdown(socket.SHUT_RDWR)
+        os.eventfd_write(self._event.fd, 1)
 
-    def begin(self, waited_on: socket.socket) -> None:
-        """This thread is about to wait."""
-        with self._lock:
-            self._raise_if_wanted()
-            self._socket = waited_on
+    def wait(self, waited_on: socket.socket, events: int, timeout_s: float) -> None:
+        """Wait in this thread until the socket is ready for `events` of poll.
 
-    def end(self) -> None:
-        """It has stopped to wait. Whatever the socket said of its sudden end, this raises then."""
-        with self._lock:
-            self._socket = None
-            self._raise_if_wanted()
-
-    def _raise_if_wanted(self) -> None:
-        if self._wanted:
-            self._wanted = False  # once: clean-up may use the server again
+        Raises:
+            CallInterruptedError: `interrupt` was called; once, so that clean-up may use the server again.
+            BlockingIOError: Nothing happened for `timeout_s`.
+        """
+        poll = select.poll()
+        poll.register(waited_on, events)
+        poll.register(self._event.fd, select.POLLIN)
+        ready = [descriptor for descriptor, _ in poll.poll(timeout_s * 1000)]
+        if self._event.fd in ready:
+            os.eventfd_read(self._event.fd)
             raise CallInterruptedError
+        if not ready:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
 def current_interruption() -> Interruption | None:
