@@ -5,7 +5,8 @@ Three kinds: a walk through an object goes on (`sequential`, `strided`; `cache.w
 and ends when its reader goes another way. Reads in random order give none.
 
 A walk can be followed only where the store's version names the object, since the checksums of blocks that nobody has
-asked for are not known; how long the object is, the store is asked once.
+asked for are not known; how long the object is, the store is asked once, when a block of the walk is not here: where
+all of them are, nothing is to be fetched, and the store is left alone.
 """
 
 from __future__ import annotations
@@ -41,15 +42,23 @@ class Guesses:
 
     Args:
         futures: Where the plans stand.
+        has: Says whether a block is here or on its way.
         measure: Asks how long an object is; `measured` is called with the answer.
         max_ahead_bytes: How far ahead of its reader one guess goes at most.
         clock: Seconds that only grow.
     """
 
     def __init__(
-        self, futures: Futures, *, measure: Callable[[str], None], max_ahead_bytes: int, clock: Callable[[], float]
+        self,
+        futures: Futures,
+        *,
+        has: Callable[[bytes], bool],
+        measure: Callable[[str], None],
+        max_ahead_bytes: int,
+        clock: Callable[[], float],
     ) -> None:
         self._futures = futures
+        self._has = has
         self._measure = measure
         self._max_ahead_bytes = max_ahead_bytes
         self._clock = clock
@@ -83,7 +92,7 @@ class Guesses:
                 unwanted += self._leave(gone)
             self._walks.ended.clear()
             if walk is not None:
-                self._follow(walk, wanted, unwanted)
+                self._follow(walk, key, wanted, unwanted)
         self._laps.observe(key, ref)
         self._go_round(ref.length, wanted, unwanted)
         return wanted, unwanted
@@ -101,9 +110,9 @@ class Guesses:
             self._lap = None
         return unwanted
 
-    def _follow(self, walk: Walk, wanted: list[bytes], unwanted: list[bytes]) -> None:
+    def _follow(self, walk: Walk, key: bytes, wanted: list[bytes], unwanted: list[bytes]) -> None:
         ref = walk.ref
-        size_bytes = self._size_of(ref)
+        size_bytes = self._size_of(ref, key)
         ahead = min(walk.seen, self._most_blocks(ref.length))
         if size_bytes is None or not ahead:
             return
@@ -131,8 +140,10 @@ class Guesses:
         followed = self._followed.pop(walk, None)
         return [] if followed is None else self._futures.remove(followed.number)
 
-    def _size_of(self, ref: BlockRef) -> int | None:
+    def _size_of(self, ref: BlockRef, key: bytes) -> int | None:
         if ref.uri not in self._sizes:
+            if self._has(key):
+                return None
             self._sizes[ref.uri] = None
             if len(self._sizes) > _MAX_SIZES:
                 self._sizes.popitem(last=False)

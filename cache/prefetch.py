@@ -145,6 +145,7 @@ class Prefetcher:
         self._stopped = False
         self._guesses = Guesses(
             futures,
+            has=engine.has,
             measure=engine.measure,
             max_ahead_bytes=int(_GUESS_SHARE * window.max_bytes),
             clock=clock,
