@@ -109,14 +109,10 @@ class LitdataFormat:
             CorruptError: Chunks are missing, of the wrong size, or their tables damaged.
             BadInputError: An encoding or layout is not supported.
         """
-        found = {meta.key: meta for meta in place.files}
-        if INDEX_NAME not in found:
+        found = place.description(INDEX_NAME, _Index)
+        if found is None:
             return None
-        uri = place.uri(found[INDEX_NAME])
-        try:
-            index = msgspec.json.decode(place.reader.read_object(uri).data, type=_Index)
-        except msgspec.MsgspecError:
-            return None  # an index.json of something else
+        uri, index = found
         config = index.config
         if config.compression or config.encryption or any(chunk.dim is not None for chunk in index.chunks):
             raise BadInputError(
@@ -124,7 +120,7 @@ class LitdataFormat:
                 uri=uri,
             )
         names = _names(config.data_spec, len(config.data_format), uri)
-        files = [_find(place, found, chunk, uri) for chunk in index.chunks]
+        files = place.expected(((chunk.filename, chunk.chunk_bytes) for chunk in index.chunks), uri)
         for encoding in config.data_format:
             if encoding.partition(":")[0] not in _LEAVES:
                 raise BadInputError(
@@ -152,15 +148,6 @@ def _names(spec: str, count: int, uri: str) -> list[str]:
     if len(names) != count:
         raise CorruptError(f"{uri} names {len(names)} leaves and has {count} encodings", uri=uri)
     return [str(name) for name in names]
-
-
-def _find(place: Place, found: dict[str, ObjectMeta], chunk: _Chunk, index_uri: str) -> ObjectMeta:
-    meta = found.get(chunk.filename)
-    if meta is None or meta.size_bytes != chunk.chunk_bytes:
-        what = "is missing" if meta is None else f"has {meta.size_bytes} bytes"
-        uri = f"{place.root}/{chunk.filename}"
-        raise CorruptError(f"chunk {uri} {what}, {index_uri} says {chunk.chunk_bytes} bytes", uri=uri)
-    return meta
 
 
 def _scan(

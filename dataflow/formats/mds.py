@@ -123,17 +123,13 @@ class MdsFormat:
             CorruptError: Shards are missing, of the wrong size, or their tables damaged.
             BadInputError: An encoding or compression is not supported.
         """
-        found = {meta.key: meta for meta in place.files}
-        if INDEX_NAME not in found:
+        found = place.description(INDEX_NAME, _Index)
+        if found is None:
             return None
-        uri = place.uri(found[INDEX_NAME])
-        try:
-            index = msgspec.json.decode(place.reader.read_object(uri).data, type=_Index)
-        except msgspec.MsgspecError:
-            return None  # an index.json of something else
+        uri, index = found
         if index.version != 2 or not index.shards or any(shard.format != "mds" for shard in index.shards):
             raise BadInputError(f"{uri} describes no MDS shards of version 2", uri=uri)
-        files = [_find(place, found, shard.file, uri) for shard in index.shards]
+        files = place.expected(((shard.file.basename, shard.file.bytes) for shard in index.shards), uri)
         first = index.shards[0]
         for shard in index.shards:
             if (shard.column_names, shard.column_encodings) != (first.column_names, first.column_encodings):
@@ -147,16 +143,6 @@ class MdsFormat:
         table, scan = remembered(place, self.name, files, lambda: _scan(place, index.shards, files, pa.schema(fields)))
         packing = tuple(shard.packing for shard in index.shards)
         return MdsSource(scan.schema, table, tuple(first.column_encodings), packing)
-
-
-def _find(place: Place, found: dict[str, ObjectMeta], file: _File, index_uri: str) -> ObjectMeta:
-    meta = found.get(file.basename)
-    if meta is None or meta.size_bytes != file.bytes:
-        size = "is missing" if meta is None else f"has {meta.size_bytes} bytes"
-        raise CorruptError(
-            f"shard {file.basename} {size}, {index_uri} says {file.bytes} bytes", uri=f"{place.root}/{file.basename}"
-        )
-    return meta
 
 
 def _scan(place: Place, shards: Sequence[_Shard], files: Sequence[ObjectMeta], schema: pa.Schema) -> Scan:

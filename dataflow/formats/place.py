@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
 
 from cache.keys import BlockRef
 from connectors.bridge import run_sync
@@ -17,11 +19,13 @@ from connectors.registry import open_store
 from dataflow.formats.destination import PART_SUFFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from cache.access import BlockReader
 
 __all__ = ["BadRange", "Place"]
+
+T = TypeVar("T")
 
 # What one request of a scan asks for, and what a scan holds of a file at once.
 CHUNK_BYTES = 8 << 20
@@ -116,6 +120,34 @@ class Place:
                 uri = self.uri(meta)
                 self.pass_over(meta, 0, 0, CorruptError(f"{uri} is empty; remove it or write it again", uri=uri))
         return [meta for meta in files if meta.size_bytes]
+
+    def description(self, key: str, kind: type[T]) -> tuple[str, T] | None:
+        """Return URI and content of a JSON file that describes a dataset; None where none of that kind is there."""
+        meta = next((meta for meta in self.files if meta.key == key), None)
+        if meta is None:
+            return None
+        uri = self.uri(meta)
+        try:
+            return uri, msgspec.json.decode(self.reader.read_object(uri).data, type=kind)
+        except msgspec.MsgspecError:
+            return None
+
+    def expected(self, sizes: Iterable[tuple[str, int]], said_by: str) -> list[ObjectMeta]:
+        """Return the files that a description names, each with its bytes.
+
+        Raises:
+            CorruptError: One of them is missing or of another size.
+        """
+        found = {meta.key: meta for meta in self.files}
+        files = []
+        for key, size_bytes in sizes:
+            meta = found.get(key)
+            if meta is None or meta.size_bytes != size_bytes:
+                what = "is missing" if meta is None else f"has {meta.size_bytes} bytes"
+                uri = join_uri(self.root, key)
+                raise CorruptError(f"{uri} {what}, {said_by} says {size_bytes} bytes", uri=uri)
+            files.append(meta)
+        return files
 
     def uri(self, meta: ObjectMeta) -> str:
         """Name a file whole."""
