@@ -16,7 +16,7 @@ from PIL import Image
 
 from connectors.errors import BadInputError, DataError
 from dataflow.formats.arrow import ShardWriter
-from dataflow.formats.fields import image_field, tensor_field
+from dataflow.formats.fields import image_field, inferred_field
 
 __all__ = ["name_of", "spool"]
 
@@ -116,11 +116,7 @@ def _infer(samples: list[dict[str, Any]], source: Any) -> pa.Schema:
 def _field(name: str, values: list[Any]) -> pa.Field:
     if all(isinstance(value, _Picture) for value in values):
         return image_field(name)
-    if all(isinstance(value, np.ndarray) for value in values):
-        kinds = {(value.dtype, value.shape) for value in values}
-        if len(kinds) == 1:
-            return tensor_field(name, *kinds.pop())
     try:
-        return pa.field(name, pa.array(values).type)
+        return inferred_field(name, values)
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise BadInputError(f"field {name!r} has values that Arrow has no type for: {error}; give a schema") from error

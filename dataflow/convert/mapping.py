@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
 from connectors.errors import BadInputError
 from dataflow.convert.functions import Function, batch_to_rows
 from dataflow.formats.arrow.rows import rows_to_batch
-from dataflow.formats.fields import tensor_field
+from dataflow.formats.fields import inferred_field
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -110,12 +109,8 @@ def _field(name: str, values: list[Any], source: pa.Schema, function: str) -> pa
             return source.field(name)
         except BadInputError:
             pass  # it has another type than before
-    if all(isinstance(value, np.ndarray) and value.ndim for value in values):
-        kinds = {(value.dtype, value.shape) for value in values}
-        if len(kinds) == 1:
-            return tensor_field(name, *kinds.pop())
     try:
-        return pa.field(name, pa.array(values).type)
+        return inferred_field(name, values)
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise BadInputError(
             f"field {name!r} of the results of {function} has no Arrow type: {error}; give the function an "

@@ -47,8 +47,8 @@ RANGE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class MeasureJob:
-    """Measuring the fields of one range of the source.
+class _RangeJob:
+    """Work on one range of the source.
 
     Attributes:
         number: Its place among the ranges.
@@ -61,6 +61,12 @@ class MeasureJob:
     first: int
     last: int
     source_bytes: int
+
+
+class MeasureJob(_RangeJob):
+    """Measuring the fields of one range."""
+
+    __slots__ = ()
 
     @property
     def record(self) -> str:
@@ -84,14 +90,10 @@ class MeasureJob:
         return {"fields": {name: _measure(np.concatenate(values[name]), ranks < MAX_VALUES) for name in names}}
 
 
-@dataclass(frozen=True, slots=True)
-class CleanJob:
-    """Judging the samples of one range of the source; attributes as `MeasureJob`."""
+class CleanJob(_RangeJob):
+    """Judging the samples of one range."""
 
-    number: int
-    first: int
-    last: int
-    source_bytes: int
+    __slots__ = ()
 
     @property
     def record(self) -> str:

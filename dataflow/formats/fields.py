@@ -7,8 +7,9 @@ for encoded images in a binary field, `dataflow.classes` for the names behind in
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from connectors.errors import BadInputError
@@ -22,6 +23,7 @@ __all__ = [
     "class_names",
     "field_kind",
     "image_field",
+    "inferred_field",
     "label_field",
     "select_fields",
     "storable_schema",
@@ -40,6 +42,20 @@ def image_field(name: str) -> pa.Field:
 def tensor_field(name: str, dtype: npt.DTypeLike, shape: Sequence[int]) -> pa.Field:
     """Declare arrays of one dtype and one shape."""
     return pa.field(name, pa.fixed_shape_tensor(pa.from_numpy_dtype(dtype), tuple(shape)), nullable=False)
+
+
+def inferred_field(name: str, values: Sequence[Any]) -> pa.Field:
+    """Declare what these values have in common: arrays of one dtype and shape are tensors, the rest is Arrow's to say.
+
+    Raises:
+        ValueError: Arrow has no type for them.
+        TypeError: As `ValueError`.
+    """
+    if all(isinstance(value, np.ndarray) and value.ndim for value in values):
+        kinds = {(value.dtype, value.shape) for value in values}
+        if len(kinds) == 1:
+            return tensor_field(name, *kinds.pop())
+    return pa.field(name, pa.array(values).type)
 
 
 def label_field(name: str, classes: Iterable[str]) -> pa.Field:
