@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
-import click
+from dataflow.cli.written import Written
 
 __all__ = ["SIZE", "format_size", "parse_size"]
 
@@ -41,16 +40,4 @@ def format_size(size_bytes: int) -> str:
     return f"{value:.0f} B" if position == 0 else f"{value:.1f} {_UNITS[position]}"
 
 
-class _Size(click.ParamType[int]):
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        try:
-            return parse_size(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-SIZE = _Size()
+SIZE = Written("size", parse_size)
