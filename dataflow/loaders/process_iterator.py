@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 import torch.multiprocessing
 from torch.utils.data import IterDataPipe, MapDataPipe
 
+from dataflow.loaders.ahead import AheadIterator
 from dataflow.loaders.crew import Crew, Death, Worker
 from dataflow.loaders.generators import GeneratorStates
-from dataflow.loaders.iterators import LoaderIterator
 from dataflow.loaders.packing import unpack
-from dataflow.loaders.rehearsal import REOPENING, WORKERS_OPENING
+from dataflow.loaders.rehearsal import REOPENING
 from dataflow.loaders.slots import HELD_SLOTS
 from dataflow.loaders.state import Ledger, snapshot_order
 from dataflow.loaders.torch_private import interpreter_is_leaving, sharding_init_fn
@@ -51,35 +51,30 @@ class _Owed:
     Attributes:
         worker: Who makes it, or has made it.
         index: What the sampler says is in it.
-        result: Once it is here.
+        made: Once it is here.
         staged: Once it is on its way to the device.
     """
 
     worker: Worker
     index: Any
-    result: Result | None = None
+    made: Result | None = None
     staged: Future[Any] | None = None
 
 
-class ProcessIterator(LoaderIterator):
+class ProcessIterator(AheadIterator):
     """Has the batches made by worker processes: `num_workers > 0`."""
 
     _crew: Crew
-    _opening = WORKERS_OPENING
 
     def __init__(self, loader: DataLoader[Any], ledger: Ledger) -> None:
         super().__init__(loader, ledger)
         self._prefetch_factor: int = loader.prefetch_factor or 0
-        self._in_order = loader.in_order
         if self._prefetch_factor <= 0:
             raise AssertionError("prefetch_factor must be greater than 0 for MultiProcessingDataLoaderIter")
-        self._restarts_workers = loader.on_worker_failure == "restart"
-        self._deadline_s = math.inf if loader.worker_deadline_s is None else loader.worker_deadline_s
         self._context = loader.multiprocessing_context or torch.multiprocessing
         self._worker_init_fn = loader.worker_init_fn
         if isinstance(self._dataset, (IterDataPipe, MapDataPipe)):
             self._worker_init_fn = sharding_init_fn(self._worker_init_fn, self._world_size, self._rank)
-        self._failure: RuntimeError | None = None
         self._generators: list[GeneratorStates | None] = [None] * self._num_workers
         self._epoch = -1
         self._reset(loader, first_iter=True)
@@ -99,9 +94,7 @@ class ProcessIterator(LoaderIterator):
         self._begin(loader, self._sampler_iter, order)
         progress = self._progress
         self._epoch += 1
-        self._tasks: dict[int, _Owed] = {}
-        self._arrived: deque[int] = deque()  # where batches are handed out as they arrive
-        self._next_number = self._position
+        self._begin_owing()
         self._is_active = [True] * self._num_workers
         self._load = [0] * self._num_workers
         self._restarts = [0] * self._num_workers
@@ -157,7 +150,7 @@ class ProcessIterator(LoaderIterator):
         if worker_id is None:
             return
         self._load[worker_id] += 1
-        self._tasks[number] = _Owed(self._crew.workers[worker_id], index)
+        self._owed[number] = _Owed(self._crew.workers[worker_id], index)
         self._ask(number)
 
     def _pick_worker(self) -> int | None:
@@ -168,34 +161,10 @@ class ProcessIterator(LoaderIterator):
         return None
 
     def _ask(self, number: int) -> None:
-        owed = self._tasks[number]
+        owed = self._owed[number]
         if self._owed_by(owed.worker) == [number]:
             owed.worker.heard_s = time.monotonic()  # it had nothing to do until now
         self._crew.post(owed.worker.id, Task(self._epoch, number, owed.index, owed.worker.slots.notices()))
-
-    def _next_data(self) -> Any:
-        while True:
-            if self._failure is not None:
-                raise self._failure
-            number = self._find_ready()
-            if number is not None:
-                return self._deliver(number)
-            if not self._tasks:
-                self._progress.finished = True
-                if not self._persistent_workers:
-                    self._shutdown_workers()
-                raise StopIteration
-            if not self._attend(self._timeout or None):
-                raise RuntimeError(f"DataLoader timed out after {self._timeout} seconds")
-
-    def _find_ready(self) -> int | None:
-        """Return the number of the batch to hand out now, if it is here."""
-        if not self._in_order:
-            return self._arrived[0] if self._arrived else None
-        while self._next_number < self._position and self._next_number not in self._tasks:
-            self._next_number += 1  # handed out already, or its worker had no more samples
-        owed = self._tasks.get(self._next_number)
-        return None if owed is None or owed.result is None else self._next_number
 
     def _attend(self, timeout_s: float | None) -> bool:
         """Deal with what the workers did, waiting for it if need be; say whether there was anything."""
@@ -217,7 +186,7 @@ class ProcessIterator(LoaderIterator):
         """Return the workers whose silence would be noticed."""
         if self._deadline_s == math.inf:
             return set()
-        return {owed.worker for owed in self._tasks.values() if owed.result is None}
+        return {owed.worker for owed in self._owed.values() if owed.made is None}
 
     def _take(self, worker: Worker, result: Result) -> None:
         """Receive a result."""
@@ -231,10 +200,10 @@ class ProcessIterator(LoaderIterator):
         if result.status == Status.EXHAUSTED:
             self._is_active[worker.id] = False
             for number in self._owed_by(worker):
-                del self._tasks[number]
+                del self._owed[number]
                 self._dispatch()
             return
-        self._tasks[result.number].result = result
+        self._owed[result.number].made = result
         if not self._in_order:
             self._arrived.append(result.number)
         if self._is_iterable:
@@ -243,10 +212,10 @@ class ProcessIterator(LoaderIterator):
 
     def _deliver(self, number: int) -> Any:
         """Hand a batch to the caller, and ask for another one in its place."""
-        owed = self._tasks.pop(number)
+        owed = self._owed.pop(number)
         if not self._in_order:
             self._arrived.popleft()
-        result, worker = owed.result, owed.worker
+        result, worker = owed.made, owed.worker
         assert result is not None
         self._load[worker.id] -= 1
         self._dispatch()
@@ -267,17 +236,17 @@ class ProcessIterator(LoaderIterator):
 
     def _stage(self, owed: _Owed) -> Future[Any]:
         """Start to bring a batch that is here to where the caller wants it, unless that was done before."""
-        assert owed.result is not None
+        assert owed.made is not None
         assert self._staging is not None
-        return owed.staged or self._staging.begin(unpack(owed.result.parcel, owed.worker.slots))
+        return owed.staged or self._staging.begin(unpack(owed.made.parcel, owed.worker.slots))
 
     def _stage_ahead(self) -> None:
         """Bring over the next batch while the caller works on this one, if it has arrived."""
         self._attend(0)
         number = self._find_ready()
         if number is not None and self._failure is None:
-            owed = self._tasks[number]
-            if owed.result is not None and owed.result.status == Status.BATCH:
+            owed = self._owed[number]
+            if owed.made is not None and owed.made.status == Status.BATCH:
                 owed.staged = self._stage(owed)
 
     def _replace(self, death: Death) -> None:
@@ -295,11 +264,11 @@ class ProcessIterator(LoaderIterator):
         begin = self._beginning(worker_id)._replace(generators=self._generators[worker_id])
         self._crew.replace(worker_id, begin)
         for number in owed:
-            self._tasks[number].worker = self._crew.workers[worker_id]
+            self._owed[number].worker = self._crew.workers[worker_id]
             self._ask(number)
 
     def _owed_by(self, worker: Worker) -> list[int]:
-        return sorted(number for number, owed in self._tasks.items() if owed.worker is worker and owed.result is None)
+        return sorted(number for number, owed in self._owed.items() if owed.worker is worker and owed.made is None)
 
     def _shutdown_workers(self) -> None:
         """End the workers; torch's iterator has this under the same name."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -21,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import IterDataPipe, MapDataPipe, graph_settings
 
+from dataflow.loaders.ahead import AheadIterator
 from dataflow.loaders.collate import Fetch
 from dataflow.loaders.device import Staging
-from dataflow.loaders.iterators import LoaderIterator
-from dataflow.loaders.rehearsal import REOPENING, WORKERS_OPENING
+from dataflow.loaders.rehearsal import REOPENING
 from dataflow.loaders.state import Ledger, is_stateful, snapshot_order
 from dataflow.loaders.threads import Made, Order, Threads
 
@@ -56,18 +55,14 @@ class _Owed:
     staged: Future[Any] | None = None
 
 
-class ThreadIterator(LoaderIterator):
+class ThreadIterator(AheadIterator):
     """Has the batches made by threads: `workers="thread"`."""
 
     _threads: Threads
-    _opening = WORKERS_OPENING
 
     def __init__(self, loader: DataLoader[Any], ledger: Ledger) -> None:
         super().__init__(loader, ledger)
         self._ahead = (loader.prefetch_factor or 0) * self._num_workers
-        self._in_order = loader.in_order
-        self._restarts_workers = loader.on_worker_failure == "restart"
-        self._deadline_s = math.inf if loader.worker_deadline_s is None else loader.worker_deadline_s
         if isinstance(self._dataset, (IterDataPipe, MapDataPipe)):
             graph_settings.apply_sharding(self._dataset, self._world_size, self._rank)
         self._reset(loader, first_iter=True)
@@ -80,9 +75,8 @@ class ThreadIterator(LoaderIterator):
         # Calls the sampler's iter() again, as torch does where there are workers.
         super()._reset(loader, first_iter)
         self._begin(loader, self._sampler_iter, order)
-        self._owed: dict[int, _Owed] = {}
-        self._arrived: deque[int] = deque()  # where batches are handed out as they arrive
-        self._failure: RuntimeError | None = None
+        self._begin_owing()
+        self._failure = None
         self._is_exhausted = False
         self._threads = self._start()
         for _ in range(self._ahead):
@@ -111,41 +105,26 @@ class ThreadIterator(LoaderIterator):
         self._owed[number] = owed = _Owed(Order(number, index))
         self._threads.ask(owed.order)
 
-    def _next_data(self) -> Any:
-        until_s = time.monotonic() + self._timeout if self._timeout else math.inf
+    def _attend(self, timeout_s: float | None) -> bool:
+        """Deal with what the threads did, waiting for it if need be; say whether there was anything."""
+        until_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            if self._failure is not None:
-                raise self._failure
-            number = self._find_ready()
-            if number is not None:
-                return self._deliver(number)
-            if not self._owed:
-                self._progress.finished = True
-                if not self._persistent_workers:
-                    self._shutdown_workers()
-                raise StopIteration
-            if not self._attend(until_s) and time.monotonic() >= until_s:
-                raise RuntimeError(f"DataLoader timed out after {self._timeout} seconds")
+            # A thread takes an order unseen; one that is taken from now on is not late before a whole deadline.
+            now_s = time.monotonic()
+            wake_s = min(until_s, now_s + self._deadline_s, *(begun_s + self._deadline_s for begun_s in self._begun()))
+            made = self._threads.wait(None if wake_s == math.inf else max(0.0, wake_s - now_s))
+            if made is not None:
+                self._take(made)
+            now_s = time.monotonic()
+            late = [owed for owed in self._owed.values() if self._is_late(owed, now_s)]
+            for owed in late:
+                if self._failure is None:
+                    self._give_up(owed)
+            if made is not None or late or time.monotonic() >= until_s:
+                return made is not None or bool(late)
 
-    def _find_ready(self) -> int | None:
-        """Return the number of the batch to hand out now, if it is here."""
-        if not self._in_order:
-            return self._arrived[0] if self._arrived else None
-        number = next(iter(self._owed), None)  # they stand in the order in which they were drawn
-        return None if number is None or self._owed[number].made is None else number
-
-    def _attend(self, until_s: float) -> bool:
-        """Take one result, waiting for it if need be; say whether there was one."""
-        # A thread takes an order unseen; one that is taken from now on is not late before a whole deadline.
-        now_s = time.monotonic()
-        wake_s = min([until_s, now_s + self._deadline_s, *(begun_s + self._deadline_s for begun_s in self._begun())])
-        made = self._threads.wait(None if wake_s == math.inf else max(0.0, wake_s - now_s))
-        if made is not None:
-            self._take(made)
-        for owed in list(self._owed.values()):
-            if self._failure is None and owed.made is None and time.monotonic() - owed.order.begun_s > self._deadline_s:
-                self._give_up(owed)
-        return made is not None
+    def _is_late(self, owed: _Owed, now_s: float) -> bool:
+        return owed.made is None and now_s - owed.order.begun_s > self._deadline_s
 
     def _begun(self) -> list[float]:
         return [owed.order.begun_s for owed in self._owed.values() if owed.made is None]
@@ -200,7 +179,7 @@ class ThreadIterator(LoaderIterator):
 
     def _stage_ahead(self, staging: Staging) -> None:
         """Bring over the next batch while the caller works on this one, if it is here."""
-        self._attend(time.monotonic())
+        self._attend(0)
         number = self._find_ready()
         if number is None:
             return

@@ -305,11 +305,11 @@ def test_the_next_batch_is_staged_while_the_model_works(backend):
     next(iterator)
     iterator._attend(None)  # the second has arrived
     next(iterator)
-    ahead = [owed.staged is not None for owed in iterator._tasks.values()]
+    ahead = [owed.staged is not None for owed in iterator._owed.values()]
     while not any(ahead):
         iterator._attend(None)
         iterator._stage_ahead()
-        ahead = [owed.staged is not None for owed in iterator._tasks.values()]
+        ahead = [owed.staged is not None for owed in iterator._owed.values()]
     assert sum(ahead) == 1
     assert loader.state_dict()["epoch"]["batches"] == 2
     assert len(list(iterator)) == 2
