@@ -80,7 +80,7 @@ def warm(index: Index, reader: BlockReader, *, check: bool = True) -> Iterator[W
     """
     tiers = {tier["name"] for tier in reader.stats()["tiers"]}
     for phase in ("load", "check") if check else ("load",):
-        done = Warmed(phase, index.num_blocks, int(index.blocks.length.sum()))
+        done = Warmed(phase, len(index.ranges), int(index.ranges.length.sum()))
         yield done
         for refs in _windows(index):
             if phase == "check":
@@ -110,8 +110,8 @@ def _await_placement(refs: Sequence[BlockRef], reader: BlockReader, tiers: set[s
 def _windows(index: Index) -> Iterator[Sequence[BlockRef]]:
     window: list[BlockRef] = []
     size_bytes = 0
-    for number in range(index.num_blocks):
-        ref = index.block_ref(number)
+    for row in range(len(index.ranges)):
+        ref = index.range_ref(row)
         if window and (size_bytes + ref.length > _WINDOW_BYTES or len(window) == _WINDOW_BLOCKS):
             yield window
             window, size_bytes = [], 0

@@ -21,7 +21,7 @@ from dataflow.index.finder import BlockFinder
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["Blocks", "Index", "Shards"]
+__all__ = ["Blocks", "Index", "Pieces", "Shards"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,6 +65,37 @@ class Blocks:
         return len(self.shard)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Pieces:
+    """The byte ranges that are read of each block, where that is not the one range that the block table names.
+
+    So it is for a block whose fields lie in objects of their own, and for one of which only some fields are read. A
+    block may have no piece at all.
+
+    Attributes:
+        first: int64, one more than blocks: block `b` consists of the pieces `[first[b], first[b + 1])`.
+        shard: int32 per piece: its row in `Shards`.
+        offset: int64 per piece: first byte inside the shard.
+        length: int64 per piece: number of bytes, at least 1.
+        crc32c: uint32 per piece, or None where there is none.
+    """
+
+    first: npt.NDArray[np.int64]
+    shard: npt.NDArray[np.int32]
+    offset: npt.NDArray[np.int64]
+    length: npt.NDArray[np.int64]
+    crc32c: npt.NDArray[np.uint32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    def rows_of(self, blocks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the rows of the pieces of some blocks, block by block."""
+        counts = self.first[blocks + 1] - self.first[blocks]
+        ends = np.cumsum(counts)
+        return np.arange(ends[-1] if len(ends) else 0) + np.repeat(self.first[blocks] - ends + counts, counts)
+
+
 @dataclass(frozen=True, eq=False)
 class Index:
     """Where every sample of one version of a dataset lies. Immutable, picklable.
@@ -74,12 +105,14 @@ class Index:
         fingerprint: Names content, schema and block layout; equal wherever the same dataset lies.
         shards: The objects.
         blocks: The blocks inside them.
+        pieces: What is read of each block; None where that is the block. Decides neither fingerprint nor order.
     """
 
     url: str
     fingerprint: str
     shards: Shards
     blocks: Blocks
+    pieces: Pieces | None = None
 
     @property
     def num_samples(self) -> int:
@@ -113,16 +146,34 @@ class Index:
     def _finder(self) -> BlockFinder:
         return BlockFinder(self.blocks.first_sample)
 
+    @property
+    def ranges(self) -> Blocks | Pieces:
+        """All that is read of the dataset: its pieces, or its blocks."""
+        return self.blocks if self.pieces is None else self.pieces
+
     def block_ref(self, block: int) -> BlockRef:
-        """Name the bytes of one block for the cache."""
-        blocks = self.blocks
-        shard = int(blocks.shard[block])
+        """Name the bytes of one whole block for the cache; of a block of several pieces only where it belongs."""
+        return self._ref(self.blocks, block)
+
+    def range_ref(self, row: int) -> BlockRef:
+        """Name the bytes of one of `ranges` for the cache."""
+        return self._ref(self.ranges, row)
+
+    def block_refs(self, block: int) -> list[BlockRef]:
+        """Name all that is read of one block: its pieces in order, or the block itself."""
+        pieces = self.pieces
+        if pieces is None:
+            return [self._ref(self.blocks, block)]
+        return [self._ref(pieces, row) for row in range(int(pieces.first[block]), int(pieces.first[block + 1]))]
+
+    def _ref(self, ranges: Blocks | Pieces, row: int) -> BlockRef:
+        shard = int(ranges.shard[row])
         return BlockRef(
             self.shard_uri(shard),
             self.shards.versions[shard].as_py(),
-            int(blocks.offset[block]),
-            int(blocks.length[block]),
-            None if blocks.crc32c is None else int(blocks.crc32c[block]),
+            int(ranges.offset[row]),
+            int(ranges.length[row]),
+            None if ranges.crc32c is None else int(ranges.crc32c[row]),
         )
 
     def shard_uri(self, shard: int) -> str:
@@ -146,14 +197,16 @@ class Index:
             return
         if blocks.shard.min() < 0 or blocks.shard.max() >= len(shards):
             raise CorruptError(f"the index of {self.url} names a shard that it does not list", uri=self.url)
-        outside = (blocks.offset < 0) | (blocks.length < 1)
-        outside |= blocks.offset + blocks.length > shards.size_bytes[blocks.shard]
+        # Blocks of several pieces have a place among the shards to be named by, and no range there.
+        ranges = self.ranges
+        outside = (ranges.offset < 0) | (ranges.length < 1)
+        outside |= ranges.offset + ranges.length > shards.size_bytes[ranges.shard]
         if outside.any():
-            block = int(np.argmax(outside))
-            uri = self.shard_uri(int(blocks.shard[block]))
+            row = int(np.argmax(outside))
+            uri, what = self.shard_uri(int(ranges.shard[row])), "block" if self.pieces is None else "piece"
             raise CorruptError(
-                f"the index puts block {block} at [{blocks.offset[block]}, +{blocks.length[block]}) of {uri}, outside "
-                f"its {shards.size_bytes[blocks.shard[block]]} bytes; convert the dataset again",
+                f"the index puts {what} {row} at [{ranges.offset[row]}, +{ranges.length[row]}) of {uri}, outside "
+                f"its {shards.size_bytes[ranges.shard[row]]} bytes; convert the dataset again",
                 uri=uri,
             )
 

@@ -39,8 +39,8 @@ _BUFFERED_BYTES = 64 << 20
 
 
 def block_table(index: Index) -> BlockTable:
-    """Return the blocks of an index as a plan numbers them: by their rows."""
-    blocks = index.blocks
+    """Return what is read of the blocks of an index as a plan numbers it: by the rows of blocks, or of their pieces."""
+    blocks = index.ranges
     return BlockTable.from_columns(
         [index.shard_uri(shard) for shard in range(len(index.shards))],
         index.shards.versions.to_pylist(),
@@ -157,9 +157,8 @@ class Announcer:
 
 
 def _first_needed(index: Index, steps: Iterator[Step]) -> Iterator[Step]:
-    """Yield for each step the blocks that are first needed in it, in place of its samples."""
-    lengths = index.blocks.length
-    buffered = max(1, int(_BUFFERED_BYTES // max(1, int(lengths.mean()))))
+    """Yield for each step the rows of the table that are first needed in it, in place of its samples."""
+    buffered = max(1, _BUFFERED_BYTES * index.num_blocks // max(1, int(index.ranges.length.sum())))
     # When each block was planned last, counted in planned blocks.
     last = np.full(index.num_blocks, -buffered - 1, np.int64)
     planned = 0
@@ -168,4 +167,4 @@ def _first_needed(index: Index, steps: Iterator[Step]) -> Iterator[Step]:
         blocks = blocks[planned - last[blocks] > buffered]
         last[blocks] = planned + np.arange(len(blocks))
         planned += len(blocks)
-        yield epoch, step, blocks
+        yield epoch, step, blocks if index.pieces is None else index.pieces.rows_of(blocks)

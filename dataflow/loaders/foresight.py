@@ -65,7 +65,7 @@ def foresee(dataset: Any, sampler: Any) -> Foresight | None:
     index, reader = getattr(dataset, "index", None), getattr(dataset, "reader", None)
     if not (isinstance(index, Index) and isinstance(reader, TakesPlans)):
         return None
-    if not (0 < index.num_blocks <= MAX_TABLE_BLOCKS and len(index.shards) <= _MAX_SHARDS):
+    if not (0 < len(index.ranges) <= MAX_TABLE_BLOCKS and len(index.shards) <= _MAX_SHARDS):
         return None
     if isinstance(sampler, ScheduleSampler):
         return ScheduleForesight(dataset, sampler)

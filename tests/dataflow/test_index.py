@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connectors.errors import CorruptError
-from dataflow.index import Blocks, Index, Shards, decode_index, encode_index
+from dataflow.index import Blocks, Index, Pieces, Shards, decode_index, encode_index
 from dataflow.index.finder import BlockFinder
 
 
@@ -124,3 +124,38 @@ def test_a_table_that_contradicts_itself_is_refused(field: str, value: np.ndarra
     columns = {name: getattr(index.blocks, name) for name in Blocks.__slots__} | {field: value}
     with pytest.raises(CorruptError, match=message):
         round_trip(Index(index.url, index.fingerprint, index.shards, Blocks(**columns)))
+
+
+def in_pieces(counts: list[int], *, length: int = 1) -> Index:
+    index = make_index([1] * len(counts))
+    number = sum(counts)
+    pieces = Pieces(
+        np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        np.zeros(number, np.int32),
+        np.arange(number, dtype=np.int64),
+        np.full(number, length, np.int64),
+    )
+    return Index(index.url, index.fingerprint, index.shards, index.blocks, pieces)
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=20), st.data())
+def test_a_block_is_read_by_its_pieces_in_order(counts: list[int], data: st.DataObject) -> None:
+    index = in_pieces(counts)
+    assert len(index.ranges) == sum(counts)
+    wanted = data.draw(st.lists(st.integers(0, len(counts) - 1), max_size=30))
+    offsets = [[ref.offset for ref in index.block_refs(block)] for block in wanted]
+    assert [len(part) for part in offsets] == [counts[block] for block in wanted]
+    assert index.pieces is not None
+    assert index.pieces.rows_of(np.array(wanted, np.int64)).tolist() == [row for part in offsets for row in part]
+    assert all(ref.crc32c is None for block in wanted for ref in index.block_refs(block))
+
+
+def test_a_piece_outside_its_shard_is_refused() -> None:
+    in_pieces([2, 1, 1]).check()
+    with pytest.raises(CorruptError, match=r"puts piece 0 at \[0, \+1000\) of .*shard-0"):
+        in_pieces([2, 1, 1], length=1000).check()
+
+
+def test_a_block_without_pieces_is_read_from_its_own_range() -> None:
+    index = make_index([1, 2])
+    assert index.block_refs(1) == [index.block_ref(1)] == [index.range_ref(1)]
