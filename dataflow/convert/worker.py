@@ -7,6 +7,7 @@ import select
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from dataflow.convert.workers import serve
@@ -14,7 +15,7 @@ from dataflow.convert.workers import serve
 __all__ = ["main"]
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: int, serve: Callable[[Connection], None]) -> None:
     """Serve the parent at the other end of `descriptor` until it asks to end, or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(descriptor,), daemon=True).start()
@@ -31,4 +32,4 @@ def _end_with_parent(descriptor: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), serve)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from connectors.errors import DataError
 from dataflow.convert.job import Work, run_job
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["run_here", "run_in_processes"]
 
+WORKER = "dataflow.convert.worker"
+
 
 def run_here(work: Work, jobs: Iterable[Job]) -> Iterator[tuple[Job, Part]]:
     """Do jobs one after the other; yield each as it is done."""
@@ -35,10 +37,17 @@ def run_here(work: Work, jobs: Iterable[Job]) -> Iterator[tuple[Job, Part]]:
             yield job, run_job(work, job, destination)
 
 
-def run_in_processes(work: Work, jobs: Iterable[Job], *, workers: int) -> Iterator[tuple[Job, Part]]:
-    """Do jobs in `workers` processes; yield each as it is done, in any order.
+def run_in_processes(work: Any, jobs: Iterable[Any], *, workers: int, module: str = WORKER) -> Iterator[Any]:
+    """Do jobs in `workers` processes; yield each with its result as it is done, in any order.
 
     The first failure ends it: the other workers finish the job that they are at, whose result stays for a resumed run.
+
+    Args:
+        work: What all jobs share; picklable.
+        jobs: The jobs; picklable.
+        workers: Number of processes.
+        module: What a worker runs, with the number of its descriptor: it is sent the work, then job after job, answers
+            each with its result or with what went wrong, and ends at None.
 
     Raises:
         DataError: What a worker raised, or that one died.
@@ -47,7 +56,7 @@ def run_in_processes(work: Work, jobs: Iterable[Job], *, workers: int) -> Iterat
     crew: list[_Worker] = []
     try:
         # Together, so that they start side by side; then each is told its work.
-        crew.extend(_Worker() for _ in range(workers))
+        crew.extend(_Worker(module) for _ in range(workers))
         for worker in crew:
             worker.send(work)
         busy = [worker for worker in crew if worker.begin(next(todo, None))]
@@ -67,14 +76,14 @@ def run_in_processes(work: Work, jobs: Iterable[Job], *, workers: int) -> Iterat
 class _Worker:
     """One process, seen from its parent."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str) -> None:
         self.connection, theirs = Pipe()
-        self._job: Job | None = None
+        self._job: Any = None
         with theirs:
-            command = [sys.executable, "-P", "-m", "dataflow.convert.worker", str(theirs.fileno())]
+            command = [sys.executable, "-P", "-m", module, str(theirs.fileno())]
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
 
-    def begin(self, job: Job | None) -> bool:
+    def begin(self, job: Any) -> bool:
         """Hand out a job; False where there is none left."""
         if job is None:
             return False
@@ -82,12 +91,12 @@ class _Worker:
         self.send(job)
         return True
 
-    def finish(self) -> tuple[Job, Part]:
+    def finish(self) -> tuple[Any, Any]:
         """Return the job's result, which must have arrived, or raise what went wrong."""
         job, self._job = self._job, None
         assert job is not None
         try:
-            result: Part | Exception = self.connection.recv()
+            result = self.connection.recv()
         except (EOFError, OSError) as error:
             raise self._died() from error
         if isinstance(result, Exception):
@@ -120,8 +129,7 @@ class _Worker:
     def _died(self) -> DataError:
         code = self._process.wait()
         return DataError(
-            f"a worker process of the conversion ended with {code} (killed, or out of memory?); finished shards are "
-            "kept: go on with resume"
+            f"a worker process ended with {code} (killed, or out of memory?); what is finished is kept: go on with resume"
         )
 
 
