@@ -129,7 +129,8 @@ class _Worker:
     def _died(self) -> DataError:
         code = self._process.wait()
         return DataError(
-            f"a worker process ended with {code} (killed, or out of memory?); what is finished is kept: go on with resume"
+            f"a worker process ended with {code} (killed, or out of memory?); what is finished is kept: "
+            "go on with resume"
         )
 
 

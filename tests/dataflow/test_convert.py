@@ -292,7 +292,7 @@ def test_a_worker_that_dies_is_an_error_and_not_a_hang(
                     self.wait()
 
     monkeypatch.setattr("dataflow.convert.workers.subprocess.Popen", Popen)
-    with pytest.raises(DataError, match=r"a worker process of the conversion ended with -9"):
+    with pytest.raises(DataError, match=r"a worker process ended with -9"):
         convert(images, tmp_path / "out", workers=2, **SIZES)
     assert [process.poll() is not None for process in started] == [True, True]
 
