@@ -18,6 +18,10 @@ __all__ = ["ObjectMeta", "Span", "check_key", "check_prefix", "join_uri", "norma
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _ENCODED_SCHEMES = frozenset({"file", "http", "https"})
+# Names that mean themselves: nothing to decode, nothing to encode, no segment that is empty, `.` or `..`.
+_NAMES = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*"
+_PLAIN_KEY = re.compile(_NAMES)
+_PLAIN_FILE = re.compile(rf"file:///{_NAMES}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,8 @@ def split_uri(uri: str | os.PathLike[str]) -> tuple[str, str]:
         BadInputError: As `normalise_url`.
     """
     text = os.fspath(uri)
+    if _PLAIN_FILE.fullmatch(text):
+        return "file:///", text[8:]
     if not text:
         raise BadInputError("the URL is empty; give a path or a URL such as s3://bucket/prefix")
     match = _SCHEME.match(text)
@@ -139,6 +145,8 @@ def join_uri(root: str | os.PathLike[str], key: str) -> str:
     Raises:
         BadInputError: The key is one that `check_key` refuses.
     """
+    if isinstance(root, str) and _PLAIN_FILE.fullmatch(root) and _PLAIN_KEY.fullmatch(key):
+        return f"{root}/{key}"  # a tenth of the time, which counts for folders of many files
     base, above = split_uri(root)
     if key:
         check_key(key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +21,9 @@ __all__ = ["OnDamage", "read_samples", "read_shuffled"]
 # What one request to the reader asks for; enough to hide a round trip, small beside a shard.
 FETCH_BYTES = 8 << 20
 FETCH_BLOCKS = 256
+# Batches of fewer bytes are put together, up to so many.
+SMALL_BYTES = 256 << 10
+MAX_JOINED_BYTES = 16 << 20
 # What is held to be brought into another order.
 SHUFFLE_BYTES = 512 << 20
 # What is wrong with the data and not with the way to it.
@@ -51,20 +54,7 @@ def read_samples(
     while begin < len(wanted):
         filled = np.cumsum(length[wanted[begin : begin + FETCH_BLOCKS]])
         stop = begin + max(1, int(np.searchsorted(filled, FETCH_BYTES, side="right")))
-        for place, data in _fetch(source, wanted[begin:stop], lenient=on_damage is not None):
-            number, part = int(wanted[begin + place]), slice(*bounds[begin + place : begin + place + 2])
-            try:
-                if isinstance(data, DataError):
-                    raise data
-                batch = source.source.decode(number, data.view).select(names)
-            except DAMAGE as error:
-                if on_damage is None:
-                    raise
-                on_damage(samples[part], number, error)
-                continue
-            rows = row[part]
-            contiguous = int(rows[-1] - rows[0]) == len(rows) - 1
-            yield samples[part], batch.slice(rows[0], len(rows)) if contiguous else batch.take(pa.array(rows))
+        yield from _joined(_decoded(source, names, wanted[begin:stop], samples, row, bounds[begin:], on_damage))
         begin = stop
 
 
@@ -87,6 +77,62 @@ def read_shuffled(
             rows = np.searchsorted(found, kept)
             yield kept, pa.concat_batches([batch for _, batch in pieces]).take(pa.array(rows))
         begin = stop
+
+
+def _decoded(
+    source: Dataset,
+    names: Sequence[str],
+    blocks: npt.NDArray[np.int64],
+    samples: npt.NDArray[np.int64],
+    row: npt.NDArray[np.int64],
+    bounds: npt.NDArray[np.int64],
+    on_damage: OnDamage | None,
+) -> Iterator[Numbered]:
+    """Yield the chosen samples of some blocks: those of the one at a place are `samples[bounds[place : place + 2]]`."""
+    for place, data in _fetch(source, blocks, lenient=on_damage is not None):
+        part = slice(*bounds[place : place + 2])
+        try:
+            if isinstance(data, DataError):
+                raise data
+            batch = source.source.decode(int(blocks[place]), data.view).select(names)
+        except DAMAGE as error:
+            if on_damage is None:
+                raise
+            on_damage(samples[part], int(blocks[place]), error)
+            continue
+        yield samples[part], _rows(batch, row[part])
+
+
+def _rows(batch: pa.RecordBatch, rows: npt.NDArray[np.int64]) -> pa.RecordBatch:
+    """Return some rows, ascending; few of them as a copy, since a slice keeps all of its block in memory."""
+    contiguous = int(rows[-1] - rows[0]) == len(rows) - 1
+    if contiguous and 2 * len(rows) > batch.num_rows:
+        return batch.slice(rows[0], len(rows))
+    return batch.take(pa.array(rows))
+
+
+def _joined(pieces: Iterable[Numbered]) -> Iterator[Numbered]:
+    """Put small batches together: what follows then costs by bytes, and not by the files of a folder."""
+    small: list[Numbered] = []
+    size_bytes = 0
+    for numbers, batch in pieces:
+        added = batch.nbytes
+        if small and (added >= SMALL_BYTES or size_bytes + added > MAX_JOINED_BYTES):
+            yield _as_one(small)
+            small, size_bytes = [], 0
+        if added >= SMALL_BYTES:
+            yield numbers, batch
+        else:
+            small.append((numbers, batch))
+            size_bytes += added
+    if small:
+        yield _as_one(small)
+
+
+def _as_one(pieces: list[Numbered]) -> Numbered:
+    if len(pieces) == 1:
+        return pieces[0]
+    return np.concatenate([numbers for numbers, _ in pieces]), pa.concat_batches([batch for _, batch in pieces])
 
 
 def _fetch(

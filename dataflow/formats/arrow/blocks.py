@@ -51,7 +51,7 @@ class BlockCutter:
         """Yield what is left as one last block, if anything is."""
         pieces, self._pieces, self._filled = self._pieces, [], 0
         if pieces:
-            yield pieces[0] if len(pieces) == 1 else pa.concat_batches(pieces)
+            yield _exact_batch(pieces[0]) if len(pieces) == 1 else pa.concat_batches(pieces)
 
 
 def sample_sizes(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
@@ -63,6 +63,41 @@ def sample_sizes(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
     for column in batch.columns:
         sizes += _sizes(column)
     return np.maximum(sizes, 1)
+
+
+def _exact_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return a batch of which nothing but its own values is written: Arrow pads slices with what lies behind them."""
+    return pa.RecordBatch.from_arrays([_exact(column) for column in batch.columns], schema=batch.schema)
+
+
+def _exact(column: Any) -> Any:
+    """Return an array whose buffers end with its last value, without a copy where the type is simple."""
+    kind, length, start = column.type, len(column), column.offset
+    if isinstance(kind, pa.BaseExtensionType):
+        return pa.ExtensionArray.from_storage(kind, _exact(column.storage))
+    buffers = column.buffers()
+    if column.null_count or not length:
+        pass
+    elif pa.types.is_fixed_size_list(kind):
+        return pa.Array.from_buffers(kind, length, [None], children=[_exact(column.flatten())])
+    elif _is_plain(kind):
+        width = kind.bit_width // 8
+        return pa.Array.from_buffers(kind, length, [None, buffers[1].slice(start * width, length * width)])
+    elif _is_text(kind) and buffers[2] is not None:
+        offset_type = _offset_type(kind)
+        offsets = np.frombuffer(buffers[1], offset_type)[start : start + length + 1]
+        end = int(offsets[-1])
+        return pa.Array.from_buffers(kind, length, [None, pa.py_buffer(offsets), buffers[2].slice(0, end)])
+    return column.take(pa.array(np.arange(length)))
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    types = pa.types
+    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_temporal(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return _offset_type(kind) is not None and not pa.types.is_nested(kind)
 
 
 def _sizes(column: Any) -> npt.NDArray[np.int64] | int:

@@ -6,7 +6,9 @@ message lies, so the bytes `[offset, offset + length)` decode alone, given the s
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import xxhash
@@ -14,10 +16,15 @@ from crc32c import crc32c
 
 from connectors.errors import BadInputError
 
+if TYPE_CHECKING:
+    from connectors.protocols import Buffer
+
 __all__ = ["COMPRESSIONS", "Shard", "ShardBuilder"]
 
 COMPRESSIONS = ("none", "lz4", "zstd")
 _MAGIC_BYTES = 8  # "ARROW1" and two zeros, before the schema message
+# From here on a system call for a piece costs less than a copy of it.
+_LARGE_BYTES = 16 << 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,17 +48,18 @@ class Shard:
     num_samples: list[int]
 
 
-class _Chunks:
-    """The sink that the Arrow writer writes to: keeps the pieces since the last `take`."""
+class _Pieces:
+    """The sink that the Arrow writer writes to: keeps what it is given, large buffers without a copy of them."""
 
     closed = False
 
     def __init__(self) -> None:
         self.size_bytes = 0
-        self._pieces: list[bytes] = []
+        self._pieces: list[Buffer] = []
 
-    def write(self, data: bytes) -> int:
-        self._pieces.append(bytes(data))
+    def write(self, data: bytes | pa.Buffer) -> int:
+        # Small pieces come as bytes, or lie in memory that the writer uses again; buffers never change.
+        self._pieces.append(memoryview(data) if len(data) >= _LARGE_BYTES else bytes(data))
         self.size_bytes += len(data)
         return len(data)
 
@@ -70,13 +78,18 @@ class _Chunks:
     def close(self) -> None:
         """The pieces stay until they are taken."""
 
-    def take(self) -> bytes:
-        pieces, self._pieces = self._pieces, []
-        return b"".join(pieces)
+    def take(self) -> list[Buffer]:
+        """Return the pieces since the last call, small neighbours as one."""
+        groups = itertools.groupby(self._pieces, lambda piece: len(piece) < _LARGE_BYTES)
+        taken = [piece for small, group in groups for piece in ([b"".join(group)] if small else group)]
+        self._pieces = []
+        return taken
 
 
 class ShardBuilder:
     """Builds one shard in memory, block by block.
+
+    Without compression the shard refers to the memory of the batches, which must not change before it is written.
 
     Args:
         schema: What every batch must have.
@@ -86,13 +99,13 @@ class ShardBuilder:
     def __init__(self, schema: pa.Schema, *, compression: str) -> None:
         if compression not in COMPRESSIONS:
             raise BadInputError(f"compression must be one of {', '.join(COMPRESSIONS)}, got {compression!r}")
-        self._sink = _Chunks()
+        self._sink = _Pieces()
         # One thread: the order of work never depends on the machine, and convert already runs a process per core.
         options = pa.ipc.IpcWriteOptions(compression=None if compression == "none" else compression, use_threads=False)
         self._writer = pa.ipc.new_file(self._sink, schema, options=options)
         # pyarrow writes the header together with the first batch.
         self._header_bytes = _MAGIC_BYTES + schema.serialize().size
-        self._chunks: list[bytes] = []
+        self._chunks: list[Buffer] = []
         self._hash = xxhash.xxh3_128()
         self._offset: list[int] = []
         self._length: list[int] = []
@@ -106,16 +119,19 @@ class ShardBuilder:
 
     def append(self, batch: pa.RecordBatch) -> None:
         """Add one block."""
-        begin = self._sink.size_bytes or self._header_bytes
+        written = self._sink.size_bytes
+        begin = written or self._header_bytes
         self._writer.write_batch(batch)
-        chunk = self._take()
-        block = memoryview(chunk)[len(chunk) - (self._sink.size_bytes - begin) :]
+        checksum, header = 0, begin - written
+        for piece in self._take():
+            checksum = crc32c(memoryview(piece)[header:], checksum)
+            header = max(0, header - len(piece))
         self._offset.append(begin)
-        self._length.append(len(block))
-        self._crc32c.append(crc32c(block))
+        self._length.append(self._sink.size_bytes - begin)
+        self._crc32c.append(checksum)
         self._num_samples.append(batch.num_rows)
 
-    def finish(self) -> tuple[Shard, list[bytes]]:
+    def finish(self) -> tuple[Shard, list[Buffer]]:
         """Close the shard, once; return what the index keeps of it, and the file's content in pieces."""
         self._writer.close()
         self._take()
@@ -129,8 +145,9 @@ class ShardBuilder:
         )
         return shard, self._chunks
 
-    def _take(self) -> bytes:
-        chunk = self._sink.take()
-        self._hash.update(chunk)
-        self._chunks.append(chunk)
-        return chunk
+    def _take(self) -> list[Buffer]:
+        pieces = self._sink.take()
+        for piece in pieces:
+            self._hash.update(piece)
+        self._chunks += pieces
+        return pieces
