@@ -11,7 +11,7 @@ check_siblings()
 
 if TYPE_CHECKING:
     from dataflow.dataset import Batch, Dataset, open_dataset
-    from dataflow.formats import class_names, image_field, label_field, tensor_field
+    from dataflow.formats import audio_field, class_names, image_field, label_field, tensor_field, video_field
     from dataflow.formats.arrow import ShardWriter
     from dataflow.loaders import DataLoader, ElasticBatchSampler
 
@@ -21,11 +21,13 @@ __all__ = [
     "Dataset",
     "ElasticBatchSampler",
     "ShardWriter",
+    "audio_field",
     "class_names",
     "image_field",
     "label_field",
     "open_dataset",
     "tensor_field",
+    "video_field",
 ]
 
 # Loaded when first used: `import dataflow` needs neither torch nor pyarrow, and `dataflow --help` answers at once.
@@ -35,11 +37,13 @@ _HOMES = {
     "Dataset": "dataflow.dataset",
     "ElasticBatchSampler": "dataflow.loaders",
     "ShardWriter": "dataflow.formats.arrow",
+    "audio_field": "dataflow.formats",
     "class_names": "dataflow.formats",
     "image_field": "dataflow.formats",
     "label_field": "dataflow.formats",
     "open_dataset": "dataflow.dataset",
     "tensor_field": "dataflow.formats",
+    "video_field": "dataflow.formats",
 }
 
 

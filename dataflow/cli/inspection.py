@@ -13,6 +13,7 @@ from rich.table import Table
 from dataflow.cli.sizes import format_size
 from dataflow.dataset import Dataset, open_dataset
 from dataflow.formats import class_names, field_kind
+from dataflow.media import sniff
 
 __all__ = ["inspect"]
 
@@ -42,6 +43,7 @@ def describe(dataset: Dataset, num_shown: int) -> dict[str, Any]:
     index = dataset.index
     shards, blocks = index.shards, index.blocks
     shown = dataset.__getitems__(range(min(num_shown, len(dataset))))
+    media = {field.name for field in dataset.schema if field_kind(field)}
     samples_per_shard = np.bincount(blocks.shard, np.diff(blocks.first_sample), len(shards)).astype(np.int64)
     return {
         "url": index.url,
@@ -60,7 +62,9 @@ def describe(dataset: Dataset, num_shown: int) -> dict[str, Any]:
                 shards.names.to_pylist(), shards.size_bytes.tolist(), samples_per_shard.tolist(), strict=True
             )
         ],
-        "samples": [{name: _describe_value(value) for name, value in sample.items()} for sample in shown],
+        "samples": [
+            {name: _describe_value(value, media=name in media) for name, value in sample.items()} for sample in shown
+        ],
     }
 
 
@@ -79,11 +83,12 @@ def _describe_field(field: Any) -> dict[str, Any]:
     return described
 
 
-def _describe_value(value: Any) -> Any:
+def _describe_value(value: Any, *, media: bool) -> Any:
     if isinstance(value, np.ndarray):
         return f"{value.dtype}{list(value.shape)}"
     if isinstance(value, bytes):
-        return f"{len(value)} bytes"
+        codec = sniff(value) if media else None
+        return f"{len(value)} bytes" + (f" of {codec.name}" if codec else "")
     if isinstance(value, np.generic):
         value = value.item()
     text = str(value)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from connectors.errors import BadInputError, NotFoundError
-from dataflow.convert.rules import RULES, Duplicates, Facts, Rule
+from dataflow.convert.rules import RULES, Duplicates, Facts, Rule, Undecodable
 
 if TYPE_CHECKING:
     import os
@@ -78,7 +78,7 @@ class Cleaning:
                     raise BadInputError(f"rule {rule.name} asks for {name!r}; there are {', '.join(schema.names)}")
             if not isinstance(rule, Duplicates):
                 rule.check(schema.field(rule.field))
-                single.append(rule)
+                single.append(rule.fit(schema.field(rule.field)) if isinstance(rule, Undecodable) else rule)
             elif duplicates is not None:
                 raise BadInputError("there can be one rule duplicates only")
             else:

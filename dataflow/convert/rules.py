@@ -5,19 +5,18 @@ A missing value is the business of `Missing` alone; the other rules let it pass.
 
 from __future__ import annotations
 
-import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from connectors.errors import BadInputError
 from dataflow.convert.expression import length
 from dataflow.formats.fields import field_kind
+from dataflow.media import decodes, insist_on_decoder
 
 __all__ = [
     "RULES",
@@ -38,6 +37,7 @@ __all__ = [
 # Of one numeric field: mean, standard deviation, and the quartiles.
 Facts: TypeAlias = dict[str, float]
 
+_BINARY = (pa.types.is_binary, pa.types.is_large_binary)
 _TEXT = (pa.types.is_string, pa.types.is_large_string)
 # What no text needs: C0 and C1 controls and DEL, but for tab, line feed and carriage return.
 _CONTROLS = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x{80}-\x{9f}]"
@@ -268,21 +268,37 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class Undecodable:
-    """Images that cannot be decoded to the last pixel are dropped."""
+    """Images, sound and video that cannot be decoded to the end are dropped; the last two need the extra `media`.
+
+    What the files are is said by `kind`, or by the field where `fit` has asked it.
+    """
 
     field: str
+    kind: str | None = None
     name: ClassVar[str] = "undecodable"
     measures: ClassVar[bool] = False
     changes: ClassVar[bool] = False
 
     def check(self, entry: pa.Field) -> None:
         """See `Rule`."""
-        if field_kind(entry) != "image":
-            raise BadInputError(f"rule undecodable needs a field of images, {entry.name!r} is {entry.type}")
+        kind = self.fit(entry).kind
+        if kind is None or not any(fits(entry.type) for fits in _BINARY):
+            raise BadInputError(
+                f"rule undecodable needs a field of media, {entry.name!r} is {entry.type}; where it has the bytes of "
+                "such files, say kind=image, kind=audio or kind=video"
+            )
+        insist_on_decoder(kind)
+
+    def fit(self, entry: pa.Field) -> Undecodable:
+        """Return the rule with its kind."""
+        return self if self.kind else replace(self, kind=field_kind(entry))
 
     def judge(self, column: pa.Array, facts: Facts) -> Verdict:
         """See `Rule`."""
-        return _drop(np.array([value.is_valid and not _decodes(value.as_buffer()) for value in column], bool))
+        kind = self.kind or "image"
+        return _drop(
+            np.array([value.is_valid and not decodes(kind, memoryview(value.as_buffer())) for value in column], bool)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,15 +328,6 @@ def _outside(column: pa.Array, low: float | None, high: float | None) -> npt.NDA
     if high is not None:
         mask |= _mask(pc.greater(column, high))
     return mask
-
-
-def _decodes(data: pa.Buffer) -> bool:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what Pillow raises for bad files
-        return False
-    return True
 
 
 def _insist_on_number(rule: Any, entry: pa.Field) -> None:

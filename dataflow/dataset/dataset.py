@@ -59,8 +59,8 @@ class Dataset:
         self._reader = reader
         self._schema = select_fields(source.schema, columns)
         for name in encoded:
-            if name not in self._schema.names or field_kind(self._schema.field(name)) != "image":
-                raise BadInputError(f"encoded names {name!r}, which is no image field of this dataset")
+            if name not in self._schema.names or field_kind(self._schema.field(name)) is None:
+                raise BadInputError(f"encoded names {name!r}, which is no media field of this dataset")
         self._columns = [column_of(field, encoded=field.name in encoded) for field in self._schema]
         self._buffer = BlockBuffer(buffer_bytes)
 

@@ -1,7 +1,8 @@
 """Fields of a sample, as Arrow fields: what kinds there are and how one is declared.
 
 A plain Arrow type means itself. What Arrow has no type for stands in the field's metadata: `dataflow.kind` = `image`
-for encoded images in a binary field, `dataflow.classes` for the names behind integer labels.
+for encoded images in a binary field, `audio` and `video` for encoded sound and video, `dataflow.classes` for the names
+behind integer labels. How a file is encoded follows from its content, and may differ from sample to sample.
 """
 
 from __future__ import annotations
@@ -20,14 +21,17 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 __all__ = [
+    "audio_field",
     "class_names",
     "field_kind",
     "image_field",
     "inferred_field",
     "label_field",
+    "media_field",
     "select_fields",
     "storable_schema",
     "tensor_field",
+    "video_field",
 ]
 
 KIND = b"dataflow.kind"
@@ -36,7 +40,22 @@ CLASSES = b"dataflow.classes"
 
 def image_field(name: str) -> pa.Field:
     """Declare encoded images (PNG, JPEG, WebP, BMP); samples carry them decoded, uint8 `(H, W)` or `(H, W, C)`."""
-    return pa.field(name, pa.binary(), nullable=False, metadata={KIND: b"image"})
+    return media_field(name, "image")
+
+
+def audio_field(name: str) -> pa.Field:
+    """Declare encoded sound (FLAC, MP3, Ogg, WAV); samples carry the `bytes` of a file, for `DecodeAudio`."""
+    return media_field(name, "audio")
+
+
+def video_field(name: str) -> pa.Field:
+    """Declare encoded video (MP4, WebM, GIF, ...); samples carry the `bytes` of a file, for `DecodeVideo`."""
+    return media_field(name, "video")
+
+
+def media_field(name: str, kind: str) -> pa.Field:
+    """Declare encoded files of one of `dataflow.media.MEDIA_KINDS`."""
+    return pa.field(name, pa.binary(), nullable=False, metadata={KIND: kind.encode()})
 
 
 def tensor_field(name: str, dtype: npt.DTypeLike, shape: Sequence[int]) -> pa.Field:

@@ -7,7 +7,8 @@ record batch is a block. A scan reads the metadata of each message and steps ove
 
 https://arrow.apache.org/docs/format/Columnar.html#encapsulated-message-format and format/Message.fbs
 
-Images (a struct of bytes and path) become images, class labels keep their names; other features are what Arrow holds.
+Images, audio and video (structs of bytes and path) become such fields, class labels keep their names; other features
+are what Arrow holds.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from connectors.errors import BadInputError, CorruptError
-from dataflow.formats.fields import image_field, label_field, storable_schema
+from dataflow.formats.fields import label_field, media_field, storable_schema
 from dataflow.formats.ranges import RangeFile
 from dataflow.formats.scan import BlockTable, Scan, remembered
 
@@ -37,6 +38,7 @@ STATE, INFO, SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 MARK = b"\xff\xff\xff\xff"
 SCHEMA, DICTIONARY, BATCH = 1, 2, 3
 MAX_METADATA_BYTES = 64 << 20
+_MEDIA = {"Audio": "audio", "Image": "image", "Video": "video"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -225,8 +227,8 @@ def _schema(stored: pa.Schema) -> pa.Schema:
 
 def _field(entry: pa.Field, feature: Any) -> pa.Field:
     kind = feature.get("_type") if isinstance(feature, dict) else None
-    if kind == "Image" and pa.types.is_struct(entry.type) and entry.type.get_field_index("bytes") >= 0:
-        return image_field(entry.name).with_nullable(True)
+    if kind in _MEDIA and pa.types.is_struct(entry.type) and entry.type.get_field_index("bytes") >= 0:
+        return media_field(entry.name, _MEDIA[kind]).with_nullable(True)
     if kind == "ClassLabel" and entry.type == pa.int64() and feature.get("names"):
         return label_field(entry.name, feature["names"]).with_nullable(entry.nullable)
     return entry.remove_metadata()
@@ -235,10 +237,10 @@ def _field(entry: pa.Field, feature: Any) -> pa.Field:
 def _column(column: pa.Array, entry: pa.Field, uri: str) -> pa.Array:
     if column.type == entry.type:
         return column
-    # An image: its bytes, without the bytes below a missing struct.
+    # A media file: its bytes, without the bytes below a missing struct.
     content = column.flatten()[column.type.get_field_index("bytes")]
     if content.null_count > column.null_count:
         raise BadInputError(
-            f"field {entry.name!r} of {uri} has images that lie in files elsewhere; embed them before saving", uri=uri
+            f"field {entry.name!r} of {uri} has media that lie in files elsewhere; embed them before saving", uri=uri
         )
     return content.cast(entry.type)

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from connectors.errors import BadInputError, CorruptError
-from dataflow.formats.fields import image_field, tensor_field
+from dataflow.formats.fields import media_field, tensor_field
 from dataflow.formats.scan import BLOCK_BYTES, BlockTable, Scan, cut_blocks, remembered
 
 if TYPE_CHECKING:
@@ -218,6 +218,10 @@ def _plain(kind: pa.DataType) -> Callable[[str, memoryview, str], pa.Field]:
     return lambda name, _value, _detail: pa.field(name, kind, nullable=False)
 
 
+def _media(kind: str) -> _Leaf:
+    return _Leaf(lambda name, _value, _detail: media_field(name, kind), _bytes)
+
+
 def _number(code: str) -> Callable[[memoryview, pa.DataType], Any]:
     def read(data: memoryview, _kind: pa.DataType) -> Any:
         return struct.unpack(code, data)[0]
@@ -276,16 +280,21 @@ def _flat(dtype_of: Callable[[int], np.dtype[Any]]) -> _Leaf:
 
 
 _LEAVES: dict[str, _Leaf] = {
+    "audio": _media("audio"),
     "bool": _Leaf(_plain(pa.bool_()), _number("<?")),
     "bytes": _Leaf(_plain(pa.binary()), _bytes),
+    "file": _Leaf(_plain(pa.binary()), _bytes),
     "float": _Leaf(_plain(pa.float64()), _number("<d")),
+    "image": _media("image"),
     "int": _Leaf(_plain(pa.int64()), _number("<q")),
-    "jpeg": _Leaf(lambda name, _value, _detail: image_field(name), _bytes),
+    "jpeg": _media("image"),
     "no_header_numpy": _flat(_numpy_dtype),
     "no_header_tensor": _flat(_torch_dtype),
     "numpy": _shaped(_numpy_header),
     "str": _Leaf(_plain(pa.string()), _text),
     "tensor": _shaped(_torch_header),
+    "text": _Leaf(_plain(pa.string()), _text),
+    "video": _media("video"),
 }
 
 

@@ -41,7 +41,7 @@ BLOCK_BYTES = 1 << 20
 # Kept scans; the least recently used goes when there are more.
 MAX_KEPT = 256
 # Part of the name of a kept scan: to be raised when what scans find changes.
-SCAN_VERSION = 1
+SCAN_VERSION = 2
 
 
 class BlockTable:

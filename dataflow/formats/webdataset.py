@@ -1,8 +1,9 @@
 """WebDataset: tar archives in which consecutive files of one base name are one sample.
 
 `000/123.seg.png` belongs to the sample `000/123` and is its field `seg.png`, as the webdataset library has it; the
-field `__key__` is the base name. What a field holds follows from its last suffix: images, `cls`-like integers (text
-where one of them is none), text and JSON as strings, anything else as bytes. A field that a sample lacks is null.
+field `__key__` is the base name. What a field holds follows from its last suffix: images, sound, video, `cls`-like
+integers (text where one of them is none), text and JSON as strings, anything else as bytes. A field that a sample lacks
+is null.
 
 A block is about 1 MiB of whole samples: a range of the archive that is a small archive itself. A compressed archive is
 one block. Links and folders are passed over; sparse members are refused.
@@ -18,12 +19,13 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import pyarrow as pa
 
 from connectors.errors import BadInputError, CorruptError
-from dataflow.formats.fields import image_field
+from dataflow.formats.fields import media_field
 from dataflow.formats.ranges import RangeFile
 from dataflow.formats.scan import BLOCK_BYTES, BlockTable, Scan, remembered
 from dataflow.formats.tar import BLOCK_BYTES as BLOCK
 from dataflow.formats.tar import Member, TarError, members
 from dataflow.formats.unpacking import compression_of, unpack
+from dataflow.media import SUFFIXES as MEDIA_SUFFIXES
 
 if TYPE_CHECKING:
     from connectors.objects import ObjectMeta
@@ -35,7 +37,6 @@ __all__ = ["WebdatasetFormat", "WebdatasetSource"]
 KEY = "__key__"
 SUFFIXES = (".tar", ".tar.bz2", ".tar.gz", ".tar.lz4", ".tar.zst", ".tgz")
 # The library's own default decoders (webdataset.autodecode.basichandlers) decide what is a number and what is text.
-IMAGE_NAMES = frozenset({"bmp", "jpeg", "jpg", "png", "webp"})
 INTEGER_NAMES = frozenset({"class", "cls", "cls2", "count", "id", "index", "inx"})
 TEXT_NAMES = frozenset({"jsn", "json", "text", "transcript", "txt"})
 
@@ -177,8 +178,8 @@ def _add(samples: list[_Sample], member: Member, match: re.Match[str], uri: str)
 
 def _field(name: str, other: bool) -> pa.Field:
     last = name.rpartition(".")[2]
-    if last in IMAGE_NAMES:
-        return image_field(name).with_nullable(True)
+    if codec := MEDIA_SUFFIXES.get(f".{last}"):
+        return media_field(name, codec.kind).with_nullable(True)
     if last in INTEGER_NAMES:
         return pa.field(name, pa.string() if other else pa.int64())
     return pa.field(name, pa.string() if last in TEXT_NAMES else pa.binary())

@@ -1,10 +1,11 @@
-"""What happens to samples between storage and batch: images, tokens, and any callable, the same wherever it runs."""
+"""What happens to samples between storage and batch: images, sound, video, tokens, any callable, wherever it runs."""
 
 from dataflow.transforms.callables import OnField
 from dataflow.transforms.columns import ColumnTransform, over_columns
 from dataflow.transforms.crops import CenterCrop, Crop, RandomResizedCrop, Region, WholeImage
 from dataflow.transforms.draws import Draws
 from dataflow.transforms.images import IMAGENET_MEAN, IMAGENET_STD, ImageTransform
+from dataflow.transforms.media import DecodeAudio, DecodeVideo
 from dataflow.transforms.tokens import Cast, TokenWindow
 from dataflow.transforms.transformed import TransformedDataset
 
@@ -13,6 +14,8 @@ __all__ = [
     "CenterCrop",
     "ColumnTransform",
     "Crop",
+    "DecodeAudio",
+    "DecodeVideo",
     "Draws",
     "IMAGENET_MEAN",
     "IMAGENET_STD",

@@ -1,6 +1,7 @@
 """Cleaning rules: what each drops and changes, and how they are read."""
 
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from dataflow.convert import parse_rule, read_rules
 from dataflow.convert.cleaning import Cleaning
 from dataflow.convert.rules import Duplicates, Iqr, Length, Missing, Range, Zscore
 from dataflow.formats import image_field
+from dataflow.formats.fields import media_field
+from dataflow.testing.media import encode_audio, encode_video, frames, sound
 
 
 def png(side: int) -> bytes:
@@ -146,6 +149,8 @@ def test_rules_are_read_from_text() -> None:
         "empty field=n",
         "control field=s action=burn",
         "undecodable field=s",
+        "undecodable field=s kind=image",
+        "undecodable field=photo kind=smell",
         "missing field=n fill=lots",
         "missing field=s fill=mean",
         "duplicates fields=other",
@@ -155,6 +160,27 @@ def test_rules_are_read_from_text() -> None:
 def test_senseless_rules_are_refused(text: str) -> None:
     with pytest.raises(BadInputError):
         Cleaning.of([parse_rule(text)], SCHEMA)
+
+
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "whole"),
+    [("audio", encode_audio(sound(0))), ("video", encode_video(frames(3))), ("image", WHOLE)],
+    ids=["audio", "video", "image"],
+)
+def test_media_that_cannot_be_decoded_are_dropped(kind: str, whole: bytes, declared: bool) -> None:
+    other = {"audio": WHOLE}.get(kind, encode_audio(sound(0)))
+    field = media_field("x", kind).with_nullable(True) if declared else pa.field("x", pa.binary())
+    batch = pa.record_batch([pa.array([whole, whole[:-40], b"", other, None], pa.binary())], schema=pa.schema([field]))
+    rule = parse_rule("undecodable field=x" + ("" if declared else f" kind={kind}"))
+    cleaned = Cleaning.of([rule], batch.schema).judge(batch, {})
+    assert cleaned.dropped_by.tolist() == [-1, 0, 0, 0, -1]
+
+
+def test_a_decoder_that_is_not_installed_is_named_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    with pytest.raises(BadInputError, match=r"tiered-dataflow\[media\]"):
+        Cleaning.of([parse_rule("undecodable field=x")], pa.schema([media_field("x", "audio")]))
 
 
 def test_two_rules_about_duplicates_are_refused() -> None:

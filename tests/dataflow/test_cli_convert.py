@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from dataflow import ShardWriter, audio_field
 from dataflow.cli.main import main
 from dataflow.cli.sizes import format_size, parse_size
+from dataflow.testing.media import encode_audio, sound
 
 
 @pytest.fixture
@@ -70,6 +73,16 @@ def test_inspect_shows_tables(images: Path, tmp_path: Path, place: str) -> None:
     shown = run("inspect", tmp_path / place)
     for word in ("fingerprint", "samples", "12", "uint8[8, 8]"):
         assert word in shown
+
+
+def test_inspect_names_the_codec_of_media(tmp_path: Path) -> None:
+    sounds = [encode_audio(sound(0)), b"noise"]
+    with ShardWriter(tmp_path / "set", pa.schema([audio_field("x")])) as writer:
+        for data in sounds:
+            writer.write({"x": data})
+    report = json.loads(run("inspect", tmp_path / "set", "--json"))
+    assert report["fields"][0]["kind"] == "audio"
+    assert report["samples"] == [{"x": f"{len(sounds[0])} bytes of flac"}, {"x": "5 bytes"}]
 
 
 def test_inspect_of_nothing_is_an_error(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from dataflow.convert import convert
 from dataflow.dataset import open_dataset
 from dataflow.formats import class_names, field_kind
 from dataflow.formats.arrow import ShardWriter
+from dataflow.testing.media import encode_audio, sound
 
 THEIRS = Path(__file__).parent / "data" / "huggingface"
 COUNT = 25
@@ -93,6 +94,22 @@ def test_an_index_of_its_own_is_refused(copy: Path) -> None:
     (copy / "state.json").write_text(json.dumps(state | {"_indices_data_files": [{"filename": "indices.arrow"}]}))
     with pytest.raises(BadInputError, match="flatten_indices"):
         open_dataset(copy)
+
+
+@pytest.mark.parametrize("kind", ["Audio", "Image", "Video"])
+def test_media_are_fields_of_their_kind_that_may_be_missing(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "set").mkdir()
+    files = [encode_audio(sound(0)), None]
+    values = [None if file is None else {"bytes": file, "path": None} for file in files]
+    media = pa.array(values, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    features = {"info": {"features": {"x": {"_type": kind}}}}
+    schema = pa.schema([pa.field("x", media.type)], metadata={"huggingface": json.dumps(features)})
+    with pa.ipc.new_stream(tmp_path / "set" / "a.arrow", schema) as writer:
+        writer.write_batch(pa.record_batch([media], schema=schema))
+    (tmp_path / "set" / "dataset_info.json").write_text("{}")
+    dataset = open_dataset(tmp_path / "set", encoded=["x"])
+    assert field_kind(dataset.schema.field("x")) == kind.lower()
+    assert dataset.get_batch([0, 1])["x"] == files
 
 
 def test_images_that_lie_elsewhere_are_refused(tmp_path: Path) -> None:

@@ -72,6 +72,18 @@ def test_it_converts_with_everything_it_has(copy: Path, tmp_path: Path) -> None:
             np.testing.assert_array_equal(row[name], value)
 
 
+@pytest.mark.parametrize("encoding", ["audio:wav", "image:png", "video:mp4", "file:pdf", "text"])
+def test_files_are_fields_of_their_kind(copy: Path, encoding: str) -> None:
+    formats = json.loads((copy / "index.json").read_text())["config"]["data_format"]
+    place = formats.index("bytes") if encoding != "text" else formats.index("str")
+    formats[place] = encoding
+    change(copy, data_format=formats)
+    name, kind = ("t" if encoding == "text" else "b"), encoding.partition(":")[0]
+    dataset = open_dataset(copy, columns=[name], encoded=[] if kind in ("text", "file") else [name])
+    assert field_kind(dataset.schema.field(name)) == (None if kind in ("text", "file") else kind)
+    assert dataset[7][name] == expected(7)[name]
+
+
 def test_items_that_are_tuples_have_numbered_fields(copy: Path) -> None:
     spec = json.loads(json.loads((copy / "index.json").read_text())["config"]["data_spec"])
     spec[1] |= {"type": "builtins.tuple", "context": "null"}

@@ -17,10 +17,11 @@ from PIL import Image
 from connectors.errors import BadInputError
 from dataflow.convert import Progress, convert
 from dataflow.dataset import open_dataset
-from dataflow.formats import field_kind, image_field, tensor_field
+from dataflow.formats import audio_field, field_kind, image_field, tensor_field, video_field
 from dataflow.formats.arrow import ShardWriter
 from dataflow.formats.targets.webdataset import _header
 from dataflow.formats.writable import WRITABLE
+from dataflow.testing.media import encode_audio, encode_video, frames, sound
 
 COUNT = 50
 SIZES = {"shard_size_bytes": 4000, "block_size_bytes": 1000}
@@ -145,6 +146,24 @@ def test_webdataset_is_read_by_its_library(source: Path, tmp_path: Path) -> None
         assert actual["many.json"] == expected["many"]
     gc.collect()
     assert open_dataset(tmp_path / "out")[7]["label.cls"] == -7
+
+
+@UNCLOSED
+def test_archives_say_by_their_suffixes_what_media_are(tmp_path: Path) -> None:
+    fields = [audio_field("sound"), video_field("clip"), audio_field("voice.flac"), image_field("photo")]
+    files = [encode_audio(sound(0), "wav"), encode_video(frames(3)), encode_audio(sound(1)), b"\xff\xd8\xff not really"]
+    names = ["sound.wav", "clip.mp4", "voice.flac", "photo.jpg"]
+    with ShardWriter(tmp_path / "in", pa.schema([field.with_nullable(True) for field in fields])) as writer:
+        writer.write(dict(zip([field.name for field in fields], files, strict=True)))
+        writer.write({"sound": b"noise", "clip": None, "voice.flac": None, "photo": files[0]})
+    convert(tmp_path / "in", tmp_path / "out", to="webdataset")
+    one, two = webdataset.WebDataset(str(tmp_path / "out" / "shard-00000.tar"), shardshuffle=False)
+    assert {name: one[name] for name in names} == dict(zip(names, files, strict=True))
+    assert {name for name in two if not name.startswith("__")} == {"sound.bin", "photo.bin"}
+    gc.collect()
+    ours = open_dataset(tmp_path / "out", encoded=names)
+    assert [field_kind(ours.schema.field(name)) for name in names] == ["audio", "video", "audio", "image"]
+    assert {name: ours[0][name] for name in names} == dict(zip(names, files, strict=True))
 
 
 @UNCLOSED

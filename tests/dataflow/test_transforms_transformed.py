@@ -284,5 +284,5 @@ def test_an_encoded_field_must_be_an_image(tmp_path: Path) -> None:
     native(tmp_path)
     assert isinstance(open_dataset(tmp_path, encoded=["image"])[0]["image"], bytes)
     assert isinstance(open_dataset(tmp_path)[0]["image"], np.ndarray)
-    with pytest.raises(BadInputError, match="encoded names 'label', which is no image field"):
+    with pytest.raises(BadInputError, match="encoded names 'label', which is no media field"):
         open_dataset(tmp_path, encoded=["label"])

@@ -15,7 +15,8 @@ import pyarrow as pa
 from connectors.errors import BadInputError
 from dataflow.formats.fields import field_kind, storable_schema
 from dataflow.formats.targets.files import FileTarget
-from dataflow.formats.webdataset import IMAGE_NAMES, INTEGER_NAMES, KEY, TEXT_NAMES
+from dataflow.formats.webdataset import INTEGER_NAMES, KEY, TEXT_NAMES
+from dataflow.media import SUFFIXES, sniff
 
 if TYPE_CHECKING:
     from connectors.protocols import Buffer
@@ -26,8 +27,8 @@ __all__ = ["WebdatasetTarget"]
 _NAME_BYTES = 100
 _MAX_OCTAL = 1 << 33
 _TEMPLATE = tarfile.TarInfo().tobuf(tarfile.PAX_FORMAT)
-_MEANINGFUL = IMAGE_NAMES | INTEGER_NAMES | TEXT_NAMES | {"npy"}
-_SIGNATURES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"BM": "bmp", b"RIFF": "webp"}
+_MEDIA_NAMES = {suffix[1:]: codec.kind for suffix, codec in SUFFIXES.items()}
+_MEANINGFUL = _MEDIA_NAMES.keys() | INTEGER_NAMES | TEXT_NAMES | {"npy"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +36,9 @@ class WebdatasetTarget(FileTarget):
     """How archives are to be written.
 
     The field `__key__` names a sample; without one it is its number. A field whose name ends in a suffix that the
-    webdataset library knows keeps its name. Others get one that says what they are: `image.png` (as encoded),
-    `label.cls`, `text.txt`, `x.npy` for floats and tensors, `x.json` for what is nested; bytes keep their name. A null
-    is a file that the sample lacks.
+    webdataset library knows keeps its name. Others get one that says what they are: `image.png` or `sound.flac` (as
+    encoded), `label.cls`, `text.txt`, `x.npy` for floats and tensors, `x.json` for what is nested; bytes keep their
+    name. A null is a file that the sample lacks.
     """
 
     format: ClassVar[str] = "webdataset"
@@ -97,8 +98,8 @@ def _header(name: str, size_bytes: int) -> bytes:
 
 def _file_name(name: str, field: pa.Field, value: bytes) -> str:
     last = name.rpartition(".")[2]
-    if field_kind(field) == "image":
-        return name if last in IMAGE_NAMES else f"{name}.{_image_suffix(value)}"
+    if kind := field_kind(field):
+        return name if _MEDIA_NAMES.get(last) == kind else f"{name}.{_media_suffix(kind, value)}"
     suffix = _suffix(field.type)
     if suffix == "bin":  # any suffix means bytes that does not mean something else
         return f"{name}.bin" if last in _MEANINGFUL else name
@@ -106,8 +107,9 @@ def _file_name(name: str, field: pa.Field, value: bytes) -> str:
     return name if last in known else f"{name}.{suffix}"
 
 
-def _image_suffix(value: bytes) -> str:
-    return next((suffix for signature, suffix in _SIGNATURES.items() if value.startswith(signature)), "bin")
+def _media_suffix(kind: str, value: bytes) -> str:
+    codec = sniff(value)
+    return codec.name if codec and codec.kind == kind else "bin"
 
 
 def _suffix(kind: pa.DataType) -> str:
