@@ -30,6 +30,7 @@ COMMANDS = {
     "diff": _Subcommand("dataflow.cli.diff:diff", "Compare two data sets, whatever their formats."),
     "doctor": _Subcommand("dataflow.cli.doctor:doctor", "Say what this installation is and what is wrong with it."),
     "formats": _Subcommand("dataflow.cli.formats:formats", "List the formats that are read and written."),
+    "index": _Subcommand("dataflow.cli.index:index", "Scan files that have no index, once, and keep what was found."),
     "inspect": _Subcommand("dataflow.cli.inspection:inspect", "Show a data set's fields, shards and blocks."),
     "plan": _Subcommand("dataflow.cli.plan:plan", "Say what each rank will read, and check that nothing is lost."),
     "state": _Subcommand("dataflow.cli.state:state", "Read where a loader stands, from a file or a checkpoint."),

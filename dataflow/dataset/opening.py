@@ -12,7 +12,9 @@ from dataflow.dataset.dataset import Dataset
 from dataflow.formats import open_source
 
 if TYPE_CHECKING:
+    from cache.access import BlockReader
     from cache.config import CacheConfig
+    from dataflow.formats import Source
 
 __all__ = ["open_dataset"]
 
@@ -25,6 +27,7 @@ def open_dataset(
     encoded: Collection[str] = (),
     verify: bool = True,
     format: str | None = None,  # noqa: A002  the word users know
+    index: str | os.PathLike[str] | None = None,
     buffer_bytes: int = 128 << 20,
 ) -> Dataset:
     """Open the dataset at `url`: a path, or a URL such as `s3://bucket/prefix`.
@@ -40,6 +43,7 @@ def open_dataset(
         verify: Check each block against its checksum when it is first read in place. Bytes that enter a cache are
             always checked.
         format: Name of the format (`arrow`, `folder`); by default it is found out.
+        index: An index that `dataflow index --out` wrote somewhere; one beside the data is found without this.
         buffer_bytes: Limit on the decoded blocks that each process keeps.
 
     Raises:
@@ -50,8 +54,17 @@ def open_dataset(
     location = normalise_url(url)
     reader = open_reader(location, cache, verify=verify)
     try:
-        source = open_source(location, reader, format)
+        source = open_source(location, reader, format) if index is None else _open_by(index, location, reader, format)
         return Dataset(source, reader, columns=columns, encoded=encoded, buffer_bytes=buffer_bytes)
     except BaseException:
         reader.close()
         raise
+
+
+def _open_by(index: str | os.PathLike[str], location: str, reader: BlockReader, name: str | None) -> Source:
+    url = normalise_url(index)
+    index_reader = open_reader(url, None)
+    try:
+        return open_source(location, reader, name, index=(url, index_reader))
+    finally:
+        index_reader.close()

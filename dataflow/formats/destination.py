@@ -10,6 +10,7 @@ from connectors.errors import BadInputError, NotFoundError
 from connectors.folders import sweep_partials
 from connectors.objects import Span, normalise_url, split_uri
 from connectors.registry import open_store
+from dataflow.index.storage import SIDECAR_NAME
 
 if TYPE_CHECKING:
     import os
@@ -92,7 +93,7 @@ class Destination:
     def insist_on_room(self, *, overwrite: bool, owns: Callable[[str], bool]) -> list[str]:
         """Return what has to be removed before a dataset is written here; change nothing. Errors as `clear`."""
         found = list(self.sizes())
-        foreign = [name for name in found if not owns(name)]
+        foreign = [name for name in found if not owns(name) and name != SIDECAR_NAME]
         if foreign and overwrite:
             raise BadInputError(
                 f"{self.url} holds {len(foreign)} objects that are no part of a dataset of this format ({foreign[0]}, "

@@ -8,6 +8,7 @@ https://protobuf.dev/programming-guides/encoding and tensorflow/core/example/{ex
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
@@ -81,6 +82,34 @@ class FeatureKinds:
             if len(lengths) < 2:
                 lengths.add(len(values))
             self._seen[name] = (kind if values else before, lengths, count + 1)
+
+    def to_json(self) -> str:
+        """Return what they have in common as a text, which does not tell how many examples there are."""
+        # Which two numbers of values there are does not matter, unless they are none and one.
+        rows = {
+            name: (
+                kind,
+                sorted(lengths if len(lengths) < 2 or lengths == {0, 1} else {0, 2}),
+                count == self._num_examples,
+            )
+            for name, (kind, lengths, count) in sorted(self._seen.items())
+        }
+        return json.dumps(rows)
+
+    def merge(self, text: str, where: str) -> None:
+        """Take a whole set of examples into account, by its `to_json`.
+
+        Raises:
+            BadInputError: A feature has another kind than before.
+        """
+        self._num_examples += 1
+        for name, (kind, found, always) in json.loads(text).items():
+            before, lengths, count = self._seen.get(name, (kind, set(), 0))
+            has_values = bool(set(found) - {0})
+            if before != kind and has_values and lengths - {0}:
+                raise BadInputError(f"feature {name!r} is {kind} in {where} and {before} in the files before")
+            # More numbers of values than two do no harm.
+            self._seen[name] = (kind if has_values else before, lengths | set(found), count + always)
 
     def schema(self) -> pa.Schema:
         """Return the fields that hold all of them, in the order of their names."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from cache.access import BlockReader
+    from dataflow.formats.sidecar import Sidecar
 
 __all__ = ["BadRange", "Place"]
 
@@ -60,12 +61,14 @@ class Place:
         url: As given.
         reader: As given.
         bad: As given.
+        outdated: A sidecar that was found beside the files and does not hold for all of them any more.
     """
 
     def __init__(self, url: str, reader: BlockReader, bad: list[BadRange] | None = None) -> None:
         self.url = url
         self.reader = reader
         self.bad = bad
+        self.outdated: Sidecar | None = None
 
     @property
     def lenient(self) -> bool:
@@ -92,6 +95,11 @@ class Place:
             return None
         finally:
             run_sync(store.close())
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the URL names a single file."""
+        return self._single is not None
 
     @property
     def root(self) -> str:

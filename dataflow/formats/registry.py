@@ -13,6 +13,7 @@ from dataflow.formats.mds import MdsFormat
 from dataflow.formats.megatron import MegatronFormat
 from dataflow.formats.parquet import ParquetFormat
 from dataflow.formats.place import BadRange, Place
+from dataflow.formats.scanned import open_given, open_indexed
 from dataflow.formats.text import TextFormat
 from dataflow.formats.tfrecord import TfrecordFormat
 from dataflow.formats.webdataset import WebdatasetFormat
@@ -40,7 +41,13 @@ FORMATS: tuple[Format, ...] = (
 )
 
 
-def open_source(url: str, reader: BlockReader, name: str | None = None, bad: list[BadRange] | None = None) -> Source:
+def open_source(
+    url: str,
+    reader: BlockReader,
+    name: str | None = None,
+    bad: list[BadRange] | None = None,
+    index: tuple[str, BlockReader] | None = None,
+) -> Source:
     """Open the dataset at `url` by the first format that recognises it, or by the one that is named.
 
     Args:
@@ -48,6 +55,7 @@ def open_source(url: str, reader: BlockReader, name: str | None = None, bad: lis
         reader: Reads there.
         name: Of the format.
         bad: Receives the damaged records that formats with a scan pass over; without it, those are errors.
+        index: URL of a sidecar that lies elsewhere, and what reads there; nothing is looked for then.
 
     Raises:
         NotFoundError: There is nothing at `url`.
@@ -58,15 +66,18 @@ def open_source(url: str, reader: BlockReader, name: str | None = None, bad: lis
     if not formats:
         raise BadInputError(f"no format is called {name!r}; there are {', '.join(entry.name for entry in FORMATS)}")
     place = Place(url, reader, bad)
-    for entry in formats:
+    if index is not None:
+        return open_given(place, formats, *index)
+    for number, entry in enumerate(formats):
+        # A native dataset is found by name, which comes first; for all others a sidecar saves the listing.
+        if number == (name is None) and not place.lenient and (found := open_indexed(place, formats)) is not None:
+            return found
+        if entry.name != ArrowFormat.name:
+            _insist_on_end(place)
         source = entry.open(place)
         if source is not None:
             return source
-        if place.unfinished:
-            # Only a manifest, which `arrow` looks for first, says that what lies beside such records is complete.
-            raise BadInputError(
-                f"no dataset at {url}: a conversion there is unfinished; finish it with --resume", uri=url
-            )
+    _insist_on_end(place)
     if not place.files:
         raise NotFoundError(f"nothing at {url}", uri=url)
     raise BadInputError(
@@ -74,3 +85,11 @@ def open_source(url: str, reader: BlockReader, name: str | None = None, bad: lis
         f"({place.files[0].key}, ...); `dataflow formats` lists what is read",
         uri=url,
     )
+
+
+def _insist_on_end(place: Place) -> None:
+    """Refuse a broken-off conversion: only a manifest says that what lies beside such records is complete."""
+    if place.unfinished:
+        raise BadInputError(
+            f"no dataset at {place.url}: a conversion there is unfinished; finish it with --resume", uri=place.url
+        )

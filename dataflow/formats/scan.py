@@ -9,12 +9,8 @@ from __future__ import annotations
 
 import base64
 import logging
-import os
-import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -25,7 +21,7 @@ import xxhash
 
 from connectors.errors import CorruptError
 from dataflow.formats.place import BadRange
-from dataflow.index import Blocks, Index, Shards, decode_index, encode_index
+from dataflow.index import Blocks, Index, Shards, decode_index, encode_index, kept
 from dataflow.index.storage import read_metadata
 
 if TYPE_CHECKING:
@@ -38,8 +34,6 @@ logger = logging.getLogger(__name__)
 
 # What a block of a scanned format aims at: the same as for native shards.
 BLOCK_BYTES = 1 << 20
-# Kept scans; the least recently used goes when there are more.
-MAX_KEPT = 256
 # Part of the name of a kept scan: to be raised when what scans find changes.
 SCAN_VERSION = 2
 
@@ -128,50 +122,22 @@ def _name(root: str, format_name: str, shards: Shards) -> str:
     return f"{digest.hexdigest()}.arrow"
 
 
-def _folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dataflow" / "index"
-
-
 def _load(name: str) -> Scan | None:
-    path = _folder() / name
-    try:
-        data = path.read_bytes()
-        os.utime(path)
-    except OSError:
+    data = kept.load(name)
+    if data is None:
         return None
     try:
-        facts = read_metadata(data, uri=path.as_uri())
+        facts = read_metadata(data, uri=name)
         schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(facts.pop("schema"))))
-        return Scan(decode_index(data, url="", fingerprint="", uri=path.as_uri()).blocks, schema, facts)
+        return Scan(decode_index(data, url="", fingerprint="", uri=name).blocks, schema, facts)
     except (CorruptError, KeyError, ValueError, pa.ArrowException, EOFError) as error:
-        logger.warning("the kept scan %s is damaged and is made again: %s", path, error)
+        logger.warning("the kept scan %s is damaged and is made again: %s", name, error)
         return None
 
 
 def _keep(name: str, shards: Shards, scan: Scan) -> None:
-    folder = _folder()
-    part = folder / f"{name}.{secrets.token_hex(4)}.part"
     schema = base64.b64encode(scan.schema.serialize().to_pybytes()).decode()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            part.write_bytes(encode_index(shards, scan.blocks, scan.facts | {"schema": schema}))
-            part.replace(folder / name)
-        finally:
-            part.unlink(missing_ok=True)
-        for old in _oldest(folder):
-            old.unlink(missing_ok=True)
-    except OSError as error:
-        logger.warning("a scan could not be kept in %s and will be made again: %s", folder, error)
-
-
-def _oldest(folder: Path) -> Iterator[Path]:
-    """Yield what is too much, and what a killed process left half written among it."""
-    ages: list[tuple[float, Path]] = []
-    for path in folder.iterdir():
-        with suppress(OSError):
-            ages.append((path.stat().st_mtime, path))
-    yield from (path for _, path in sorted(ages, reverse=True)[MAX_KEPT:])
+    kept.keep(name, encode_index(shards, scan.blocks, scan.facts | {"schema": schema}))
 
 
 def cut_blocks(ends: npt.NDArray[np.int64], size_bytes: int) -> Iterator[tuple[int, int, int]]:

@@ -9,16 +9,20 @@ stay the text they are. A field whose values do not agree is an error at opening
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
 
 from connectors.errors import BadInputError, CorruptError, DataError
 from dataflow.formats.scan import BLOCK_BYTES, BlockTable, Scan, remembered
+from dataflow.formats.scanned import open_scanned
+from dataflow.formats.sidecar import FileScan
 from dataflow.formats.unpacking import COMPRESSIONS, compression_of, unpack
 
 if TYPE_CHECKING:
@@ -86,40 +90,75 @@ class TextFormat:
             CorruptError: A record cannot be parsed; names file and offset.
             BadInputError: Records disagree about a field, or one is too large.
         """
-        files = place.files_named(tuple(kind + packed for kind in self.suffixes for packed in ("", *COMPRESSIONS)))
+        if not place.lenient:
+            return cast("TextSource | None", open_scanned(self, place))
+        files = self.files(place)
         if not files:
             return None
+        # What is passed over depends on the fields of the files before, so no file can be looked at alone.
         index, scan = remembered(place, self.name, files, lambda: self._scan(place, files))
-        return TextSource(self.name, scan.schema, index)
+        return self.source(index, scan.schema, scan.facts)
+
+    def files(self, place: Place) -> list[ObjectMeta]:
+        """Return the files of this kind."""
+        return place.files_named(tuple(kind + packed for kind in self.suffixes for packed in ("", *COMPRESSIONS)))
+
+    def scan_file(self, place: Place, meta: ObjectMeta) -> FileScan:
+        """Parse all records of one file; what is learned is their schema."""
+        rows, schema = self._scan_one(place, meta, pa.schema([]))
+        encoded = base64.b64encode(schema.serialize().to_pybytes()).decode() if rows else ""
+        return FileScan(np.array(rows, np.int64).reshape(-1, 3), encoded)
+
+    def merge(self, place: Place, learned: Sequence[tuple[ObjectMeta, str]]) -> tuple[pa.Schema, dict[str, str]]:
+        """Return the schema that holds the records of all files."""
+        schema = pa.schema([])
+        for meta, encoded in learned:
+            if encoded:
+                found = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(encoded)))
+                schema = self._unified(schema, found, uri=place.uri(meta), offset=0)
+        return schema, {}
+
+    def source(self, index: Index, schema: pa.Schema, facts: dict[str, str]) -> TextSource:
+        """Open the dataset with a known index."""
+        return TextSource(self.name, schema, index)
 
     def _scan(self, place: Place, files: Sequence[ObjectMeta]) -> Scan:
         table, schema = BlockTable(), pa.schema([])
         for shard, meta in enumerate(files):
-            uri = place.uri(meta)
-            for offset, length, records in self._pieces(place, meta):
-                try:
-                    count, schema = self._look(records, schema, uri=uri, offset=offset)
-                    runs = [(offset, length, count)]
-                except DataError as error:
-                    if not place.lenient or compression_of(uri):
-                        place.pass_over(meta, offset, length, error)
-                        continue
-                    runs, schema = self._salvage(place, meta, offset, length, records, schema)
-                for begin, size_bytes, count in runs:
-                    if count:
-                        table.add(shard, begin, size_bytes, count)
+            rows, schema = self._scan_one(place, meta, schema)
+            for row in rows:
+                table.add(shard, *row)
         return Scan(table.finish(), schema)
+
+    def _scan_one(
+        self, place: Place, meta: ObjectMeta, schema: pa.Schema
+    ) -> tuple[list[tuple[int, int, int]], pa.Schema]:
+        """Return offset, length and number of records of the blocks of a file, and the schema that holds them, too."""
+        rows: list[tuple[int, int, int]] = []
+        uri = place.uri(meta)
+        for offset, length, records in self._pieces(place, meta):
+            try:
+                count, schema = self._look(records, schema, uri=uri, offset=offset)
+                runs = [(offset, length, count)]
+            except DataError as error:
+                if not place.lenient or compression_of(uri):
+                    place.pass_over(meta, offset, length, error)
+                    continue
+                runs, schema = self._salvage(place, meta, offset, length, records, schema)
+            rows += [run for run in runs if run[2]]
+        return rows, schema
 
     def _look(self, records: memoryview, schema: pa.Schema, *, uri: str, offset: int) -> tuple[int, pa.Schema]:
         """Return how many records there are, and the schema that holds them, too."""
         found = _parse(self.name, records, None, uri=uri, offset=offset)
-        if self.name == "csv" and len(schema) and found.schema.names != schema.names:
-            raise BadInputError(
-                f"{uri} has the columns {found.schema.names}, the files before it {schema.names}", uri=uri
-            )
         if not found.num_rows:
             return 0, schema
-        return found.num_rows, _unify(schema, found.schema, uri=uri, offset=offset)
+        return found.num_rows, self._unified(schema, found.schema, uri=uri, offset=offset)
+
+    def _unified(self, schema: pa.Schema, found: pa.Schema, *, uri: str, offset: int) -> pa.Schema:
+        if self.name == "csv" and len(schema) and found.names != schema.names:
+            raise BadInputError(f"{uri} has the columns {found.names}, the files before it {schema.names}", uri=uri)
+        return _unify(schema, found, uri=uri, offset=offset)
 
     def _salvage(
         self, place: Place, meta: ObjectMeta, offset: int, length: int, records: memoryview, schema: pa.Schema

@@ -13,8 +13,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import pyarrow as pa
 from crc32c import crc32c
 
@@ -22,6 +23,8 @@ from connectors.errors import BadInputError, CorruptError, DataError
 from dataflow.formats.example import FeatureKinds, decode_example, is_example
 from dataflow.formats.ranges import RangeFile
 from dataflow.formats.scan import BLOCK_BYTES, BlockTable, Scan, remembered
+from dataflow.formats.scanned import open_scanned
+from dataflow.formats.sidecar import FileScan
 from dataflow.formats.unpacking import compression_of, unpack
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ HEADER_BYTES = 12
 TRAILER_BYTES = 4
 MAX_RECORD_BYTES = 1 << 30
 RAW = "record"
+RAW_SCHEMA = pa.schema([pa.field(RAW, pa.binary(), nullable=False)])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,11 +91,41 @@ class TfrecordFormat:
             CorruptError: A checksum is wrong or a record cut off; names file and offset.
             BadInputError: Records disagree about the kind of a feature.
         """
-        files = place.files_named(SUFFIXES)
+        if not place.lenient:
+            return cast("TfrecordSource | None", open_scanned(self, place))
+        files = self.files(place)
         if not files:
             return None
+        # What is passed over depends on the features of the files before, so no file can be looked at alone.
         index, scan = remembered(place, self.name, files, lambda: _scan(place, files))
-        return TfrecordSource(scan.schema, index, raw=scan.facts["raw"] == "yes")
+        return self.source(index, scan.schema, scan.facts)
+
+    def files(self, place: Place) -> list[ObjectMeta]:
+        """Return the record files."""
+        return place.files_named(SUFFIXES)
+
+    def scan_file(self, place: Place, meta: ObjectMeta) -> FileScan:
+        """Walk one file; what is learned is whether its records are examples, and their features."""
+        kinds = FeatureKinds()
+        rows, raw = _scan_one(place, meta, kinds, raw=None)
+        learned = "" if raw is None else "raw" if raw else kinds.to_json()
+        return FileScan(np.array(rows, np.int64).reshape(-1, 3), learned)
+
+    def merge(self, place: Place, learned: Sequence[tuple[ObjectMeta, str]]) -> tuple[pa.Schema, dict[str, str]]:
+        """Return the features of all files. The first record of the first file says whether records are examples."""
+        known = [(place.uri(meta), text) for meta, text in learned if text]
+        if known and known[0][1] == "raw":
+            return RAW_SCHEMA, {"raw": "yes"}
+        kinds = FeatureKinds()
+        for uri, text in known:
+            if text == "raw":
+                raise CorruptError(f"the first record of {uri} is no tf.train.Example, those before are", uri=uri)
+            kinds.merge(text, uri)
+        return kinds.schema(), {"raw": "no"}
+
+    def source(self, index: Index, schema: pa.Schema, facts: dict[str, str]) -> TfrecordSource:
+        """Open the dataset with a known index."""
+        return TfrecordSource(schema, index, raw=facts["raw"] == "yes")
 
 
 def masked_crc(data: bytes | memoryview) -> int:
@@ -104,26 +138,36 @@ def _scan(place: Place, files: Sequence[ObjectMeta]) -> Scan:
     table, kinds = BlockTable(), FeatureKinds()
     raw: bool | None = None
     for shard, meta in enumerate(files):
-        uri = place.uri(meta)
-        begin, count, last = 0, 0, 0
-        for end, record in _salvage(place, meta) if place.lenient else _all_records(place, meta):
-            if record is not None:
-                if raw is None:
-                    raw = not is_example(record)
-                if not raw:
-                    kinds.add(_decode(record, uri), uri)
-                count += 1
-            full = record is None or end - begin >= BLOCK_BYTES
-            if full and not compression_of(uri):
-                stop = last if record is None else end  # before what is passed over
-                if count:
-                    table.add(shard, begin, stop - begin, count)
-                begin, count = end, 0
-            last = end
-        if count:
-            table.add(shard, begin, (meta.size_bytes if compression_of(uri) else last) - begin, count)
-    schema = pa.schema([pa.field(RAW, pa.binary(), nullable=False)]) if raw else kinds.schema()
-    return Scan(table.finish(), schema, {"raw": "yes" if raw else "no"})
+        rows, raw = _scan_one(place, meta, kinds, raw=raw)
+        for row in rows:
+            table.add(shard, *row)
+    return Scan(table.finish(), RAW_SCHEMA if raw else kinds.schema(), {"raw": "yes" if raw else "no"})
+
+
+def _scan_one(
+    place: Place, meta: ObjectMeta, kinds: FeatureKinds, *, raw: bool | None
+) -> tuple[list[tuple[int, int, int]], bool | None]:
+    """Return offset, length and number of records of the blocks of a file, and whether records are no examples."""
+    rows: list[tuple[int, int, int]] = []
+    uri = place.uri(meta)
+    begin, count, last = 0, 0, 0
+    for end, record in _salvage(place, meta) if place.lenient else _all_records(place, meta):
+        if record is not None:
+            if raw is None:
+                raw = not is_example(record)
+            if not raw:
+                kinds.add(_decode(record, uri), uri)
+            count += 1
+        full = record is None or end - begin >= BLOCK_BYTES
+        if full and not compression_of(uri):
+            stop = last if record is None else end  # before what is passed over
+            if count:
+                rows.append((begin, stop - begin, count))
+            begin, count = end, 0
+        last = end
+    if count:
+        rows.append((begin, (meta.size_bytes if compression_of(uri) else last) - begin, count))
+    return rows, raw
 
 
 def _salvage(place: Place, meta: ObjectMeta) -> Iterator[tuple[int, memoryview | None]]:

@@ -11,17 +11,21 @@ one block. Links and folders are passed over; sparse members are refused.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, cast
 
+import numpy as np
 import pyarrow as pa
 
 from connectors.errors import BadInputError, CorruptError
 from dataflow.formats.fields import media_field
 from dataflow.formats.ranges import RangeFile
-from dataflow.formats.scan import BLOCK_BYTES, BlockTable, Scan, remembered
+from dataflow.formats.scan import BLOCK_BYTES
+from dataflow.formats.scanned import open_scanned
+from dataflow.formats.sidecar import FileScan
 from dataflow.formats.tar import BLOCK_BYTES as BLOCK
 from dataflow.formats.tar import Member, TarError, members
 from dataflow.formats.unpacking import compression_of, unpack
@@ -99,23 +103,20 @@ class WebdatasetFormat:
             CorruptError: An archive is damaged; names it and the offset.
             BadInputError: A sample has two files of one suffix, or a member is sparse.
         """
-        files = place.files_named(SUFFIXES)
-        if not files:
-            return None
-        index, scan = remembered(place, self.name, files, lambda: _scan(place, files))
-        return WebdatasetSource(scan.schema, index)
+        return cast("WebdatasetSource | None", open_scanned(self, place))
 
+    def files(self, place: Place) -> list[ObjectMeta]:
+        """Return the archives."""
+        return place.files_named(SUFFIXES)
 
-def _scan(place: Place, files: Sequence[ObjectMeta]) -> Scan:
-    table = BlockTable()
-    names: dict[str, bool] = {}  # of every field, whether some value is no integer
-    for shard, meta in enumerate(files):
+    def scan_file(self, place: Place, meta: ObjectMeta) -> FileScan:
+        """Walk one archive; what is learned are its fields."""
+        names: dict[str, bool] = {}  # of every field, whether some value is no integer
         uri = place.uri(meta)
         archive: IO[bytes]
         if compression_of(uri):
-            archive = cast(
-                "IO[bytes]", pa.BufferReader(pa.py_buffer(unpack(memoryview(b"".join(place.chunks(meta))), uri)))
-            )
+            content = unpack(memoryview(b"".join(place.chunks(meta))), uri)
+            archive = cast("IO[bytes]", pa.BufferReader(pa.py_buffer(content)))
         else:
             archive = cast("IO[bytes]", RangeFile(place, meta))
         samples, end = _samples(archive, uri, 0)
@@ -128,16 +129,23 @@ def _scan(place: Place, files: Sequence[ObjectMeta]) -> Scan:
                     archive.seek(offset)
                     names[name] = not _is_integer(archive.read(size))
                 names.setdefault(name, False)
+        rows = list(_blocks([sample.offset for sample in samples], end))
         if samples and compression_of(uri):
-            table.add(shard, 0, meta.size_bytes, len(samples))
-        elif samples:
-            for offset, length, count in _blocks([sample.offset for sample in samples], end):
-                table.add(shard, offset, length, count)
-    fields = [
-        pa.field(KEY, pa.string(), nullable=False),
-        *(_field(name, other) for name, other in sorted(names.items())),
-    ]
-    return Scan(table.finish(), pa.schema(fields))
+            rows = [(0, meta.size_bytes, len(samples))]
+        return FileScan(np.array(rows, np.int64).reshape(-1, 3), json.dumps(names, sort_keys=True))
+
+    def merge(self, place: Place, learned: Sequence[tuple[ObjectMeta, str]]) -> tuple[pa.Schema, dict[str, str]]:
+        """Return the fields of all archives."""
+        names: dict[str, bool] = {}
+        for _, text in learned:
+            for name, other in json.loads(text).items():
+                names[name] = names.get(name, False) or other
+        key = pa.field(KEY, pa.string(), nullable=False)
+        return pa.schema([key, *(_field(name, other) for name, other in sorted(names.items()))]), {}
+
+    def source(self, index: Index, schema: pa.Schema, facts: dict[str, str]) -> WebdatasetSource:
+        """Open the dataset with a known index."""
+        return WebdatasetSource(schema, index)
 
 
 def _blocks(offsets: Sequence[int], end: int) -> Iterator[tuple[int, int, int]]:

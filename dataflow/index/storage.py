@@ -21,15 +21,23 @@ from dataflow.index.table import Blocks, Index, Shards
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["decode_index", "encode_index"]
+__all__ = ["SIDECAR_NAME", "decode_index", "encode_index", "read_extra", "read_metadata"]
+
+# What an index is called that lies beside files of a format without one.
+SIDECAR_NAME = "dataflow-index.arrow"
 
 SHARD_FIELDS = [("name", pa.string()), ("size_bytes", pa.int64()), ("version", pa.string())]
 BLOCK_FIELDS = [("shard", pa.int32()), ("offset", pa.int64()), ("length", pa.int64())]
 CRC_FIELD = ("crc32c", pa.uint32())
 
 
-def encode_index(shards: Shards, blocks: Blocks, metadata: Mapping[str, str] | None = None) -> bytes:
-    """Write the two tables as one Arrow IPC file; `metadata` goes into its schema."""
+def encode_index(
+    shards: Shards,
+    blocks: Blocks,
+    metadata: Mapping[str, str] | None = None,
+    extra: Mapping[str, pa.Array] | None = None,
+) -> bytes:
+    """Write the two tables as one Arrow IPC file; `metadata` goes into its schema, `extra` into columns of its own."""
     shard_columns = [shards.names, pa.array(shards.size_bytes), shards.versions]
     block_columns = [pa.array(blocks.shard), pa.array(blocks.offset), pa.array(blocks.length)]
     block_fields = list(BLOCK_FIELDS)
@@ -40,6 +48,7 @@ def encode_index(shards: Shards, blocks: Blocks, metadata: Mapping[str, str] | N
         "shards": _struct(shard_columns, SHARD_FIELDS),
         "blocks": _struct(block_columns, block_fields),
         "first_sample": pa.array(blocks.first_sample),
+        **(extra or {}),
     }
     rows = [pa.ListArray.from_arrays(pa.array([0, len(column)], pa.int32()), column) for column in columns.values()]
     batch = pa.record_batch(rows, names=list(columns)).replace_schema_metadata(dict(metadata) if metadata else None)
@@ -88,6 +97,14 @@ def read_metadata(data: bytes | memoryview, *, uri: str) -> dict[str, str]:
     except (pa.ArrowException, OSError, EOFError) as error:
         raise CorruptError(f"{uri} is not an index: {error}", uri=uri) from error
     return {key.decode(): value.decode() for key, value in metadata.items()}
+
+
+def read_extra(data: bytes | memoryview, name: str, *, uri: str) -> np.ndarray[Any, Any]:
+    """Return a column that `encode_index` was given as `extra`; a view of `data`."""
+    try:
+        return pa.ipc.open_file(pa.py_buffer(data)).get_batch(0).column(name).values.to_numpy()  # type: ignore[no-any-return]
+    except (pa.ArrowException, OSError, EOFError, KeyError) as error:
+        raise CorruptError(f"{uri} is not an index: {error}", uri=uri) from error
 
 
 def _struct(columns: list[Any], fields: list[tuple[str, pa.DataType]]) -> pa.StructArray:

@@ -25,23 +25,32 @@ class CountingReader:
 
     Attributes:
         requests: The references of every `read_blocks` so far, one list a call.
+        objects: What was read whole.
+        heads: Whose version was asked for.
+        listed: What was listed.
     """
 
     def __init__(self, inner: BlockReader) -> None:
         self._inner = inner
         self.requests: list[list[BlockRef]] = []
+        self.objects: list[str] = []
+        self.heads: list[str] = []
+        self.listed: list[str] = []
 
     def read_blocks(self, refs: Sequence[BlockRef]) -> list[BlockData]:
         self.requests.append(list(refs))
         return self._inner.read_blocks(refs)
 
     def read_object(self, uri: str) -> ObjectData:
+        self.objects.append(uri)
         return self._inner.read_object(uri)
 
     def head(self, uri: str) -> ObjectMeta:
+        self.heads.append(uri)
         return self._inner.head(uri)
 
     def list_objects(self, url: str) -> list[ObjectMeta]:
+        self.listed.append(url)
         return self._inner.list_objects(url)
 
     def stats(self) -> dict[str, Any]:

@@ -1,16 +1,21 @@
-"""Scans are remembered as long as nothing changed, and never trusted beyond that."""
+"""Scans are remembered as long as nothing changed, file by file, and never trusted beyond that."""
 
+import logging
 from pathlib import Path
 
 import pytest
 
+from cache.access import open_reader
 from dataflow.dataset import open_dataset
-from dataflow.formats import scan
+from dataflow.formats import open_source
+from dataflow.formats.place import BadRange
+from dataflow.formats.sidecar import FileScan
 from dataflow.formats.text import TextFormat
+from dataflow.index import kept
 
 
 @pytest.fixture
-def kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "dataflow" / "index"
 
@@ -18,13 +23,13 @@ def kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @pytest.fixture
 def scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     made: list[str] = []
-    original = TextFormat._scan
+    original = TextFormat.scan_file
 
-    def remember(self: TextFormat, *arguments: object) -> scan.Scan:
-        made.append(self.name)
-        return original(self, *arguments)
+    def remember(self: TextFormat, place: object, meta: object) -> FileScan:
+        made.append(meta.key)  # type: ignore[attr-defined]
+        return original(self, place, meta)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(TextFormat, "_scan", remember)
+    monkeypatch.setattr(TextFormat, "scan_file", remember)
     return made
 
 
@@ -35,33 +40,51 @@ def place(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-def test_an_unchanged_dataset_is_scanned_once(place: Path, kept: Path, scans: list[str]) -> None:
+def test_an_unchanged_dataset_is_scanned_once(place: Path, folder: Path, scans: list[str]) -> None:
     first, second = open_dataset(place), open_dataset(place)
-    assert scans == ["text"]
+    assert scans == ["a.txt"]
     assert first.fingerprint == second.fingerprint
     assert [sample["text"] for sample in second] == ["one", "two"]
-    assert [path.suffix for path in kept.iterdir()] == [".arrow"]
+    assert [path.suffix for path in folder.iterdir()] == [".arrow"]
 
 
-def test_any_change_of_the_files_means_a_new_scan(place: Path, kept: Path, scans: list[str]) -> None:
-    open_dataset(place)
-    (place / "a.txt").write_text("ONE\nTWO\n")
+def test_only_files_that_are_new_or_changed_are_scanned(
+    place: Path, folder: Path, scans: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
     open_dataset(place)
     (place / "b.txt").write_text("three\n")
-    open_dataset(place)
+    with caplog.at_level(logging.INFO):
+        open_dataset(place)
+    assert "1 of 2 files" in caplog.text
+    (place / "a.txt").write_text("ONE\nTWO\n")
+    dataset = open_dataset(place)
+    assert [sample["text"] for sample in dataset] == ["ONE", "TWO", "three"]
+    assert scans == ["a.txt", "b.txt", "a.txt"]
+    (place / "a.txt").unlink()
+    assert [sample["text"] for sample in open_dataset(place)] == ["three"]
     assert len(scans) == 3
-    assert len(list(kept.iterdir())) == 3
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_an_index_that_grew_file_by_file_is_that_of_one_scan(place: Path, folder: Path) -> None:
+    open_dataset(place)
+    (place / "b.txt").write_text("three\n")
+    grown = open_dataset(place).fingerprint
+    for path in folder.iterdir():
+        path.unlink()
+    assert open_dataset(place).fingerprint == grown
 
 
 def test_a_damaged_kept_scan_is_made_again(
-    place: Path, kept: Path, scans: list[str], caplog: pytest.LogCaptureFixture
+    place: Path, folder: Path, scans: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    for content in (b"", b"x" * 1000):
-        open_dataset(place)
-        for path in kept.iterdir():
-            path.write_bytes(content)
+    open_dataset(place)
+    (path,) = folder.iterdir()
+    good = path.read_bytes()
+    for content in (b"", b"x" * 1000, good[:-100], good.replace(b"text", b"tixt")):
+        path.write_bytes(content)
         assert len(open_dataset(place)) == 2
-    assert len(scans) == 3
+    assert len(scans) == 5
     assert "is damaged and is made again" in caplog.text
 
 
@@ -75,9 +98,28 @@ def test_where_nothing_can_be_kept_it_is_scanned_each_time(
     assert "could not be kept" in caplog.text
 
 
-def test_no_more_than_a_number_of_scans_is_kept(place: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan, "MAX_KEPT", 3)
+def test_no_more_than_a_number_of_files_and_bytes_is_kept(
+    place: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "MAX_KEPT", 3)
     for number in range(6):
-        (place / "a.txt").write_text("x\n" * (number + 1))
-        open_dataset(place)
-    assert len(list(kept.iterdir())) == 3
+        kept.keep(f"{number}.arrow", b"x" * 100)
+    assert len(list(folder.iterdir())) == 3
+    monkeypatch.setattr(kept, "MAX_KEPT_BYTES", 150)
+    kept.keep("last.arrow", b"x" * 1000)
+    assert [path.name for path in folder.iterdir()] == ["last.arrow"]
+
+
+def test_a_kept_lenient_scan_tells_again_what_it_passed_over(place: Path, folder: Path) -> None:
+    (place / "a.txt").unlink()
+    (place / "a.jsonl").write_text('{"n": 1}\n{broken\n{"n": 2}\n')
+    told = []
+    for _ in range(2):
+        bad: list[BadRange] = []
+        url = place.as_uri()
+        source = open_source(url, open_reader(url, None), bad=bad)
+        told.append(bad)
+        assert source.index.num_samples == 2
+    assert told[0] == told[1]
+    assert [(entry.offset, entry.length) for entry in told[0]] == [(9, 8)]
+    assert [path.suffix for path in folder.iterdir()] == [".arrow"]
