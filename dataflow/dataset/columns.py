@@ -1,8 +1,8 @@
 """From decoded blocks to the columns of a batch, one small class per kind of field.
 
 `prepare` looks at one field of one decoded block and keeps views; `gather` collects rows of many blocks into a batch.
-Fixed-width fields are gathered by numpy; where rows are wide they are joined in the order of the batch, which is then
-faster and moves every byte once. Fields of variable size become lists, one object per sample.
+Rows of fixed width are gathered by numpy from wherever they lie; where they are wide they are joined in the order of
+the batch, which moves every byte once. Fields of variable size become lists, one object per sample.
 
 What a column holds never depends on how samples lie in blocks: numpy arrays that own their memory and can be written
 to, `str`, `bytes`, or plain Python objects for nested types.
@@ -23,15 +23,15 @@ import pyarrow as pa
 from PIL import Image
 
 from connectors.errors import BadInputError, CorruptError
+from dataflow.dataset.rows import MAX_ROW_BYTES, address_of, rows_at
 from dataflow.formats.fields import field_kind
 
 __all__ = ["Allocate", "Column", "Selection", "column_of"]
 
 Allocate: TypeAlias = Callable[[str, tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]]
 
-# Joining rows is faster than gathering block by block where a row is wide. Numpy looks at each row then, which for
-# narrow ones costs more than the temporary does, however few rows a block gives.
-WIDE_ROW_BYTES = 1024
+# Joining looks at each row from Python, and costs less than the temporary of a gather does where a row is as wide.
+WIDE_ROW_BYTES = MAX_ROW_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,7 @@ class Selection:
         samples: int64, the sample numbers in the order of the batch.
         blocks: What `Column.prepare` made of each block involved, by field.
         rows: int64, the row inside its block of every sample, block by block.
+        owners: int64, for each entry of `rows` the number of its block among `blocks`.
         bounds: Where in `rows` each block's part begins, and the number of samples at the end.
         places: int64, for each entry of `rows` its place in the batch; None where both orders are the same.
     """
@@ -49,6 +50,7 @@ class Selection:
     samples: npt.NDArray[np.int64]
     blocks: list[dict[str, Any]]
     rows: npt.NDArray[np.int64]
+    owners: npt.NDArray[np.int64]
     bounds: list[int]
     places: npt.NDArray[np.int64] | None
 
@@ -60,6 +62,14 @@ class Selection:
     def sample_at(self, position: int) -> int:
         """Return the number of the sample whose row is `rows[position]`."""
         return int(self.samples[position if self.places is None else self.places[position]])
+
+    def reordered(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Bring an array of one value per sample from block order to the order of the batch."""
+        if self.places is None:
+            return values
+        ordered = np.empty_like(values)
+        ordered[self.places] = values
+        return ordered
 
     def scatter(self, values: list[Any]) -> list[Any]:
         """Bring one value per sample from block order to the order of the batch."""
@@ -94,9 +104,16 @@ class Column(Protocol):
 
 
 class _Values(NamedTuple):
-    """Fixed-width values of one block, one row per sample; `valid` is None where none is null."""
+    """Fixed-width values of one block, one row per sample.
+
+    Attributes:
+        values: As they are handed out: `(samples, *shape)`.
+        address: Where they lie, row after row as stored.
+        valid: None where none is null.
+    """
 
     values: npt.NDArray[Any]
+    address: int
     valid: npt.NDArray[np.bool_] | None
 
 
@@ -129,44 +146,41 @@ class FixedColumn:
         else:
             start = array.offset * self.dtype.itemsize
             values = np.frombuffer(array.buffers()[1], self.dtype, len(array), start)
-        if self.permutation is not None:
-            stored = [self.shape[axis] for axis in np.argsort(self.permutation)]
-            values = values.reshape(length, *stored).transpose(0, *(axis + 1 for axis in self.permutation))
-        return _Values(values.reshape(length, *self.shape), valid)
+        address = address_of(values)
+        values = self._permuted(values.reshape(length, *self._stored_shape))
+        return _Values(values, address, valid)
 
     def gather(self, selection: Selection, allocate: Allocate) -> npt.NDArray[Any]:
         """Copy the rows, and cast them where the array that is given has a wider type."""
-        places = selection.places
         out = allocate(self.name, (len(selection.samples), *self.shape), self.dtype)
-        if places is not None and self._row_bytes >= WIDE_ROW_BYTES:
-            self._join_rows(selection, out)
-            return out
-        # Numpy cannot gather and scatter at once, nor gather and cast: rows then pass through a temporary.
-        straight = places is None and out.dtype == self.dtype
-        target = out if straight else np.empty(out.shape, self.dtype)
-        for (values, valid), start, stop in selection.parts(self.name):
-            if valid is not None:
-                self._insist_on_values(valid, selection, start, stop)
-            # Any other mode than `clip` gathers into a buffer first; rows are in range by construction.
-            values.take(selection.rows[start:stop], 0, target[start:stop], "clip")
-        if not straight:
-            out[... if places is None else places] = target
+        blocks: list[_Values] = [block[self.name] for block in selection.blocks]
+        for number, block in enumerate(blocks):
+            if block.valid is not None:
+                self._insist_on_values(block.valid, selection, *selection.bounds[number : number + 2])
+        row_bytes = self.dtype.itemsize * math.prod(self.shape)
+        if row_bytes > WIDE_ROW_BYTES:
+            self._join_rows(blocks, selection, out)
+        elif out.size:
+            firsts = np.array([block.address for block in blocks])
+            addresses = firsts[selection.owners] + selection.rows * row_bytes
+            rows = rows_at(selection.reordered(addresses), row_bytes).view(self.dtype)
+            out[...] = self._permuted(rows.reshape(-1, *self._stored_shape))
         return out
 
     @property
-    def _row_bytes(self) -> int:
-        return self.dtype.itemsize * math.prod(self.shape)
+    def _stored_shape(self) -> tuple[int, ...]:
+        if self.permutation is None:
+            return self.shape
+        return tuple(self.shape[axis] for axis in np.argsort(self.permutation))
 
-    def _join_rows(self, selection: Selection, out: npt.NDArray[Any]) -> None:
+    def _permuted(self, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return stored if self.permutation is None else stored.transpose(0, *(axis + 1 for axis in self.permutation))
+
+    def _join_rows(self, blocks: list[_Values], selection: Selection, out: npt.NDArray[Any]) -> None:
         """Write the rows one after the other, each once. They are arrays: a number is no wide row."""
-        numbers, places = selection.rows.tolist(), selection.places.tolist()  # type: ignore[union-attr]
-        rows: list[Any] = [None] * len(numbers)
-        for (values, valid), start, stop in selection.parts(self.name):
-            if valid is not None:
-                self._insist_on_values(valid, selection, start, stop)
-            for position in range(start, stop):
-                rows[places[position]] = values[numbers[position]]
-        np.concatenate(rows, out=out.reshape(-1, *self.shape[1:]))
+        places = zip(selection.owners.tolist(), selection.rows.tolist(), strict=True)
+        rows = [blocks[owner].values[row] for owner, row in places]
+        np.concatenate(selection.scatter(rows), out=out.reshape(-1, *self.shape[1:]))
 
     def _insist_on_values(self, valid: npt.NDArray[np.bool_], selection: Selection, start: int, stop: int) -> None:
         missing = np.flatnonzero(~valid[selection.rows[start:stop]])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from connectors.errors import BadInputError
+from connectors.errors import BadInputError, CorruptError
 from dataflow.dataset.batch import Batch, Sample
 from dataflow.dataset.buffer import BlockBuffer
 from dataflow.dataset.columns import Allocate, Selection, column_of
@@ -142,8 +142,9 @@ class Dataset:
         wanted = block[is_first].tolist()
         prepared = self._blocks(wanted)
         with stage("decode"):
+            owners = is_first.cumsum() - 1
             bounds = [*is_first.nonzero()[0].tolist(), len(samples)]
-            selection = Selection(samples, [prepared[number] for number in wanted], row, bounds, places)
+            selection = Selection(samples, [prepared[number] for number in wanted], row, owners, bounds, places)
             return {column.name: column.gather(selection, allocate or _allocate) for column in self._columns}
 
     def _blocks(self, wanted: list[int]) -> dict[int, dict[str, Any]]:
@@ -160,11 +161,23 @@ class Dataset:
         with stage("decode"):
             for block, data in zip(missing, blocks, strict=True):
                 batch = self._source.decode(block, data.view)
+                self._insist_on_length(block, batch.num_rows)
                 columns = {column.name: column.prepare(batch.column(column.name)) for column in self._columns}
                 prepared[block] = columns
                 if batch.num_rows > 1:  # a block of one sample is not asked for again soon
                     self._buffer.put(block, columns, batch.nbytes)
         return prepared
+
+    def _insist_on_length(self, block: int, num_rows: int) -> None:
+        """Insist that a block has the rows that the index promises: a gather looks at each of them unasked."""
+        first, stop = self.index.blocks.first_sample[block : block + 2].tolist()
+        if num_rows != stop - first:
+            uri = self.index.block_ref(block).uri
+            raise CorruptError(
+                f"block {block}, in {uri}, has {num_rows} samples, the index says {stop - first}: index or convert the "
+                "dataset again",
+                uri=uri,
+            )
 
 
 def _allocate(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:  # noqa: ARG001

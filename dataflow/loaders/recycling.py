@@ -1,7 +1,8 @@
 """Memory of large batches that are made in this process, used again once nothing refers to it.
 
-The allocator returns blocks of 32 MiB and more to the system when they are freed, and a batch in fresh pages costs
-three to four times what it costs in pages that are mapped already. So what held a batch is kept until the next one.
+The allocator returns blocks of 32 MiB and more to the system when they are freed, smaller ones as well where they lie
+at the end of its own memory or belong to a thread, and a batch in fresh pages costs up to four times what it costs in
+pages that are mapped already. So what held a batch is kept until the next one.
 A batch that the caller keeps keeps its memory: it is used again only after the last tensor or array over it is gone.
 """
 
@@ -16,8 +17,8 @@ from dataflow.loaders.slots import Bytes, Watch
 
 __all__ = ["RECYCLE_BYTES", "Recycler"]
 
-# Below, the allocator itself keeps memory mapped.
-RECYCLE_BYTES = 1 << 20
+# Below, fresh pages cost less than keeping memory does.
+RECYCLE_BYTES = 1 << 16
 # Fields of a batch, and the batch that the caller still holds while the next one is made.
 _MAX_FREE = 8
 

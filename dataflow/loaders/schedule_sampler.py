@@ -39,8 +39,9 @@ __all__ = ["Part", "ScheduleSampler"]
 _log = logging.getLogger(__name__)
 
 _STATE_VERSION = 1
-# Own samples looked up at once: enough that numpy's cost per call vanishes, few enough to stay in the L2 cache.
-_LOOK_AHEAD_SAMPLES = 8192
+# Own samples looked up at once, in the end: enough that numpy's cost per call vanishes, few enough for the L2 cache.
+# The first look is for one step and each next one for twice as many samples, so that no first batch waits for others.
+_LOOK_AHEAD_SAMPLES = 1 << 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,14 +301,15 @@ class ScheduleSampler(Sampler[list[Any]]):
         plan, drawn = run.plan, run.step - first
         steps = plan.window(window)
         waiting: list[tuple[GlobalBatch, npt.NDArray[np.int64]]] = []
-        num_waiting = 0
+        num_waiting, num_wanted = 0, 1
         for step in range(first, len(steps)):
             batch = steps.batch(plan.order, step)
             units = divide(run.division_at(drawn + step), batch, self.num_replicas).of(self.replica)
             waiting.append((batch, units))
             num_waiting += len(units)
-            if num_waiting >= _LOOK_AHEAD_SAMPLES:
+            if num_waiting >= num_wanted:
                 yield from _look_up(plan, waiting)
+                num_wanted = min(2 * num_waiting, _LOOK_AHEAD_SAMPLES)
                 waiting, num_waiting = [], 0
         yield from _look_up(plan, waiting)
 
