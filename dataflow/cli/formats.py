@@ -16,7 +16,7 @@ __all__ = ["formats"]
 ABOUT = {
     "arrow": "native: Arrow IPC shards, an index of their record batches, a manifest",
     "csv": "lines of values with a header, .csv and .tsv, also compressed",
-    "folder": "images in class folders",
+    "folder": "images, sound, video and text files, in class folders or named by a table",
     "huggingface": "HuggingFace datasets, as save_to_disk writes them",
     "jsonl": "one JSON object a line, also compressed",
     "litdata": "LitData chunks of items",
@@ -24,6 +24,7 @@ ABOUT = {
     "megatron": "Megatron token files, .bin and .idx",
     "parquet": "row groups are blocks",
     "text": "one string a line, also compressed",
+    "text-folder": "one text file a sample, in class folders (only when asked for)",
     "tfrecord": "records with checksums, tf.train.Example or raw",
     "webdataset": "tar archives of samples",
 }

@@ -32,12 +32,13 @@ FORMATS: tuple[Format, ...] = (
     LitdataFormat(),
     MegatronFormat(),
     WebdatasetFormat(),
+    FolderFormat(),
     ParquetFormat(),
     TfrecordFormat(),
-    FolderFormat(),
     TextFormat("jsonl", (".jsonl", ".ndjson")),
     TextFormat("csv", (".csv", ".tsv")),
     TextFormat("text", (".txt",)),
+    FolderFormat("text-folder", ("text",)),
 )
 
 
