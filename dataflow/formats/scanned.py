@@ -22,7 +22,8 @@ import xxhash
 from connectors.errors import BadInputError, CorruptError, NotFoundError
 from connectors.objects import join_uri
 from dataflow.formats.sidecar import FileScan, Sidecar, known_parts, make_sidecar
-from dataflow.index import fetch, kept
+from dataflow.index import kept
+from dataflow.index.fetch import fetch_index
 from dataflow.index.storage import SIDECAR_NAME
 
 if TYPE_CHECKING:
@@ -141,8 +142,7 @@ def open_indexed(place: Place, formats: Sequence[Format]) -> Source | None:
         return None
     uri = join_uri(place.url, SIDECAR_NAME)
     try:
-        data = fetch.fetch(place.reader, uri)
-        sidecar = Sidecar.decode(data, uri=uri)
+        sidecar = fetch_index(place.reader, uri, lambda data: Sidecar.decode(data, uri=uri))
     except NotFoundError:
         return None
     except CorruptError as error:
@@ -177,7 +177,7 @@ def open_given(place: Place, formats: Sequence[Format], location: str, reader: B
         CorruptError: It is damaged.
         BadInputError: It does not belong to these files any more, or never did.
     """
-    sidecar = Sidecar.decode(fetch.fetch(reader, location), uri=location)
+    sidecar = fetch_index(reader, location, lambda data: Sidecar.decode(data, uri=location))
     form = _format(formats, sidecar)
     if form is None:
         raise BadInputError(f"{location} is the index of a {sidecar.format} dataset", uri=location)

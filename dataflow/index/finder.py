@@ -14,6 +14,8 @@ __all__ = ["BlockFinder"]
 
 # Where blocks are very unequal a stretch may hold thousands; a search is then faster than walking.
 _MAX_TURNS = 8
+# Bounds what building takes beside the result.
+_BLOCKS_AT_ONCE = 1 << 18
 
 
 class BlockFinder:
@@ -29,10 +31,14 @@ class BlockFinder:
         num_blocks, num_samples = len(first_sample) - 1, int(first_sample[-1])
         self._shift = max(0, (num_samples // max(num_blocks, 1)).bit_length() - 1)
         num_stretches = -(-num_samples >> self._shift)
-        # A block that begins inside a stretch counts from the next one on.
-        begins_before = -(-first_sample[1:-1] >> self._shift)
-        counts = np.bincount(begins_before, minlength=num_stretches + 1)[:num_stretches]
-        self._first_block = np.cumsum(counts).astype(np.int32)
+        first_block = np.zeros(num_stretches + 1, np.int32)
+        for first in range(1, num_blocks, _BLOCKS_AT_ONCE):
+            # A block that begins inside a stretch counts from the next one on.
+            begins_before = -(-first_sample[first : min(first + _BLOCKS_AT_ONCE, num_blocks)] >> self._shift)
+            low = int(begins_before[0])
+            counts = np.bincount(begins_before - low)
+            first_block[low : low + len(counts)] += counts.astype(np.int32)
+        self._first_block = np.cumsum(first_block[:num_stretches], dtype=np.int32, out=first_block[:num_stretches])
 
     def find(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the block of each sample number, int64; each must lie in `[0, number of samples)`."""

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Blocks", "Index", "Pieces", "Shards"]
 
+# Bounds what a check takes beside the table, whatever its length.
+_ROWS_AT_ONCE = 1 << 18
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shards:
@@ -93,7 +96,8 @@ class Pieces:
         """Return the rows of the pieces of some blocks, block by block."""
         counts = self.first[blocks + 1] - self.first[blocks]
         ends = np.cumsum(counts)
-        return np.arange(ends[-1] if len(ends) else 0) + np.repeat(self.first[blocks] - ends + counts, counts)
+        rows: npt.NDArray[np.int64] = np.repeat(self.first[blocks] - ends + counts, counts)
+        return rows + np.arange(len(rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,32 +185,41 @@ class Index:
         return _join(self.url, self.shards.names[shard].as_py())
 
     def check(self) -> None:
-        """Insist that the table is consistent, in a few vectorised passes.
+        """Insist that the table is consistent, in a few vectorised passes and little memory.
 
         Raises:
             CorruptError: Names the first shard whose blocks cannot be where the table says.
         """
-        shards, blocks = self.shards, self.blocks
-        num_blocks = len(blocks)
-        first = blocks.first_sample
-        if len(first) != num_blocks + 1 or first[0] != 0 or (num_blocks and np.diff(first).min() < 0):
+        first = self.blocks.first_sample
+        if (
+            len(first) != self.num_blocks + 1
+            or first[0] != 0
+            or any(
+                (np.diff(first[begin : begin + _ROWS_AT_ONCE + 1]) < 0).any()
+                for begin in range(0, self.num_blocks, _ROWS_AT_ONCE)
+            )
+        ):
             raise CorruptError(
                 f"the index of {self.url} counts samples backwards; convert the dataset again", uri=self.url
             )
-        if not num_blocks:
-            return
-        if blocks.shard.min() < 0 or blocks.shard.max() >= len(shards):
-            raise CorruptError(f"the index of {self.url} names a shard that it does not list", uri=self.url)
+        for begin in range(0, self.num_blocks, _ROWS_AT_ONCE):
+            shard = self.blocks.shard[begin : begin + _ROWS_AT_ONCE]
+            if shard.min() < 0 or shard.max() >= len(self.shards):
+                raise CorruptError(f"the index of {self.url} names a shard that it does not list", uri=self.url)
         # Blocks of several pieces have a place among the shards to be named by, and no range there.
-        ranges = self.ranges
-        outside = (ranges.offset < 0) | (ranges.length < 1)
-        outside |= ranges.offset + ranges.length > shards.size_bytes[ranges.shard]
+        for begin in range(0, len(self.ranges), _ROWS_AT_ONCE):
+            self._check_ranges(slice(begin, begin + _ROWS_AT_ONCE))
+
+    def _check_ranges(self, rows: slice) -> None:
+        ranges, size_bytes = self.ranges, self.shards.size_bytes
+        outside = (ranges.offset[rows] < 0) | (ranges.length[rows] < 1)
+        outside |= ranges.offset[rows] + ranges.length[rows] > size_bytes[ranges.shard[rows]]
         if outside.any():
-            row = int(np.argmax(outside))
+            row = rows.start + int(np.argmax(outside))
             uri, what = self.shard_uri(int(ranges.shard[row])), "block" if self.pieces is None else "piece"
             raise CorruptError(
                 f"the index puts {what} {row} at [{ranges.offset[row]}, +{ranges.length[row]}) of {uri}, outside "
-                f"its {shards.size_bytes[ranges.shard[row]]} bytes; convert the dataset again",
+                f"its {size_bytes[ranges.shard[row]]} bytes; convert the dataset again",
                 uri=uri,
             )
 

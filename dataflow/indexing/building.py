@@ -22,7 +22,8 @@ from dataflow.formats.destination import Destination
 from dataflow.formats.place import Place
 from dataflow.formats.scanned import assemble, kept_sidecar, slot
 from dataflow.formats.sidecar import FileScan, Sidecar, known_parts
-from dataflow.index import fetch, kept
+from dataflow.index import kept
+from dataflow.index.fetch import fetch_index
 from dataflow.index.storage import SIDECAR_NAME
 from dataflow.indexing.journal import Journal
 from dataflow.indexing.scanning import ScanTask, cut_jobs, scan_files
@@ -175,7 +176,7 @@ def _known(files: Sequence[ObjectMeta], target: str | None, name: str, journal: 
     if target is not None:
         reader = open_reader(target, None)
         try:
-            sidecar = Sidecar.decode(fetch.fetch(reader, target), uri=target)
+            sidecar = fetch_index(reader, target, lambda data: Sidecar.decode(data, uri=target))
         except NotFoundError:
             logger.debug("no older index at %s", target)
         except DataError as error:

@@ -1,15 +1,17 @@
 """The block table: locating samples, and the index as bytes."""
 
 import pickle
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from connectors.errors import CorruptError
-from dataflow.index import Blocks, Index, Pieces, Shards, decode_index, encode_index
+from dataflow.index import Blocks, Index, Pieces, Shards, decode_index, encode_index, finder, table
 from dataflow.index.finder import BlockFinder
 
 
@@ -159,3 +161,38 @@ def test_a_piece_outside_its_shard_is_refused() -> None:
 def test_a_block_without_pieces_is_read_from_its_own_range() -> None:
     index = make_index([1, 2])
     assert index.block_refs(1) == [index.block_ref(1)] == [index.range_ref(1)]
+
+
+@given(sizes=st.lists(st.integers(0, 9), min_size=1, max_size=60), at_once=st.integers(1, 7))
+def test_the_finder_does_not_depend_on_how_many_blocks_it_looks_at_at_once(sizes: list[int], at_once: int) -> None:
+    first_sample = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finder, "_BLOCKS_AT_ONCE", at_once)
+        found = finder.BlockFinder(first_sample)
+    samples = np.arange(first_sample[-1])
+    assert found.find(samples).tolist() == (np.searchsorted(first_sample, samples, side="right") - 1).tolist()
+
+
+@pytest.mark.parametrize("wrong", [0, 5, 9])
+def test_a_check_that_looks_at_a_few_rows_at_once_finds_every_error(
+    wrong: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "_ROWS_AT_ONCE", 3)
+    shards = Shards(pa.array(["a"]), np.array([100]), pa.array(["1"]))
+
+    def check(**changes: npt.NDArray[Any]) -> None:
+        vectors = {
+            "shard": np.zeros(10, np.int32),
+            "offset": np.arange(10) * 10,
+            "length": np.full(10, 10),
+            "first_sample": np.arange(11),
+        }
+        Index("file:///set", "", shards, Blocks(**vectors | changes)).check()
+
+    check()
+    with pytest.raises(CorruptError, match=f"puts block {wrong} at"):
+        check(length=np.where(np.arange(10) == wrong, 1000, 10))
+    with pytest.raises(CorruptError, match="names a shard"):
+        check(shard=np.where(np.arange(10) == wrong, 1, 0).astype(np.int32))
+    with pytest.raises(CorruptError, match="counts samples backwards"):
+        check(first_sample=np.where(np.arange(11) == wrong + 1, -1, np.arange(11)))

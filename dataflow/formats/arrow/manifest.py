@@ -100,6 +100,8 @@ class Manifest:
             manifest = msgspec.convert(content, cls)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise CorruptError(f"{uri} is not a manifest: {error}", uri=uri) from error
+        if "/" in manifest.index.name:
+            raise CorruptError(f"{uri} names an index outside of the dataset: {manifest.index.name}", uri=uri)
         if dataset_fingerprint(manifest.schema, manifest.index.digest) != manifest.fingerprint:
             raise CorruptError(
                 f"{uri} contradicts itself: fingerprint, schema and index do not belong together", uri=uri

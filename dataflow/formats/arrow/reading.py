@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from connectors.errors import CorruptError, NotFoundError
 from connectors.objects import join_uri
-from dataflow.formats.arrow.manifest import INDEX_NAME, MANIFEST_NAME, Manifest, content_digest
+from dataflow.formats.arrow.manifest import MANIFEST_NAME, Manifest, content_digest
 from dataflow.index import Index, decode_index
+from dataflow.index.fetch import fetch_index
 
 if TYPE_CHECKING:
     from dataflow.formats.place import Place
@@ -73,23 +74,27 @@ class ArrowFormat:
             BadInputError: Written by a newer release.
         """
         url, reader = place.url, place.reader
-        manifest_uri, index_uri = join_uri(url, MANIFEST_NAME), join_uri(url, INDEX_NAME)
+        manifest_uri = join_uri(url, MANIFEST_NAME)
         try:
             data = reader.read_object(manifest_uri).data
         except NotFoundError:
             return None
         manifest = Manifest.from_json(data, uri=manifest_uri)
+        index_uri = join_uri(url, manifest.index.name)
+
+        def decode(content: memoryview) -> Index:
+            if len(content) != manifest.index.size_bytes or content_digest(content) != manifest.index.digest:
+                raise CorruptError(
+                    f"{index_uri} ({len(content)} bytes) is not the index that {manifest_uri} was written with "
+                    f"({manifest.index.size_bytes} bytes): damaged, or from another version of the dataset",
+                    uri=index_uri,
+                )
+            return decode_index(content, url=url, fingerprint=manifest.fingerprint, uri=index_uri)
+
         try:
-            content = reader.read_object(index_uri).data
+            index = fetch_index(reader, index_uri, decode, digest=manifest.index.digest)
         except NotFoundError as error:
             raise CorruptError(f"{manifest_uri} exists but its index {index_uri} is missing", uri=index_uri) from error
-        if len(content) != manifest.index.size_bytes or content_digest(content) != manifest.index.digest:
-            raise CorruptError(
-                f"{index_uri} ({len(content)} bytes) is not the index that {manifest_uri} was written with "
-                f"({manifest.index.size_bytes} bytes): damaged, or from another version of the dataset",
-                uri=index_uri,
-            )
-        index = decode_index(content, url=url, fingerprint=manifest.fingerprint, uri=index_uri)
         if index.num_samples != manifest.num_samples:
             raise CorruptError(
                 f"{manifest_uri} counts {manifest.num_samples} samples, its index {index.num_samples}", uri=manifest_uri
