@@ -6,25 +6,15 @@ file is closed when the last of them lets go, so eviction never breaks a reader 
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
-import mmap
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
-import numpy as np
-
+from cache.memory_map import map_memory, take_large_pages
 from connectors.protocols import Buffer
 
-__all__ = ["Block", "Descriptor", "Handle", "map_memory", "seal_block"]
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
-_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-_MAP_FAILED = ctypes.c_void_p(-1).value
+__all__ = ["Block", "Descriptor", "Handle", "seal_block"]
 
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -59,54 +49,19 @@ class Block:
 
 
 def seal_block(key: bytes, data: Buffer) -> Block:
-    """Copy `data` (at least one byte) into a memfd that nobody can change, shrink or grow any more.
+    """Copy `data` (at least one byte) into a memfd that nobody can change, shrink or grow any more. It takes a while.
 
     Raises:
         OSError: No descriptor or no memory is left.
     """
     memory = Descriptor(os.memfd_create("block", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
     with memoryview(data).cast("B") as view:
+        take_large_pages(memory.fd, len(view))
         written = 0
         while written < len(view):
             written += os.write(memory.fd, view[written:])
         fcntl.fcntl(memory.fd, fcntl.F_ADD_SEALS, _SEALS)
         return Block(key, len(view), memory)
-
-
-def map_memory(fd: int, length: int) -> memoryview:
-    """Map a block's memfd, read-only. The map keeps no descriptor, unlike `mmap.mmap`, and ends with its last view.
-
-    All pages are there at once: touched one by one they cost more, and a file system that copies from memory which is
-    not there yet falls back to single pages (on ext4 four times the CPU).
-
-    Raises:
-        OSError: No address space or no further map is left.
-        ValueError: The file is shorter.
-    """
-    size_bytes = os.fstat(fd).st_size
-    if size_bytes < length:
-        raise ValueError(f"a block of {length} bytes is said to be in a file of {size_bytes}")
-    return np.asarray(_Map(fd, length)).data
-
-
-class _Map:
-    """Owner of mapped pages. Arrays and views made of it keep it."""
-
-    def __init__(self, fd: int, length: int) -> None:
-        self._length = length
-        # Private: older kernels refuse a shared map of a memfd that is sealed against writing.
-        flags = mmap.MAP_PRIVATE | mmap.MAP_POPULATE
-        self._address: int | None = None
-        address = _libc.mmap(None, length, mmap.PROT_READ, flags, fd, 0)
-        if address == _MAP_FAILED:
-            raise OSError(ctypes.get_errno(), f"cannot map {length} bytes: {os.strerror(ctypes.get_errno())}")
-        self._address = address
-        # https://numpy.org/doc/stable/reference/arrays.interface.html; True: read-only
-        self.__array_interface__ = {"shape": (length,), "typestr": "|u1", "data": (address, True), "version": 3}
-
-    def __del__(self, unmap: Callable[[int, int], int] = _libc.munmap) -> None:
-        if self._address is not None:
-            unmap(self._address, self._length)
 
 
 class Handle:

@@ -30,8 +30,9 @@ from cache.frames import (
     Request,
     error_of,
 )
-from cache.handle import Descriptor, map_memory
+from cache.handle import Descriptor
 from cache.keys import BlockRef, block_key
+from cache.memory_map import map_memory
 from cache.reader import BlockData, ObjectData
 from connectors.errors import CorruptError, DataError, ErrorKind
 from connectors.objects import ObjectMeta

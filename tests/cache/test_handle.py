@@ -5,7 +5,8 @@ import os
 import numpy as np
 import pytest
 
-from cache.handle import map_memory, seal_block
+from cache.handle import seal_block
+from cache.memory_map import map_memory
 
 DATA = bytes(range(256)) * 500
 
