@@ -209,6 +209,7 @@ class Engine:
         if self._running:
             self.prefetcher.pump()
         if request.flights:
+            self.prefetcher.missed()
             await asyncio.wait(set(request.flights.values()))
         for position, flight in request.flights.items():
             result = flight.result()

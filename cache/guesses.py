@@ -7,6 +7,9 @@ and ends when its reader goes another way. Reads in random order give none.
 A walk can be followed only where the store's version names the object, since the checksums of blocks that nobody has
 asked for are not known; how long the object is, the store is asked once, when a block of the walk is not here: where
 all of them are, nothing is to be fetched, and the store is left alone.
+
+Where a whole lap found all of its blocks here, there is nothing to guess for, and looking for patterns would be half of
+what a warm read costs the server. So guesses rest, and go on from what they remember when a block is missed.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ __all__ = ["Guesses"]
 _MAX_FOLLOWED = 4
 _MAX_AHEAD = 64
 _MAX_SIZES = 256
+# Reads without a miss after which guesses rest, where a lap is not longer.
+_PEACE_READS = 1024
 
 
 @dataclass(slots=True)
@@ -68,6 +73,7 @@ class Guesses:
         self._sizes: OrderedDict[str, tuple[str, int] | None] = OrderedDict()
         self._laps = Laps()
         self._last: bytes | None = None
+        self._reads_in_peace = 0
         # The plan of the repeated order, and the place in the lap before of each of its blocks to come.
         self._lap: int | None = None
         self._lap_places: deque[int] = deque()
@@ -82,6 +88,9 @@ class Guesses:
         """
         wanted: list[bytes] = []
         unwanted: list[bytes] = []
+        if self._reads_in_peace > max(_PEACE_READS, len(self._laps)):
+            return wanted, self.end()
+        self._reads_in_peace += 1
         # Another sample of the block that was read last says nothing of the way.
         if not self._max_ahead_bytes or key == self._last:
             return wanted, unwanted
@@ -96,6 +105,10 @@ class Guesses:
         self._laps.observe(key, ref)
         self._go_round(ref.length, wanted, unwanted)
         return wanted, unwanted
+
+    def missed(self) -> None:
+        """A block was not here when its reader came, or was not before it was guessed."""
+        self._reads_in_peace = 0
 
     def measured(self, uri: str, version: str, size_bytes: int) -> None:
         """An object is so long."""

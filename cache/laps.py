@@ -40,6 +40,10 @@ class Laps:
         self._place: dict[bytes, int] = {}
         self._trust = 0.0
 
+    def __len__(self) -> int:
+        """Blocks whose last read is known."""
+        return len(self._place)
+
     def observe(self, key: bytes, ref: BlockRef) -> None:
         """Take note of a read."""
         before = self._place.get(key)

@@ -218,6 +218,10 @@ class Prefetcher:
                     self._let_go(unwanted)
         self._engine.rerank(changed)
 
+    def missed(self) -> None:
+        """Readers wait for blocks that are not here."""
+        self._guesses.missed()
+
     def nobody_reads(self) -> None:
         """The last reader has gone, so there is nobody to guess for."""
         self._drop(self._guesses.end())
@@ -311,6 +315,7 @@ class Prefetcher:
         self._window.taken(size_bytes, now_s)
 
     def _begin(self, wanted: Mapping[bytes, Planned]) -> None:
+        self._guesses.missed()
         for work in self._engine.fetch_ahead([(key, planned.ref) for key, planned in wanted.items()]):
             for key, ref in work.fetch.blocks:
                 # It may have been there for another plan, and left before its reader came.

@@ -1,6 +1,6 @@
 """What guesses remember is bounded, whatever is read and whenever the store answers."""
 
-from cache.guesses import _MAX_SIZES, Guesses
+from cache.guesses import _MAX_SIZES, _PEACE_READS, Guesses
 from cache.keys import BlockRef, block_key
 from cache.plan import Futures
 
@@ -23,6 +23,7 @@ def test_answers_about_objects_that_are_forgotten_meanwhile_are_not_kept() -> No
     )
     uris = [f"s3://b/{number}" for number in range(3 * _MAX_SIZES)]
     for uri in uris:
+        guesses.missed()
         assert walk(guesses, uri, range(ENOUGH)) == []
     assert asked == uris
     for uri in uris:
@@ -41,3 +42,42 @@ def test_a_walk_over_what_is_here_asks_the_store_nothing_until_a_block_is_not() 
     assert asked == []
     walk(guesses, "s3://b/x", range(20, 22))
     assert asked == ["s3://b/x"]
+
+
+def test_guesses_rest_where_a_lap_missed_nothing_and_go_on_with_the_next_miss() -> None:
+    futures = Futures()
+    guesses = Guesses(
+        futures, has=lambda _: True, measure=lambda _: None, max_ahead_bytes=64 * BLOCK, clock=lambda: 0.0
+    )
+    refs = [BlockRef(f"s3://b/{number}", "1", 0, BLOCK) for number in range(256)]
+    blocks = [(block_key(ref), ref) for ref in refs]
+    laps_in_peace = _PEACE_READS // len(blocks)
+    for _ in range(laps_in_peace):
+        for key, ref in blocks:
+            guesses.observe(key, ref)
+    assert futures
+    assert guesses.observe(*blocks[0]) != ([], [])
+    wanted, unwanted = guesses.observe(*blocks[1])
+    assert not wanted
+    assert unwanted
+    assert not futures
+    for block in blocks[2:]:
+        assert guesses.observe(*block) == ([], [])
+    guesses.missed()
+    assert {key for block in blocks for key in guesses.observe(*block)[0]} == {key for key, _ in blocks}
+
+
+def test_a_lap_of_many_blocks_is_no_peace_before_its_end() -> None:
+    futures = Futures()
+    guesses = Guesses(
+        futures, has=lambda _: True, measure=lambda _: None, max_ahead_bytes=64 * BLOCK, clock=lambda: 0.0
+    )
+    blocks = [
+        (block_key(ref), ref) for ref in (BlockRef(f"s3://b/{n}", "1", 0, BLOCK) for n in range(2 * _PEACE_READS))
+    ]
+    for block in blocks:
+        guesses.observe(*block)
+    guesses.missed()
+    for block in blocks[: _PEACE_READS + 100]:
+        guesses.observe(*block)
+    assert futures
