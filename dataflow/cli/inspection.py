@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import click
+import msgspec
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +14,7 @@ from rich.table import Table
 from dataflow.cli.sizes import format_size
 from dataflow.dataset import Dataset, open_dataset
 from dataflow.formats import class_names, field_kind
+from dataflow.formats.arrow.reading import ArrowSource
 from dataflow.media import sniff
 
 __all__ = ["inspect"]
@@ -26,7 +28,7 @@ MAX_TEXT = 60
 @click.option("--samples", type=click.IntRange(0), default=3, show_default=True, help="How many samples to show.")
 @click.option("--json", "as_json", is_flag=True, help="Everything as one JSON object.")
 def inspect(*, url: str, samples: int, as_json: bool) -> None:
-    """Show the fields, shards, blocks and first samples of the dataset at URL."""
+    """Show fields, statistics, shards, blocks, origin and first samples of the dataset at URL."""
     dataset = open_dataset(url, cache=None)
     try:
         report = describe(dataset, samples)
@@ -56,6 +58,7 @@ def describe(dataset: Dataset, num_shown: int) -> dict[str, Any]:
         "block_bytes": _spread(blocks.length),
         "fields": [_describe_field(field) for field in dataset.schema],
         "lineage": dataset.source.lineage,
+        **_manifest_facts(dataset),
         "shards": [
             {"name": name, "size_bytes": size, "num_samples": count}
             for name, size, count in zip(
@@ -65,6 +68,18 @@ def describe(dataset: Dataset, num_shown: int) -> dict[str, Any]:
         "samples": [
             {name: _describe_value(value, media=name in media) for name, value in sample.items()} for sample in shown
         ],
+    }
+
+
+def _manifest_facts(dataset: Dataset) -> dict[str, Any]:
+    """Return what the manifest of a native dataset says beside: nothing is read for it."""
+    if not isinstance(dataset.source, ArrowSource):
+        return {}
+    manifest = dataset.source.manifest
+    return {
+        "compression": manifest.compression,
+        "release": manifest.release,
+        "statistics": msgspec.to_builtins(manifest.statistics),
     }
 
 
@@ -97,6 +112,14 @@ def _describe_value(value: Any, *, media: bool) -> Any:
     return value if isinstance(value, (bool, int, float)) or value is None else text
 
 
+def _statistics_cells(found: dict[str, Any]) -> tuple[str, str, str]:
+    lengths = found.get("lengths")
+    told = ""
+    if lengths and lengths["count"]:
+        told = f"{lengths['min']:,} to {lengths['max']:,}, {lengths['total'] / lengths['count']:,.1f} on average"
+    return f"{found['missing']:,}" if found["missing"] else "", format_size(found["bytes"]), told
+
+
 def _show(report: dict[str, Any], console: Console) -> None:
     spread = report["block_bytes"]
     blocks = f" of {format_size(spread['min'])} to {format_size(spread['max'])}" if spread else ""
@@ -110,10 +133,12 @@ def _show(report: dict[str, Any], console: Console) -> None:
     if source := report["lineage"].get("source"):
         facts.add_row("converted from", f"{source['url']} ({source['format']})")
     console.print(facts)
-    fields = Table("field", "type", "kind", "classes")
+    statistics = report.get("statistics", {})
+    fields = Table("field", "type", "kind", "classes", *(("missing", "bytes", "length") if statistics else ()))
     for field in report["fields"]:
         classes = field.get("classes")
-        fields.add_row(field["name"], field["type"], field.get("kind", ""), str(len(classes)) if classes else "")
+        row = [field["name"], field["type"], field.get("kind", ""), str(len(classes)) if classes else ""]
+        fields.add_row(*row, *(_statistics_cells(statistics[field["name"]]) if field["name"] in statistics else ()))
     console.print(fields)
     shards = Table("shard", "size", "samples")
     for shard in report["shards"][:MAX_SHARDS_SHOWN]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["BlockCutter", "sample_sizes"]
+__all__ = ["BlockCutter", "column_bytes", "sample_sizes"]
 
 
 class BlockCutter:
@@ -63,6 +63,12 @@ def sample_sizes(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
     for column in batch.columns:
         sizes += _sizes(column)
     return np.maximum(sizes, 1)
+
+
+def column_bytes(column: Any) -> int:
+    """Return the bytes of all values of a column, counted as in `sample_sizes`."""
+    sizes = _sizes(column)
+    return int(np.sum(sizes)) if isinstance(sizes, np.ndarray) else sizes * len(column)
 
 
 def _exact_batch(batch: pa.RecordBatch) -> pa.RecordBatch:

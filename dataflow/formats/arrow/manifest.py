@@ -10,6 +10,7 @@ import pyarrow as pa
 import xxhash
 
 from connectors.errors import BadInputError, CorruptError
+from dataflow.formats.arrow.census import FieldStatistics
 from dataflow.formats.fields import field_kind
 
 __all__ = ["FORMAT", "INDEX_NAME", "MANIFEST_NAME", "IndexEntry", "Manifest", "content_digest", "dataset_fingerprint"]
@@ -56,6 +57,8 @@ class Manifest:
         index: The index file.
         fingerprint: Name of content, schema and block layout (`dataset_fingerprint`).
         compression: Compression of the shards' buffers: `none`, `lz4` or `zstd`.
+        statistics: Of every field, counted while it was written; empty where an older release wrote some of it.
+        release: The release of tiered-dataflow that wrote it.
         lineage: Where the data came from; JSON types, never credentials.
     """
 
@@ -68,6 +71,8 @@ class Manifest:
     index: IndexEntry
     fingerprint: str
     compression: str
+    statistics: dict[str, FieldStatistics] = field(default_factory=dict)
+    release: str = ""
     lineage: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> bytes:

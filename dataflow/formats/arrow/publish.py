@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from dataflow.formats.arrow.census import add_statistics
 from dataflow.formats.arrow.manifest import (
     INDEX_NAME,
     MANIFEST_NAME,
@@ -75,6 +77,8 @@ def publish(
         index=entry,
         fingerprint=dataset_fingerprint(encoded, entry.digest),
         compression=compression,
+        statistics=add_statistics(shard.statistics for shard in shards.values()),
+        release=version("tiered-dataflow"),
         lineage=lineage,
     )
     destination.put(MANIFEST_NAME, [manifest.to_json()])

@@ -7,7 +7,7 @@ message lies, so the bytes `[offset, offset + length)` decode alone, given the s
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -15,6 +15,7 @@ import xxhash
 from crc32c import crc32c
 
 from connectors.errors import BadInputError
+from dataflow.formats.arrow.census import FieldStatistics, add_statistics, measure_batch
 
 if TYPE_CHECKING:
     from connectors.protocols import Buffer
@@ -38,6 +39,7 @@ class Shard:
         length: Bytes of each block.
         crc32c: Checksum of each block.
         num_samples: Samples in each block.
+        statistics: Of each field; of shards of older releases there are none.
     """
 
     size_bytes: int
@@ -46,6 +48,7 @@ class Shard:
     length: list[int]
     crc32c: list[int]
     num_samples: list[int]
+    statistics: dict[str, FieldStatistics] = field(default_factory=dict)
 
 
 class _Pieces:
@@ -111,6 +114,7 @@ class ShardBuilder:
         self._length: list[int] = []
         self._crc32c: list[int] = []
         self._num_samples: list[int] = []
+        self._statistics: dict[str, FieldStatistics] | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -130,6 +134,8 @@ class ShardBuilder:
         self._length.append(self._sink.size_bytes - begin)
         self._crc32c.append(checksum)
         self._num_samples.append(batch.num_rows)
+        found = measure_batch(batch)
+        self._statistics = found if self._statistics is None else add_statistics([self._statistics, found])
 
     def finish(self) -> tuple[Shard, list[Buffer]]:
         """Close the shard, once; return what the index keeps of it, and the file's content in pieces."""
@@ -142,6 +148,7 @@ class ShardBuilder:
             length=self._length,
             crc32c=self._crc32c,
             num_samples=self._num_samples,
+            statistics=self._statistics or {},
         )
         return shard, self._chunks
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from dataflow.formats.arrow.blocks import BlockCutter
 from dataflow.formats.arrow.manifest import MANIFEST_NAME
@@ -77,11 +79,11 @@ class ArrowTarget:
         for block in cutter.flush():
             builder.append(block)
         shard, chunks = builder.finish()
-        return asdict(shard), list(chunks)
+        return msgspec.to_builtins(shard), list(chunks)
 
     def publish(
         self, destination: Destination, schema: pa.Schema, parts: Mapping[str, Part], lineage: dict[str, Any]
     ) -> None:
         """Write index and manifest."""
-        shards = {name: Shard(**part) for name, part in parts.items()}
+        shards = {name: msgspec.convert(part, Shard) for name, part in parts.items()}
         publish(destination, schema, shards, compression=self.compression, lineage=lineage)
