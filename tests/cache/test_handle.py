@@ -1,60 +1,55 @@
-"""A mapped block is there as long as anything looks at it, and then gone."""
+"""A file of a block is open as long as anybody holds it, and cannot be changed."""
 
+import contextlib
+import fcntl
 import os
 
-import numpy as np
 import pytest
 
-from cache.handle import seal_block
-from cache.memory_map import map_memory
+from cache.handle import Handle, seal_block
 
-DATA = bytes(range(256)) * 500
-
-
-def maps_of(fd: int) -> int:
-    inode = str(os.fstat(fd).st_ino)
-    with open("/proc/self/maps") as lines:
-        return sum(line.split()[4] == inode for line in lines)
+DATA = bytes(range(256))
 
 
-def test_a_map_needs_no_descriptor_and_is_read_only() -> None:
+def is_open(inode: int) -> bool:
+    """Ask for the file, not for a number, which another thread may have by now."""
+    found = False
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found |= os.fstat(int(number)).st_ino == inode
+    return found
+
+
+def test_a_file_is_closed_with_its_last_holder() -> None:
     block = seal_block(bytes(16), DATA)
-    fds = set(os.listdir("/proc/self/fd"))
-    view = block.map()
-    assert set(os.listdir("/proc/self/fd")) == fds
-    del block
-    assert view == DATA
-    assert view.readonly
-    with pytest.raises(ValueError, match="read-only"):
-        np.frombuffer(view, np.uint8)[0] = 1
+    inode = os.fstat(block.memory.fd).st_ino
+    with Handle(block.memory, block.length, "ring") as handle:
+        del block
+        assert os.pread(handle.fd, 1000, 0) == DATA
+        assert is_open(inode)
+    assert not is_open(inode)
 
 
-def test_a_map_ends_with_the_last_of_its_views() -> None:
+def test_a_closed_handle_has_no_descriptor_and_closing_it_again_is_harmless() -> None:
     block = seal_block(bytes(16), DATA)
-    fd = block.memory.fd
-    whole = block.map()
-    part, array = whole[1000:2000], np.frombuffer(whole, np.uint8)
-    assert maps_of(fd) == 1
-    del whole
-    assert part == DATA[1000:2000]
-    del part
-    assert maps_of(fd) == 1
-    assert array[-1] == DATA[-1]
-    del array
-    assert maps_of(fd) == 0
+    handle = Handle(block.memory, block.length, "ring")
+    handle.close()
+    handle.close()
+    with pytest.raises(ValueError, match="closed"):
+        _ = handle.fd
+    assert os.pread(block.memory.fd, 1000, 0) == DATA
 
 
-def test_a_file_that_is_too_short_is_not_mapped() -> None:
-    block = seal_block(bytes(16), DATA)
-    with pytest.raises(ValueError, match=f"a file of {len(DATA)}"):
-        map_memory(block.memory.fd, len(DATA) + 1)
+def test_a_sealed_block_cannot_be_changed_shortened_or_unsealed() -> None:
+    memory = seal_block(bytes(16), DATA).memory
+    with pytest.raises(PermissionError):
+        os.pwrite(memory.fd, b"x", 0)
+    with pytest.raises(PermissionError):
+        os.ftruncate(memory.fd, 1)
+    with pytest.raises(PermissionError):
+        fcntl.fcntl(memory.fd, fcntl.F_ADD_SEALS, 0)
 
 
-def test_what_cannot_be_mapped_is_an_error_of_the_system() -> None:
-    reading, writing = os.pipe()
-    try:
-        with pytest.raises(OSError, match="cannot map 0 bytes"):
-            map_memory(reading, 0)
-    finally:
-        os.close(reading)
-        os.close(writing)
+def test_a_handle_says_what_it_stands_for() -> None:
+    handle = Handle(seal_block(bytes(16), DATA).memory, len(DATA), "ram", verify=True)
+    assert repr(handle) == "Handle(length=256, source='ram', verify=True)"
