@@ -226,7 +226,8 @@ class VaryingColumn:
         buffer = array.buffers()[1]
         if buffer is None or not buffer.size:  # Arrow allows no offsets at all in an empty array
             return _Varying(np.zeros(len(array) + 1, np.int64), memoryview(b""), valid)
-        offsets = np.frombuffer(buffer, np.int64 if wide else np.int32)[array.offset : array.offset + len(array) + 1]
+        dtype = np.dtype(np.int64 if wide else np.int32)
+        offsets = np.frombuffer(buffer, dtype, len(array) + 1, array.offset * dtype.itemsize)
         if pa.types.is_list(kind) or pa.types.is_large_list(kind):
             return _Varying(offsets, self._list_values(array.values), valid)
         data = array.buffers()[2]

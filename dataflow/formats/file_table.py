@@ -112,6 +112,11 @@ def _read(place: Place, meta: ObjectMeta, files: dict[str, ObjectMeta], *, media
             uri=uri,
         )
     column = _file_column(table, folder, files, media=media)
+    if column is None and media and _is_called_metadata(meta.key):
+        raise BadInputError(
+            f"{uri} has no column {FILE_NAME} that says which files its rows are about, only {table.column_names}",
+            uri=uri,
+        )
     if column is None:
         return None
     rows = [_find(name, folder, files) for name in table.column(column).to_pylist()]
@@ -155,7 +160,9 @@ def _parse_text(data: bytes, suffix: str, types: dict[str, Any]) -> pa.Table:
     source, block_size = pa.BufferReader(data), len(data) + 1
     if suffix in (".jsonl", ".ndjson"):
         options = pyarrow.json.ParseOptions(explicit_schema=pa.schema(types.items()) if types else None)
-        return pyarrow.json.read_json(source, pyarrow.json.ReadOptions(block_size=block_size), options)
+        table = pyarrow.json.read_json(source, pyarrow.json.ReadOptions(block_size=block_size), options)
+        table.validate(full=True)  # the parser takes strings that are no UTF-8
+        return table
     return pyarrow.csv.read_csv(
         source,
         pyarrow.csv.ReadOptions(block_size=block_size),

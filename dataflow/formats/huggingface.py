@@ -66,7 +66,7 @@ class HuggingfaceSource:
         ref = self.index.block_ref(block)
         try:
             batch = pa.ipc.read_record_batch(pa.py_buffer(data), self.stored)
-            batch.validate()
+            batch.validate(full=True)  # there are no checksums: at least no value reaches into another one
         except (pa.ArrowException, OSError, EOFError) as error:
             raise CorruptError(
                 f"block {block} ({ref.length} bytes at offset {ref.offset} of {ref.uri}) is no record batch: {error}",

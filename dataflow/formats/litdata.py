@@ -90,7 +90,7 @@ class LitdataSource:
                 _array(entry, _LEAVES[encoding.partition(":")[0]].read, values)
                 for entry, encoding, values in zip(self.schema, self.encodings, columns, strict=True)
             ]
-        except (struct.error, ValueError, pa.ArrowException) as error:
+        except (struct.error, LookupError, ValueError, pa.ArrowException) as error:  # no such number of a type
             raise CorruptError(
                 f"the items at offset {ref.offset} of {ref.uri} are damaged: {error}", uri=ref.uri
             ) from error

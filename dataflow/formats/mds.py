@@ -96,12 +96,14 @@ class MdsSource:
         """Take the samples of a block apart."""
         blocks, ref = self.index.blocks, self.index.block_ref(block)
         count = int(blocks.first_sample[block + 1] - blocks.first_sample[block])
-        if packing := self.packing[int(blocks.shard[block])]:
+        packing = self.packing[int(blocks.shard[block])]
+        if packing:
             data = unpack(data, ref.uri, packing)
-            data = data[_offsets(data, count)[0] :]
         codecs = [_codec(encoding) for encoding in self.encodings]
         columns: list[list[Any]] = [[] for _ in codecs]
         try:
+            if packing:
+                data = data[_offsets(data, count)[0] :]
             _take_samples(data, count, codecs, columns)
             arrays = [_array(entry, values) for entry, values in zip(self.schema, columns, strict=True)]
         except (struct.error, ValueError, pa.ArrowException, UnicodeDecodeError) as error:

@@ -82,6 +82,10 @@ class MegatronFormat:
         pairs = [(meta, tokens[name]) for meta in indexes if (name := meta.key[:-4] + ".bin") in tokens]
         if not pairs:
             return None
+        if len(pairs) < len(indexes):
+            missing = next(meta for meta in indexes if meta.key[:-4] + ".bin" not in tokens)
+            uri = place.uri(missing)
+            raise CorruptError(f"{uri} has no tokens: {uri[:-4]}.bin is missing; write both again", uri=uri)
         table, types, lengths = BlockTable(), set(), []
         for shard, (meta, content) in enumerate(pairs):
             dtype, sizes = _read_index(place, meta, content)

@@ -253,7 +253,9 @@ def _parse_jsonl(records: memoryview, schema: pa.Schema | None, delimiter: str) 
     unexpected = "infer" if schema is None else "error"
     options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior=unexpected)
     reading = pyarrow.json.ReadOptions(use_threads=False, block_size=len(records) + 1)
-    return pyarrow.json.read_json(pa.BufferReader(pa.py_buffer(records)), reading, options)
+    table = pyarrow.json.read_json(pa.BufferReader(pa.py_buffer(records)), reading, options)
+    table.validate(full=True)  # the parser takes strings that are no UTF-8
+    return table
 
 
 def _parse_csv(records: memoryview, schema: pa.Schema | None, delimiter: str) -> pa.Table:

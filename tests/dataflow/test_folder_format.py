@@ -298,8 +298,10 @@ def test_one_file_may_have_several_rows_and_dates_stay_text(tmp_path: Path) -> N
 def test_another_table_is_no_table_of_files(tmp_path: Path) -> None:
     put(tmp_path / "c" / "1.png", 1)
     write_table(tmp_path / "prices.csv", [("EUR", 3)], ("path", "n"))
-    write_table(tmp_path / "metadata.csv", [("x", 3)], ("author", "n"))
     assert open_dataset(tmp_path).schema.names == ["image", "label"]
+    write_table(tmp_path / "metadata.csv", [("x", 3)], ("author", "n"))
+    with pytest.raises(BadInputError, match=r"metadata\.csv has no column file_name"):
+        open_dataset(tmp_path)
 
 
 def test_a_table_alone_is_the_dataset_itself(tmp_path: Path) -> None:

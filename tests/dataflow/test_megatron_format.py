@@ -102,6 +102,14 @@ def test_tokens_that_do_not_fit_their_index_are_named(tmp_path: Path) -> None:
         open_dataset(tmp_path)
 
 
+def test_missing_tokens_are_named(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / name, [[1, 2, 3]])
+    (tmp_path / "b.bin").unlink()
+    with pytest.raises(CorruptError, match=r"b\.bin is missing"):
+        open_dataset(tmp_path)
+
+
 def test_files_of_different_types_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "a", [[1]], np.uint16)
     write(tmp_path / "b", [[1]], np.int32)

@@ -138,6 +138,13 @@ def test_a_line_that_is_no_object_is_named(tmp_path: Path, line: str) -> None:
         open_dataset(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
+def test_text_that_is_not_utf_8_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b'{"x": "\x96"}\n')
+    with pytest.raises(CorruptError, match=rf"{name} cannot be parsed"):
+        open_dataset(tmp_path)
+
+
 def test_a_csv_row_of_another_length_is_named(tmp_path: Path) -> None:
     put(tmp_path / "a.csv", "a,b\n" + "1,2\n" * 100 + "1\n")
     with pytest.raises(CorruptError, match=r"a\.csv cannot be parsed as csv .*Expected 2 columns, got 1"):
