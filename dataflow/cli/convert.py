@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -76,8 +77,16 @@ class _Split(click.ParamType[dict[str, float]]):
 )
 @click.option("--max-errors", type=click.IntRange(0), help="With more bad samples, it fails. Any number by default.")
 @click.option("--quarantine", help="Where rejected samples go. By default DST.quarantine.")
-@click.option("--workers", type=click.IntRange(0), help="Processes; 0 and 1 mean this one. By default one per core.")
+@click.option("--workers", type=click.IntRange(0), help="Processes, or tasks of a cluster. By default one per core.")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Who works: processes of this machine, or the Ray cluster of RAY_ADDRESS or of this machine.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a dataset at DST.")
+@click.option("--append", is_flag=True, help="Add samples to the native dataset at DST, as a new version of it.")
 @click.option("--resume", is_flag=True, help="Go on with a conversion that broke off.")
 @click.option("--dry-run", is_flag=True, help="Plan and check, write nothing.")
 @click.option("--quiet", is_flag=True, help="No progress and no summary.")
@@ -92,6 +101,7 @@ def convert(
     fields: str | None,
     clean: str | None,
     rule: tuple[str, ...],
+    append: bool,
     dry_run: bool,
     quiet: bool,
     as_json: bool,
@@ -100,13 +110,18 @@ def convert(
     """Write the dataset at SRC to DST, as native shards or in another format.
 
     SRC is anything that Dataflow reads, such as a folder of images in class folders; DST is a folder or a prefix of any
-    store, and must be empty. Nothing is visible at DST before all of it is: what breaks off is finished with --resume.
+    store, and must be empty, but for --append. Nothing is visible at DST before all of it is: what breaks off is finished with --resume.
     Functions are looked for in this folder too. Exit code 3: it is done, and bad samples were left out.
     """
     sys.path.append(os.getcwd())
+    if append:
+        for name in ("to", "compression", "split", "overwrite"):
+            if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:
+                raise click.UsageError(f"--{name} cannot be chosen with --append: the dataset at DST has it already")
+            del settings[name]
     rules = [*(conversion.read_rules(clean) if clean else ()), *map(conversion.parse_rule, rule)]
     with _progress(quiet=quiet or dry_run, as_json=as_json) as progress:
-        result = conversion.convert(
+        result = (conversion.append if append else conversion.convert)(
             shard_size_bytes=shard_size,
             block_size_bytes=block_size,
             fields=None if fields is None else [name.strip() for name in fields.split(",")],

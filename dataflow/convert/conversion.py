@@ -27,6 +27,7 @@ from connectors.errors import BadInputError
 from connectors.objects import normalise_url
 from dataflow.convert.choice import check_choice, choose
 from dataflow.convert.cleaning import Cleaning
+from dataflow.convert.cluster import connected
 from dataflow.convert.compression import AUTO, measure_compression
 from dataflow.convert.expression import Expression
 from dataflow.convert.functions import Function
@@ -40,7 +41,7 @@ from dataflow.convert.publishing import publish_all, publish_quarantine
 from dataflow.convert.reading import read_samples
 from dataflow.convert.rejects import FaultPolicy, owned_by_quarantine
 from dataflow.convert.result import Conversion, SplitResult
-from dataflow.convert.stages import Stages, read_records
+from dataflow.convert.stages import ENGINES, Stages, read_records
 from dataflow.convert.survey import Survey, survey
 from dataflow.dataset import Dataset, open_dataset
 from dataflow.formats import open_source
@@ -84,6 +85,7 @@ def convert(
     max_errors: int | None = None,
     quarantine: str | os.PathLike[str] | None = None,
     workers: int | None = None,
+    engine: str = "local",
     overwrite: bool = False,
     resume: bool = False,
     dry_run: bool = False,
@@ -123,10 +125,13 @@ def convert(
             `quarantine`, which then also keeps what the rules drop.
         max_errors: With more bad samples, the conversion fails.
         quarantine: Where rejected samples go, as a native dataset; by default `dst` with `.quarantine` appended.
-        workers: Processes; 0 and 1 mean this one. By default one per core where the work is worth it.
+        workers: Processes; 0 and 1 mean this one. By default one per core where the work is worth it. Of a cluster:
+            tasks at once, by default one per CPU.
+        engine: `local`: processes of this machine. `ray`: tasks of a Ray cluster, that of this process, of
+            `RAY_ADDRESS` or of this machine; all URLs must mean the same on every node.
         overwrite: Replace a dataset at `dst`. Objects that are no part of one are never removed.
         resume: Go on with a conversion that broke off: shards that it finished are kept.
-        dry_run: Plan and check everything, write and remove nothing; `size_bytes` of the result is 0.
+        dry_run: Plan and check everything here, write and remove nothing; `size_bytes` of the result is 0.
         progress: Called in this thread, at first and whenever shards are done.
 
     Raises:
@@ -137,6 +142,8 @@ def convert(
         raise BadInputError(f"shard_size_bytes must be >= 1, got {shard_size_bytes}")
     if workers is not None and workers < 0:
         raise BadInputError(f"workers must be >= 0, got {workers}")
+    if engine not in ENGINES:
+        raise BadInputError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
     auto = compression == AUTO
     if auto and map is not None:
         raise BadInputError("compression auto measures the source and not what a map makes of it: choose one")
@@ -151,12 +158,16 @@ def convert(
     mapped = None if map is None else Function.of(map)
     run = _Run(shard_size_bytes, sample_fraction, split, shuffle, seed, mapped)
     with ExitStack() as stack:
+        if engine == "ray" and not dry_run:
+            stack.enter_context(connected())
         destination = stack.enter_context(Destination(dst))
         if isinstance(src, str | os.PathLike):
             location, origin = normalise_url(src), None
             if schema is not None:
                 raise BadInputError("a schema is for samples that Python gives; what lies at a URL has its own")
         else:
+            if engine != "local":
+                raise BadInputError("samples that Python gives are in this process alone: convert with engine local")
             if resume:
                 raise BadInputError("a conversion of a Python object cannot be resumed: start over with overwrite")
             destination.insist_on_room(overwrite=overwrite, owns=lambda name: run.owns(target, name))
@@ -186,10 +197,10 @@ def convert(
         if mapped is None:
             work = replace(work, schema=target.stored_schema(select_fields(source.schema, fields)))
         if dry_run:
-            stages = Stages(workers, {}, progress)
+            stages = Stages(workers, "local", {}, progress)
             return _rehearse(work, run, destination, _temporary(stack), stages, overwrite=overwrite, resume=resume)
         records = _begin(work, run, destination, overwrite=overwrite, resume=resume)
-        return _write(work, run, Stages(workers, records, progress), destination)
+        return _write(work, run, Stages(workers, engine, records, progress), destination)
 
 
 @dataclass(frozen=True, slots=True)

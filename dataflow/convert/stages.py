@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from connectors.errors import BadInputError, CorruptError
+from dataflow.convert.cluster import run_on_ray
 from dataflow.convert.job import PartRecord
 from dataflow.convert.progress import Progress
 from dataflow.convert.rejects import Rejects, write_rejects
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
     from dataflow.formats.destination import Destination
     from dataflow.formats.protocol import Part
 
-__all__ = ["Stages", "read_records"]
+__all__ = ["ENGINES", "Stages", "read_records"]
+
+ENGINES = ("local", "ray")
 
 # Below this a second process costs more (it imports for half a second) than it saves.
 SMALL_BYTES = 64 << 20
@@ -34,7 +38,8 @@ class Stages:
     """Runs stage after stage of one conversion.
 
     Attributes:
-        workers: Processes; None for one per core where the work is worth it.
+        workers: Processes or tasks at once; None for one per core where the work is worth it.
+        engine: What runs jobs, one of `ENGINES`.
         records: What an earlier run finished, by the names of its jobs.
         progress: Told what is done.
         num_errors: Bad samples so far, over all stages.
@@ -43,6 +48,7 @@ class Stages:
     """
 
     workers: int | None
+    engine: str
     records: dict[str, Part]
     progress: Callable[[Progress], None] | None
     num_errors: int = 0
@@ -60,10 +66,11 @@ class Stages:
             self._count(work, part)
         report = _Reporter(name, jobs, num_samples, self.progress)
         report([job for job in jobs if job.record in parts], parts)
-        for job, part in _run(work, [job for job in jobs if job.record not in parts], self.workers):
-            parts[job.record] = part
-            self._count(work, part)
-            report([job], parts)
+        with closing(self._do(work, [job for job in jobs if job.record not in parts])) as done:
+            for job, part in done:
+                parts[job.record] = part
+                self._count(work, part)
+                report([job], parts)
         ordered = [parts[job.record] for job in jobs]
         self.examples += [example for part in ordered for example in part.get("examples", ())]
         self.quarantine |= {
@@ -80,6 +87,23 @@ class Stages:
         self.examples += rejects.examples
         if "quarantine" in (part := write_rejects(work, rejects, SCAN_SHARD)):
             self.quarantine[SCAN_SHARD] = part["quarantine"]
+
+    def _do(self, work: Work, jobs: Sequence[Any]) -> Generator[tuple[Any, Part], None, None]:
+        workers = self.workers
+        in_process = any(url.startswith("memory://") for url in (work.url, work.quarantine_url, work.source.index.url))
+        if self.engine == "ray":
+            if in_process:
+                raise BadInputError("memory:// lives in one process; convert with engine local")
+            return run_on_ray(work, jobs, workers=workers)
+        if workers is None:
+            small = sum(job.source_bytes for job in jobs) < SMALL_BYTES
+            workers = 1 if small or in_process else len(os.sched_getaffinity(0))
+        workers = min(workers, len(jobs))
+        if workers <= 1:
+            return run_here(work, jobs)
+        if in_process:
+            raise BadInputError("memory:// lives in one process; convert with workers=0")
+        return run_in_processes(work, jobs, workers=workers)
 
     def _count(self, work: Work, part: Part) -> None:
         if part.get("num_errors"):
@@ -124,19 +148,6 @@ def _read_record(destination: Destination, name: str) -> PartRecord:
         uri = f"{destination.url}/{name}"
         message = f"{uri} is not the record of a finished shard: {error}; start over with overwrite"
         raise CorruptError(message, uri=uri) from error
-
-
-def _run(work: Work, jobs: Sequence[Any], workers: int | None) -> Any:
-    in_process = any(url.startswith("memory://") for url in (work.url, work.quarantine_url, work.source.index.url))
-    if workers is None:
-        small = sum(job.source_bytes for job in jobs) < SMALL_BYTES
-        workers = 1 if small or in_process else len(os.sched_getaffinity(0))
-    workers = min(workers, len(jobs))
-    if workers <= 1:
-        return run_here(work, jobs)
-    if in_process:
-        raise BadInputError("memory:// lives in one process; convert with workers=0")
-    return run_in_processes(work, jobs, workers=workers)
 
 
 class _Reporter:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
@@ -25,19 +25,21 @@ if TYPE_CHECKING:
     from dataflow.convert.job import Job
     from dataflow.formats.protocol import Part
 
-__all__ = ["run_here", "run_in_processes"]
+__all__ = ["attempt", "run_here", "run_in_processes"]
 
 WORKER = "dataflow.convert.worker"
 
 
-def run_here(work: Work, jobs: Iterable[Job]) -> Iterator[tuple[Job, Part]]:
+def run_here(work: Work, jobs: Iterable[Job]) -> Generator[tuple[Job, Part], None, None]:
     """Do jobs one after the other; yield each as it is done."""
     with Destination(work.url) as destination:
         for job in jobs:
             yield job, run_job(work, job, destination)
 
 
-def run_in_processes(work: Any, jobs: Iterable[Any], *, workers: int, module: str = WORKER) -> Iterator[Any]:
+def run_in_processes(
+    work: Any, jobs: Iterable[Any], *, workers: int, module: str = WORKER
+) -> Generator[Any, None, None]:
     """Do jobs in `workers` processes; yield each with its result as it is done, in any order.
 
     The first failure ends it: the other workers finish the job that they are at, whose result stays for a resumed run.
@@ -139,10 +141,11 @@ def serve(connection: Connection) -> None:
     work: Work = connection.recv()
     with Destination(work.url) as destination:
         while (job := connection.recv()) is not None:
-            connection.send(_attempt(work, job, destination))
+            connection.send(attempt(work, job, destination))
 
 
-def _attempt(work: Work, job: Job, destination: Destination) -> Part | Exception:
+def attempt(work: Work, job: Job, destination: Destination) -> Part | Exception:
+    """Do one job; return its part or what went wrong, as an error that travels between processes."""
     try:
         return run_job(work, job, destination)
     except DataError as error:
