@@ -27,6 +27,7 @@ ABOUT = {
     "text-folder": "one text file a sample, in class folders (only when asked for)",
     "tfrecord": "records with checksums, tf.train.Example or raw",
     "webdataset": "tar archives of samples",
+    "zarr": "zarr 3 arrays and groups of arrays, also sharded",
 }
 
 

@@ -75,12 +75,33 @@ class Choice:
         parts = [self._samples(start, min(last, start + AT_ONCE)) for start in range(first, last, AT_ONCE)]
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
+    def bounds(self, count: int) -> list[int]:
+        """Return positions of the order, from 0 to its end, with `count` chosen samples between each two but the last.
+
+        Looks at every position where samples are drawn.
+        """
+        total = len(self.order)
+        if len(self) == total:
+            return [*range(0, total, count), total] if total else []
+        ends, seen = [np.zeros(1, np.int64)], 0
+        for start in range(0, total, AT_ONCE):
+            chosen = start + np.flatnonzero(self._is_drawn(self.order.take(start, min(total, start + AT_ONCE))))
+            # The position after every sample whose number among the chosen ones is a multiple of `count`.
+            ends.append(chosen[count - 1 - seen % count :: count] + 1)
+            seen += len(chosen)
+        inner = np.concatenate(ends)[: -(-seen // count)]
+        return [*inner.tolist(), total] if seen else []
+
     def _samples(self, first: int, last: int) -> npt.NDArray[np.int64]:
         numbers = self.order.take(first, last)
         if len(self) < len(self.order):
-            ranks = Permutation(self.seed, 0, "convert").apply(numbers, len(self.order))
-            numbers = numbers[(self.low <= ranks) & (ranks < self.high)]
+            numbers = numbers[self._is_drawn(numbers)]
         return numbers if self.kept is None else self.kept.numbers(numbers)
+
+    def _is_drawn(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Return which of some kept samples belong to this part."""
+        ranks = Permutation(self.seed, 0, "convert").apply(numbers, len(self.order))
+        return (self.low <= ranks) & (ranks < self.high)
 
 
 def choose(

@@ -35,7 +35,7 @@ from dataflow.convert.iterables import name_of, spool
 from dataflow.convert.job import Work
 from dataflow.convert.mapping import Mapping as SampleMapping
 from dataflow.convert.mapping import infer_schema
-from dataflow.convert.plan import plan_digest, plan_shards
+from dataflow.convert.plan import fit_target, plan_digest, plan_shards
 from dataflow.convert.progress import Progress
 from dataflow.convert.publishing import publish_all, publish_quarantine
 from dataflow.convert.reading import read_samples
@@ -48,6 +48,7 @@ from dataflow.formats import open_source
 from dataflow.formats.arrow.manifest import MANIFEST_NAME
 from dataflow.formats.destination import PART_SUFFIX, Destination
 from dataflow.formats.fields import select_fields
+from dataflow.formats.protocol import GridTarget
 from dataflow.formats.writable import make_target
 
 if TYPE_CHECKING:
@@ -102,9 +103,10 @@ def convert(
             shards in the temporary folder first, and cannot be resumed.
         dst: Any store that can be written; must hold nothing yet.
         to: Format to write: `arrow` (native shards), `jsonl`, `mds`, `megatron`, `parquet`, `tfrecord`,
-            `webdataset`.
+            `webdataset`, `zarr`.
         shard_size_bytes: About the size of a shard; each worker holds one in memory.
-        block_size_bytes: Size of a block before compression: what readers fetch and caches keep (`arrow`, `parquet`).
+        block_size_bytes: Size of a block before compression: what readers fetch and caches keep (`arrow`, `parquet`,
+            `zarr`).
         compression: `none`, `lz4` or `zstd`, where the format has it; `auto` measures on the first 8 MiB which one
             saves at least a tenth.
         fields: Fields to keep; all by default.
@@ -151,6 +153,8 @@ def convert(
     split = dict(split or {})
     check_choice(sample_fraction=sample_fraction, split=split, shuffle=shuffle)
     policy = FaultPolicy(on_error, max_errors)
+    if policy.lenient and isinstance(target, GridTarget):
+        raise BadInputError(f"{to} has equally many samples in all shards: leave bad ones out in another format first")
     dst = normalise_url(dst)
     aside = normalise_url(quarantine) if quarantine is not None else f"{dst.rstrip('/')}.quarantine"
     if overwrite and resume:
@@ -228,12 +232,16 @@ class _Run:
         if self.function is not None:
             mapping = SampleMapping(self.function, infer_schema(self.function, _first_samples(work)))
             work = replace(work, mapping=mapping, schema=work.target.stored_schema(mapping.schema))
-        return work, plan_shards(work.source.index, choices, work.target, self.shard_size_bytes)
+        assert work.schema is not None
+        target = fit_target(work.target, work.schema, work.source.index, choices, self.shard_size_bytes)
+        work = replace(work, target=target)
+        return work, plan_shards(work.source.index, choices, target, self.shard_size_bytes)
 
     def owns(self, target: Target, name: str) -> bool:
         """Return whether an object of this name was written by such a conversion, finished or not."""
-        folder, _, base = name.rpartition("/")
-        return _SURVEY.fullmatch(name) is not None or (folder in ("", *self.split) and target.owns(base))
+        folder, _, inside = name.partition("/")
+        own = target.owns(inside if folder in self.split else name)
+        return own or _SURVEY.fullmatch(name) is not None
 
 
 def _write(work: Work, run: _Run, stages: Stages, destination: Destination) -> Conversion:

@@ -15,6 +15,7 @@ import msgspec
 from dataflow.convert.reading import read_samples, read_shuffled
 from dataflow.convert.rejects import Rejects, write_rejects
 from dataflow.formats.destination import PART_SUFFIX, Destination
+from dataflow.formats.protocol import GridTarget
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -140,10 +141,22 @@ class ShardJob:
         first = next(batches, None)
         part: Part = {"size_bytes": 0}
         if first is not None:
-            part, chunks = work.target.build(work.schema, itertools.chain([first], batches), self.first)
-            destination.put(self.name, chunks)
+            part = self._build(work, itertools.chain([first], batches), destination)
         name = f"write-{self.name.rpartition('/')[0]}{self.number:05d}"
         return {"shard": part, "num_samples": counted[0]} | write_rejects(work, rejects, name)
+
+    def _build(self, work: Work, batches: Iterator[pa.RecordBatch], destination: Destination) -> Part:
+        """Build and write the shard."""
+        assert work.schema is not None
+        if not isinstance(work.target, GridTarget):
+            part, chunks = work.target.build(work.schema, batches, self.first)
+            destination.put(self.name, chunks)
+            return part
+        part, objects = work.target.build_objects(work.schema, batches, self.number, self.first)
+        named = {work.choices[self.choice].prefix + name: content for name, content in objects.items()}
+        for name, content in named.items():
+            destination.put(name, content)
+        return part | {"objects": {name: sum(map(len, content)) for name, content in named.items()}}
 
     def _batches(self, work: Work, rejects: Rejects, counted: list[int]) -> Iterator[pa.RecordBatch]:
         choice = work.choices[self.choice]

@@ -2,30 +2,47 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
 
 from dataflow.convert.job import ShardJob
+from dataflow.formats.protocol import GridTarget
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
+    import pyarrow as pa
 
     from dataflow.convert.choice import Choice
     from dataflow.formats.protocol import Target
     from dataflow.index import Index
 
-__all__ = ["cut", "plan_digest", "plan_shards"]
+__all__ = ["cut", "fit_target", "plan_digest", "plan_shards"]
+
+
+def fit_target(
+    target: Target, schema: pa.Schema, index: Index, choices: Sequence[Choice], shard_size_bytes: int
+) -> Target:
+    """Return the target with what it has to know of the datasets before the first shard is built."""
+    if not isinstance(target, GridTarget):
+        return target
+    sample_bytes = float(index.blocks.length.sum()) / max(1, index.num_samples)
+    num_samples = max(map(len, choices), default=0)
+    return target.fit(schema, num_samples=num_samples, sample_bytes=sample_bytes, shard_size_bytes=shard_size_bytes)
 
 
 def plan_shards(index: Index, choices: Sequence[Choice], target: Target, shard_size_bytes: int) -> list[ShardJob]:
     """Cut what every dataset gets into shards of about equal bytes of the source, none much larger than asked for.
 
-    Inside a block of the source, samples count as equally large: nothing but the index is looked at.
+    Inside a block of the source, samples count as equally large: nothing but the index is looked at. Where the target
+    asks for equally many samples in all shards, they have that.
     """
+    if isinstance(target, GridTarget):
+        return _regular(index, choices, target)
     jobs = []
     for place, choice in enumerate(choices):
         if choice.shuffled:
@@ -38,6 +55,19 @@ def plan_shards(index: Index, choices: Sequence[Choice], target: Target, shard_s
         jobs += [
             ShardJob(place, number, choice.prefix + target.shard_name(number), *bounds)
             for number, bounds in enumerate(ranges)
+        ]
+    return jobs
+
+
+def _regular(index: Index, choices: Sequence[Choice], target: GridTarget) -> list[ShardJob]:
+    sample_bytes = float(index.blocks.length.sum()) / max(1, index.num_samples)
+    jobs = []
+    for place, choice in enumerate(choices):
+        bounds = choice.bounds(target.shard_rows)
+        size_bytes = int(sample_bytes * min(target.shard_rows, len(choice)))
+        jobs += [
+            ShardJob(place, number, choice.prefix + target.shard_name(number), first, last, size_bytes)
+            for number, (first, last) in enumerate(itertools.pairwise(bounds))
         ]
     return jobs
 

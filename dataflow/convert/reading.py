@@ -9,12 +9,14 @@ import numpy as np
 import pyarrow as pa
 
 from connectors.errors import ChangedError, CorruptError, DataError, NotFoundError
+from dataflow.formats.pieces import decode_block, fetch_blocks, selected
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from cache.access import BlockData
+    from cache.access import BlockData, BlockReader
     from dataflow.dataset import Dataset
+    from dataflow.formats import Source
 
 __all__ = ["OnDamage", "read_samples", "read_shuffled"]
 
@@ -45,8 +47,9 @@ def read_samples(
         samples: Their numbers, ascending.
         on_damage: Receives samples that cannot be read; without it, that is an error.
     """
-    index, length = source.index, source.index.blocks.length
-    block, row = index.locate(samples)
+    narrow = selected(source.source, names)
+    length = narrow.index.blocks.length
+    block, row = narrow.index.locate(samples)
     starts = np.flatnonzero(np.diff(block, prepend=-1))
     wanted = block[starts]
     bounds = np.append(starts, len(samples))
@@ -54,7 +57,9 @@ def read_samples(
     while begin < len(wanted):
         filled = np.cumsum(length[wanted[begin : begin + FETCH_BLOCKS]])
         stop = begin + max(1, int(np.searchsorted(filled, FETCH_BYTES, side="right")))
-        yield from _joined(_decoded(source, names, wanted[begin:stop], samples, row, bounds[begin:], on_damage))
+        fetched = _fetch(source.reader, narrow, wanted[begin:stop], lenient=on_damage is not None)
+        batches = _decoded(narrow, names, wanted[begin:stop], fetched, samples, row, bounds[begin:], on_damage)
+        yield from _joined(batches)
         begin = stop
 
 
@@ -80,21 +85,22 @@ def read_shuffled(
 
 
 def _decoded(
-    source: Dataset,
+    source: Source,
     names: Sequence[str],
     blocks: npt.NDArray[np.int64],
+    fetched: Iterable[tuple[int, list[BlockData] | DataError]],
     samples: npt.NDArray[np.int64],
     row: npt.NDArray[np.int64],
     bounds: npt.NDArray[np.int64],
     on_damage: OnDamage | None,
 ) -> Iterator[Numbered]:
     """Yield the chosen samples of some blocks: those of the one at a place are `samples[bounds[place : place + 2]]`."""
-    for place, data in _fetch(source, blocks, lenient=on_damage is not None):
+    for place, data in fetched:
         part = slice(*bounds[place : place + 2])
         try:
             if isinstance(data, DataError):
                 raise data
-            batch = source.source.decode(int(blocks[place]), data.view).select(names)
+            batch = decode_block(source, int(blocks[place]), data).select(names)
         except DAMAGE as error:
             if on_damage is None:
                 raise
@@ -136,18 +142,17 @@ def _as_one(pieces: list[Numbered]) -> Numbered:
 
 
 def _fetch(
-    source: Dataset, blocks: npt.NDArray[np.int64], *, lenient: bool
-) -> Iterator[tuple[int, BlockData | DataError]]:
+    reader: BlockReader, source: Source, blocks: npt.NDArray[np.int64], *, lenient: bool
+) -> Iterator[tuple[int, list[BlockData] | DataError]]:
     """Yield place and bytes of blocks; where one of many is damaged and that is tolerated, each is asked for alone."""
-    refs = [source.index.block_ref(int(block)) for block in blocks]
     try:
-        yield from enumerate(source.reader.read_blocks(refs))
+        yield from enumerate(fetch_blocks(reader, source.index, blocks.tolist()))
     except DAMAGE as error:
         if not lenient:
             raise
-        if len(refs) == 1:
+        if len(blocks) == 1:
             yield 0, error
             return
-        for place in range(len(refs)):
-            for _, data in _fetch(source, blocks[place : place + 1], lenient=True):
+        for place in range(len(blocks)):
+            for _, data in _fetch(reader, source, blocks[place : place + 1], lenient=True):
                 yield place, data

@@ -136,7 +136,8 @@ def read_records(destination: Destination, sizes: dict[str, int], plan: str) -> 
             )
         job = name.removesuffix(PART_SUFFIX)
         shard = record.part.get("shard")
-        if shard is None or shard["size_bytes"] in (sizes.get(job), 0):
+        objects = {} if shard is None else shard.get("objects", {job: shard["size_bytes"]})
+        if all(size_bytes in (sizes.get(name), 0) for name, size_bytes in objects.items()):
             parts[job] = record.part
     return parts
 

@@ -20,6 +20,7 @@ from dataflow.dataset.batch import Batch, Sample
 from dataflow.dataset.buffer import BlockBuffer
 from dataflow.dataset.columns import Allocate, Selection, column_of
 from dataflow.formats.fields import field_kind, select_fields
+from dataflow.formats.pieces import decode_block, fetch_blocks, selected
 from dataflow.observe.stages import count, stage
 
 if TYPE_CHECKING:
@@ -55,9 +56,9 @@ class Dataset:
         encoded: Collection[str] = (),
         buffer_bytes: int,
     ) -> None:
-        self._source = source
         self._reader = reader
         self._schema = select_fields(source.schema, columns)
+        self._source = selected(source, self._schema.names)
         for name in encoded:
             if name not in self._schema.names or field_kind(self._schema.field(name)) is None:
                 raise BadInputError(f"encoded names {name!r}, which is no media field of this dataset")
@@ -81,7 +82,7 @@ class Dataset:
 
     @property
     def source(self) -> Source:
-        """The opened format behind this dataset."""
+        """The opened format behind this dataset, reading no more than the fields of this one where it can."""
         return self._source
 
     @property
@@ -154,13 +155,14 @@ class Dataset:
         if not missing:
             return prepared
         with stage("fetch"):
-            blocks = self._reader.read_blocks([self.index.block_ref(block) for block in missing])
-        for source, number in Counter(data.source for data in blocks).items():
+            blocks = fetch_blocks(self._reader, self.index, missing)
+        found = [data for pieces in blocks for data in pieces]
+        for source, number in Counter(data.source for data in found).items():
             count(f"blocks.{source}", number)
-            count(f"bytes.{source}", sum(len(data.view) for data in blocks if data.source == source))
+            count(f"bytes.{source}", sum(len(data.view) for data in found if data.source == source))
         with stage("decode"):
-            for block, data in zip(missing, blocks, strict=True):
-                batch = self._source.decode(block, data.view)
+            for block, pieces in zip(missing, blocks, strict=True):
+                batch = decode_block(self._source, block, pieces)
                 self._insist_on_length(block, batch.num_rows)
                 columns = {column.name: column.prepare(batch.column(column.name)) for column in self._columns}
                 prepared[block] = columns

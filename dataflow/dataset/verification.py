@@ -11,6 +11,7 @@ from crc32c import crc32c
 
 from connectors.errors import DataError
 from dataflow.formats.arrow.manifest import content_digest
+from dataflow.formats.pieces import decode_block, fetch_blocks
 
 if TYPE_CHECKING:
     from dataflow.dataset.dataset import Dataset
@@ -72,8 +73,8 @@ def _check(dataset: Dataset, shard: int, blocks: range) -> Iterator[int | str]: 
     """Yield the number of samples of every good block, and what is wrong with every other."""
     for block in blocks:
         try:
-            data = dataset.reader.read_blocks([dataset.index.block_ref(block)])[0]
-            yield dataset.source.decode(block, data.view).num_rows
+            (pieces,) = fetch_blocks(dataset.reader, dataset.index, [block])
+            yield decode_block(dataset.source, block, pieces).num_rows
         except DataError as error:
             yield str(error)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dataflow.formats.place import Place
     from dataflow.index import Index
 
-__all__ = ["Format", "Part", "Source", "Target"]
+__all__ = ["Format", "GridTarget", "Part", "Source", "Target"]
 
 # What a target keeps of one shard until the dataset is published; JSON types.
 Part: TypeAlias = dict[str, Any]
@@ -115,4 +115,41 @@ class Target(Protocol):
         self, destination: Destination, schema: pa.Schema, parts: Mapping[str, Part], lineage: dict[str, Any]
     ) -> None:
         """Make a dataset of the shards, all of which are in place, by name and in order; atomic."""
+        ...
+
+
+@runtime_checkable
+class GridTarget(Target, Protocol):
+    """A target all of whose shards but the last have equally many samples, in several objects each."""
+
+    @property
+    def shard_rows(self) -> int:
+        """Samples of a shard; only known of what `fit` returned."""
+        ...
+
+    def fit(self, schema: pa.Schema, *, num_samples: int, sample_bytes: float, shard_size_bytes: int) -> GridTarget:
+        """Return the target for a dataset; a function of its arguments alone.
+
+        Args:
+            schema: What `stored_schema` returned.
+            num_samples: In the dataset, or the largest of several.
+            sample_bytes: Of a sample in the source, on average.
+            shard_size_bytes: About the size of a shard.
+        """
+        ...
+
+    def build_objects(
+        self, schema: pa.Schema, batches: Iterable[pa.RecordBatch], number: int, first_sample: int
+    ) -> tuple[Part, dict[str, list[Buffer]]]:
+        """Build one shard in memory, in the place of `build`.
+
+        Args:
+            schema: As in `build`.
+            batches: The samples of the shard.
+            number: Of the shard.
+            first_sample: As in `build`.
+
+        Returns:
+            What is remembered of the shard, `size_bytes` included, and the content of its objects, by name.
+        """
         ...

@@ -17,6 +17,7 @@ from dataflow.formats.scanned import open_given, open_indexed
 from dataflow.formats.text import TextFormat
 from dataflow.formats.tfrecord import TfrecordFormat
 from dataflow.formats.webdataset import WebdatasetFormat
+from dataflow.formats.zarr import ZarrFormat
 
 if TYPE_CHECKING:
     from cache.access import BlockReader
@@ -30,6 +31,7 @@ FORMATS: tuple[Format, ...] = (
     HuggingfaceFormat(),
     MdsFormat(),
     LitdataFormat(),
+    ZarrFormat(),
     MegatronFormat(),
     WebdatasetFormat(),
     FolderFormat(),
@@ -54,7 +56,7 @@ def open_source(
     Args:
         url: Normalised.
         reader: Reads there.
-        name: Of the format.
+        name: Of the format; of one that has options also with them, as in `zarr:window=16,stride=8`.
         bad: Receives the damaged records that formats with a scan pass over; without it, those are errors.
         index: URL of a sidecar that lies elsewhere, and what reads there; nothing is looked for then.
 
@@ -63,9 +65,7 @@ def open_source(
         BadInputError: No format recognises it, or `name` is none of ours.
         CorruptError: It is a dataset, and damaged.
     """
-    formats = FORMATS if name is None else [entry for entry in FORMATS if entry.name == name]
-    if not formats:
-        raise BadInputError(f"no format is called {name!r}; there are {', '.join(entry.name for entry in FORMATS)}")
+    formats = FORMATS if name is None else [_format(name)]
     place = Place(url, reader, bad)
     if index is not None:
         return open_given(place, formats, *index)
@@ -86,6 +86,19 @@ def open_source(
         f"({place.files[0].key}, ...); `dataflow formats` lists what is read",
         uri=url,
     )
+
+
+def _format(text: str) -> Format:
+    """Return the format of a name, with the options behind it."""
+    name, _, settings = text.partition(":")
+    found = next((entry for entry in FORMATS if entry.name == name), None)
+    if found is None:
+        raise BadInputError(f"no format is called {name!r}; there are {', '.join(entry.name for entry in FORMATS)}")
+    if not settings:
+        return found
+    if not isinstance(found, ZarrFormat):
+        raise BadInputError(f"format {name} has no options, got {settings!r}")
+    return found.with_options(dict(part.partition("=")[::2] for part in settings.split(",")))
 
 
 def _insist_on_end(place: Place) -> None:

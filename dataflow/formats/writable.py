@@ -13,6 +13,7 @@ from dataflow.formats.targets import (
     ParquetTarget,
     TfrecordTarget,
     WebdatasetTarget,
+    ZarrTarget,
 )
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WRITABLE", "make_target"]
 
-WRITABLE = ("arrow", "jsonl", "mds", "megatron", "parquet", "tfrecord", "webdataset")
+WRITABLE = ("arrow", "jsonl", "mds", "megatron", "parquet", "tfrecord", "webdataset", "zarr")
 
 
 def make_target(name: str, *, block_size_bytes: int, compression: str) -> Target:
@@ -37,6 +38,8 @@ def make_target(name: str, *, block_size_bytes: int, compression: str) -> Target
         return JsonlTarget(compression=compression)
     if name == "mds":
         return MdsTarget(compression=compression)
+    if name == "zarr":
+        return ZarrTarget(block_size_bytes=block_size_bytes, compression=compression)
     if name not in WRITABLE:
         raise BadInputError(f"no format called {name!r} can be written; there are {', '.join(WRITABLE)}")
     if compression != "none":

@@ -1,0 +1,113 @@
+"""Reading blocks of any source: whole, in pieces, or only what some fields need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+
+from dataflow.formats.protocol import Source
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import pyarrow as pa
+
+    from cache.access import BlockData, BlockReader
+    from cache.keys import BlockRef
+    from dataflow.index import Index
+
+__all__ = [
+    "CropPlan",
+    "CroppableSource",
+    "PiecewiseSource",
+    "SelectiveSource",
+    "decode_block",
+    "fetch_blocks",
+    "selected",
+]
+
+
+class PiecewiseSource(Source, Protocol):
+    """A source whose index has pieces."""
+
+    def decode_pieces(self, block: int, pieces: Sequence[memoryview]) -> pa.RecordBatch:
+        """Return the samples of one block from its pieces, in their order; otherwise as `decode`."""
+        ...
+
+
+@runtime_checkable
+class SelectiveSource(Source, Protocol):
+    """A source that can read some fields without fetching the bytes of the others."""
+
+    def select(self, names: Sequence[str]) -> Source:
+        """Return a source of the same samples in the same blocks, of the same fingerprint, with these fields only.
+
+        Args:
+            names: Fields of this source, distinct; in any order.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CropPlan:
+    """How a box of one field of one sample is read.
+
+    Attributes:
+        refs: What has to be read.
+        assemble: Puts the bytes of those, in their order, into an array of the box's shape; `CorruptError` where they
+            are damaged.
+    """
+
+    refs: Sequence[BlockRef]
+    assemble: Callable[[Sequence[memoryview], npt.NDArray[Any]], None]
+
+
+@runtime_checkable
+class CroppableSource(Source, Protocol):
+    """A source that can read a box of a tensor without the rest of it."""
+
+    def crop(self, name: str, sample: int, start: Sequence[int], shape: Sequence[int]) -> CropPlan | None:
+        """Plan the reading of a box; None where this field has to be read whole.
+
+        Args:
+            name: A tensor field.
+            sample: Number of the sample.
+            start: First place along every axis of the field's shape.
+            shape: Number of places along every axis; inside the field's shape.
+        """
+        ...
+
+
+def selected(source: Source, names: Sequence[str]) -> Source:
+    """Return what reads these fields of a source, and as little else as its format allows."""
+    if isinstance(source, SelectiveSource) and len(names) < len(source.schema):
+        return source.select(names)
+    return source
+
+
+def fetch_blocks(reader: BlockReader, index: Index, blocks: Iterable[int]) -> list[list[BlockData]]:
+    """Read some blocks by one request; return the pieces of each, in order.
+
+    Raises:
+        DataError: As `BlockReader.read_blocks`.
+    """
+    refs = [index.block_refs(block) for block in blocks]
+    found = iter(reader.read_blocks([ref for pieces in refs for ref in pieces]))
+    return [list(_take(found, len(pieces))) for pieces in refs]
+
+
+def decode_block(source: Source, block: int, pieces: Sequence[BlockData]) -> pa.RecordBatch:
+    """Return the samples of a block that `fetch_blocks` read.
+
+    Raises:
+        CorruptError: As `Source.decode`.
+    """
+    views = [piece.view for piece in pieces]
+    if source.index.pieces is None:
+        return source.decode(block, *views)
+    return cast("PiecewiseSource", source).decode_pieces(block, views)
+
+
+def _take(found: Iterator[BlockData], count: int) -> Iterator[BlockData]:
+    for _ in range(count):
+        yield next(found)
