@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
@@ -15,6 +15,7 @@ from cache.aimd import Aimd
 from cache.budget import Budget, Errand
 from cache.handle import Block, seal_block
 from cache.keys import BlockRef
+from cache.open_stores import OpenStores
 from connectors.errors import (
     BadInputError,
     ChangedError,
@@ -24,11 +25,18 @@ from connectors.errors import (
     TransientError,
     error_from_kind,
 )
-from connectors.hedge import HedgedStore
-from connectors.objects import ObjectMeta, Span, split_uri
+from connectors.objects import ObjectMeta, Span
 from connectors.protocols import Buffer, Store
 
-__all__ = ["MAX_LISTED_OBJECTS", "MAX_OBJECT_BYTES", "MAX_REQUEST_BYTES", "Fetch", "Origin", "plan_fetches"]
+__all__ = [
+    "MAX_LISTED_OBJECTS",
+    "MAX_OBJECT_BYTES",
+    "MAX_OPEN_STORES",
+    "MAX_REQUEST_BYTES",
+    "Fetch",
+    "Origin",
+    "plan_fetches",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -40,9 +48,10 @@ MAX_OBJECT_BYTES = 256 * 1024 * 1024
 
 MAX_LISTED_OBJECTS = 10_000_000
 
+MAX_OPEN_STORES = 64
+"""Buckets, hosts and the like that stay open while nobody reads them."""
+
 _OBJECT_ATTEMPTS = 3
-# Reads of these are threads or copies, which a second one would not make faster.
-_NEAR = ("file:", "memory:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +101,11 @@ class Origin:
     """All requests to stores. Belongs to the event loop's thread.
 
     Args:
-        open_store: Opens the store for a root URL; each is opened once and kept.
+        open_store: Opens the store for a root URL; see `OpenStores`.
         budget: Limit on what is under way.
         executor: Threads in which bodies are checked and copied.
         max_request_bytes: Most bytes of several blocks in one request.
-        hedge: Whether reads of remote stores are sent a second time where they are slow (`connectors.hedge`).
+        hedge: See `OpenStores`.
     """
 
     def __init__(
@@ -113,13 +122,10 @@ class Origin:
         self.bytes = 0
         self.errors = 0
         self.throttled = 0
-        self._open_store = open_store
-        self._stores: dict[str, Store] = {}
-        self._opening = asyncio.Lock()
+        self._stores = OpenStores(open_store, executor=executor, hedge=hedge, max_open=MAX_OPEN_STORES)
         self._budget = budget
         self._executor = executor
         self._max_request_bytes = max_request_bytes
-        self._hedge = hedge
         self._aimd = Aimd(budget.max_requests)
 
     def plan(self, wanted: Sequence[tuple[bytes, BlockRef]]) -> list[Fetch]:
@@ -148,7 +154,6 @@ class Origin:
         Raises:
             DataError: As the store says; `BadInputError` past `MAX_OBJECT_BYTES`.
         """
-        store, key = await self._store(uri)
         for attempt in range(1, _OBJECT_ATTEMPTS + 1):
             meta = await self.head(uri)
             if meta.size_bytes > MAX_OBJECT_BYTES:
@@ -156,9 +161,8 @@ class Origin:
                     f"{uri} has {meta.size_bytes} bytes; only objects up to {MAX_OBJECT_BYTES} are read whole", uri=uri
                 )
             try:
-                async with self._budget.spend(meta.size_bytes):
-                    with self._request(uri):
-                        data = bytes(await store.get(key, version=meta.version))
+                async with self._budget.spend(meta.size_bytes), self._request(uri) as (store, key):
+                    data = bytes(await store.get(key, version=meta.version))
             except ChangedError:
                 # Replaced between the two requests: the new one is as good.
                 if attempt == _OBJECT_ATTEMPTS:
@@ -170,33 +174,27 @@ class Origin:
 
     async def head(self, uri: str) -> ObjectMeta:
         """Return what the store says about an object; its key is relative to the store."""
-        store, key = await self._store(uri)
-        async with self._budget.spend(0):
-            with self._request(uri):
-                return await store.head(key)
+        async with self._budget.spend(0), self._request(uri) as (store, key):
+            return await store.head(key)
 
     async def list_objects(self, url: str) -> list[ObjectMeta]:
         """Return all objects below `url`, sorted, with keys relative to it."""
-        store, folder = await self._store(url)
-        prefix = f"{folder}/" if folder else ""
         found: list[ObjectMeta] = []
-        async with self._budget.spend(0):
-            with self._request(url):
-                async for meta in store.list(prefix):
-                    if len(found) == MAX_LISTED_OBJECTS:
-                        raise BadInputError(f"{url} holds more than {MAX_LISTED_OBJECTS} objects", uri=url)
-                    found.append(replace(meta, key=meta.key.removeprefix(prefix)))
+        async with self._budget.spend(0), self._request(url) as (store, folder):
+            prefix = f"{folder}/" if folder else ""
+            async for meta in store.list(prefix):
+                if len(found) == MAX_LISTED_OBJECTS:
+                    raise BadInputError(f"{url} holds more than {MAX_LISTED_OBJECTS} objects", uri=url)
+                found.append(replace(meta, key=meta.key.removeprefix(prefix)))
         return found
 
     async def close(self) -> None:
         """Close every store that was opened."""
-        stores, self._stores = self._stores, {}
-        for store in stores.values():
-            await store.close()
+        await self._stores.close()
 
     def stats(self) -> dict[str, int]:
         """Return requests, blocks, bytes, failed requests, the limit on requests at once, and hedges."""
-        hedged = [store for store in self._stores.values() if isinstance(store, HedgedStore)]
+        hedges_sent, hedges_won = self._stores.hedges()
         return {
             "requests": self.requests,
             "blocks": self.blocks,
@@ -204,27 +202,14 @@ class Origin:
             "errors": self.errors,
             "throttled": self.throttled,
             "max_requests": self._budget.max_requests,
-            "hedges_sent": sum(store.sent for store in hedged),
-            "hedges_won": sum(store.won for store in hedged),
+            "hedges_sent": hedges_sent,
+            "hedges_won": hedges_won,
         }
-
-    async def _store(self, uri: str) -> tuple[Store, str]:
-        root, key = split_uri(uri)
-        if root not in self._stores:
-            # Opening may import a client and read credentials, so in a thread; one at a time, so once each.
-            async with self._opening:
-                if root not in self._stores:
-                    loop = asyncio.get_running_loop()
-                    store = await loop.run_in_executor(self._executor, self._open_store, root)
-                    near = root.startswith(_NEAR)
-                    self._stores[root] = HedgedStore(store) if self._hedge and not near else store
-        return self._stores[root], key
 
     async def _read(self, fetch: Fetch) -> Sequence[Buffer]:
         first = fetch.blocks[0][1]
         spans = [Span(ref.offset, ref.length) for _, ref in fetch.blocks]
-        with self._request(first.uri):
-            store, key = await self._store(first.uri)
+        async with self._request(first.uri) as (store, key):
             if len(spans) == 1:
                 return [await store.get_range(key, spans[0], version=_store_version(first))]
             return await store.get_ranges(key, spans, version=_store_version(first))
@@ -236,12 +221,13 @@ class Origin:
         self.bytes += sum(len(body) for body in bodies)
         return await asyncio.get_running_loop().run_in_executor(self._executor, _check_and_seal, fetch, bodies)
 
-    @contextlib.contextmanager
-    def _request(self, uri: str) -> Iterator[None]:
-        """Count a request and its failure; what is not a `DataError` becomes one."""
+    @contextlib.asynccontextmanager
+    async def _request(self, uri: str) -> AsyncIterator[tuple[Store, str]]:
+        """Give the store and the key; count the request and its failure; what is not a `DataError` becomes one."""
         self.requests += 1
         try:
-            yield
+            async with self._stores.use(uri) as found:
+                yield found
         except DataError as error:
             self.errors += 1
             if isinstance(error, ThrottledError):
