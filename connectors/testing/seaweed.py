@@ -13,9 +13,11 @@ import sys
 import sysconfig
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from contextlib import ExitStack
 from datetime import timedelta
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -114,7 +116,7 @@ class SeaweedServer:
             self._log.close()
 
     def create_bucket(self, name: str) -> str:
-        """Create a bucket (three letters at least) and return its URL."""
+        """Create a bucket (three letters at least), unless it is there, and return its URL."""
         self._create_bucket(name)
         return f"s3://{name}"
 
@@ -182,8 +184,13 @@ class SeaweedServer:
         # obstore cannot create a bucket, but it can sign the request that does.
         bucket = S3Store(name, client_options={"allow_http": True}, **self.options())
         target = obstore.sign(bucket, "PUT", "", timedelta(minutes=1))
-        with urllib.request.urlopen(urllib.request.Request(target, method="PUT"), timeout=5):
-            pass
+        try:
+            with urllib.request.urlopen(urllib.request.Request(target, method="PUT"), timeout=5):
+                pass
+        except urllib.error.HTTPError as error:
+            # It is there already: on a busy machine the answer to the first attempt may have come too late.
+            if error.code != HTTPStatus.CONFLICT:
+                raise
 
     def _end_of_log(self) -> str:
         if self._log is None:

@@ -16,6 +16,10 @@ def test_the_environment_alone_opens_a_new_bucket(s3_server, monkeypatch):
     assert bytes(run_sync(store.get("key"))) == b"x"
 
 
+def test_a_bucket_that_is_there_is_as_good_as_a_new_one(s3_server):
+    assert s3_server.create_bucket("twice") == s3_server.create_bucket("twice") == "s3://twice"
+
+
 def test_it_listens_on_loopback_only(s3_server):
     listening = [
         connection.laddr
