@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from cache.access import open_reader
+from connectors.errors import BadInputError
 from connectors.objects import normalise_url
 from dataflow.dataset.dataset import Dataset
 from dataflow.formats import open_source
@@ -28,6 +29,7 @@ def open_dataset(
     verify: bool = True,
     format: str | None = None,  # noqa: A002  the word users know
     index: str | os.PathLike[str] | None = None,
+    revision: int | None = None,
     buffer_bytes: int = 128 << 20,
 ) -> Dataset:
     """Open the dataset at `url`: a path, or a URL such as `s3://bucket/prefix`.
@@ -44,6 +46,7 @@ def open_dataset(
             always checked.
         format: Name of the format (`arrow`, `folder`); by default it is found out.
         index: An index that `dataflow index --out` wrote somewhere; one beside the data is found without this.
+        revision: An older version of a native dataset that samples were appended to; the newest by default.
         buffer_bytes: Limit on the decoded blocks that each process keeps.
 
     Raises:
@@ -51,10 +54,15 @@ def open_dataset(
         BadInputError: There is something that is no dataset, or an argument is wrong.
         CorruptError: The dataset is damaged.
     """
+    if index is not None and revision is not None:
+        raise BadInputError("an index is for files without one, a revision for native datasets: give one of them")
     location = normalise_url(url)
     reader = open_reader(location, cache, verify=verify)
     try:
-        source = open_source(location, reader, format) if index is None else _open_by(index, location, reader, format)
+        if index is None:
+            source = open_source(location, reader, format, revision=revision)
+        else:
+            source = _open_by(index, location, reader, format)
         return Dataset(source, reader, columns=columns, encoded=encoded, buffer_bytes=buffer_bytes)
     except BaseException:
         reader.close()

@@ -56,18 +56,23 @@ class Place:
         url: A folder or prefix, normalised; with `file://` also a single file.
         reader: Answers.
         bad: Receives what scans pass over; without it, that is an error.
+        revision: Which version of a native dataset is meant; None for the newest.
 
     Attributes:
         url: As given.
         reader: As given.
         bad: As given.
+        revision: As given.
         outdated: A sidecar that was found beside the files and does not hold for all of them any more.
     """
 
-    def __init__(self, url: str, reader: BlockReader, bad: list[BadRange] | None = None) -> None:
+    def __init__(
+        self, url: str, reader: BlockReader, bad: list[BadRange] | None = None, revision: int | None = None
+    ) -> None:
         self.url = url
         self.reader = reader
         self.bad = bad
+        self.revision = revision
         self.outdated: Sidecar | None = None
 
     @property

@@ -50,6 +50,7 @@ def open_source(
     name: str | None = None,
     bad: list[BadRange] | None = None,
     index: tuple[str, BlockReader] | None = None,
+    revision: int | None = None,
 ) -> Source:
     """Open the dataset at `url` by the first format that recognises it, or by the one that is named.
 
@@ -59,6 +60,7 @@ def open_source(
         name: Of the format; of one that has options also with them, as in `zarr:window=16,stride=8`.
         bad: Receives the damaged records that formats with a scan pass over; without it, those are errors.
         index: URL of a sidecar that lies elsewhere, and what reads there; nothing is looked for then.
+        revision: A version of a native dataset, which it then has to be; the newest by default.
 
     Raises:
         NotFoundError: There is nothing at `url`.
@@ -66,7 +68,9 @@ def open_source(
         CorruptError: It is a dataset, and damaged.
     """
     formats = FORMATS if name is None else [_format(name)]
-    place = Place(url, reader, bad)
+    if revision is not None:
+        formats = [entry for entry in formats if entry.name == ArrowFormat.name]
+    place = Place(url, reader, bad, revision)
     if index is not None:
         return open_given(place, formats, *index)
     for number, entry in enumerate(formats):
@@ -79,6 +83,8 @@ def open_source(
         if source is not None:
             return source
     _insist_on_end(place)
+    if revision is not None:
+        raise BadInputError(f"only native datasets have versions, and there is none at {url}", uri=url)
     if not place.files:
         raise NotFoundError(f"nothing at {url}", uri=url)
     raise BadInputError(

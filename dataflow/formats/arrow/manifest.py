@@ -58,6 +58,7 @@ class Manifest:
         fingerprint: Name of content, schema and block layout (`dataset_fingerprint`).
         compression: Compression of the shards' buffers: `none`, `lz4` or `zstd`.
         statistics: Of every field, counted while it was written; empty where an older release wrote some of it.
+        revision: Its number among the versions of the dataset, from 1; appending makes the next.
         release: The release of tiered-dataflow that wrote it.
         lineage: Where the data came from; JSON types, never credentials.
     """
@@ -72,6 +73,7 @@ class Manifest:
     fingerprint: str
     compression: str
     statistics: dict[str, FieldStatistics] = field(default_factory=dict)
+    revision: int = 1
     release: str = ""
     lineage: dict[str, Any] = field(default_factory=dict)
 

@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 
 __all__ = ["owns", "publish", "shard_name"]
 
-_SHARD = re.compile(r"shard-\d{5,}\.arrow(\.part)?")
+# Also of newer versions, whose additions have a folder each, and of conversions that broke off there.
+_OWN = re.compile(
+    r"(rev-\d{5,}/)?(shard-\d{5,}\.arrow(\.part)?|dataset\.json|index\.arrow|survey-[a-z]+-\d{5,}(\.digests|\.part))"
+    r"|dataset-\d{5,}\.json|index-\d{5,}\.arrow"
+)
 
 
 def shard_name(number: int) -> str:
@@ -40,7 +44,7 @@ def shard_name(number: int) -> str:
 
 def owns(name: str) -> bool:
     """Return whether an object of this name is part of a native dataset, finished or not."""
-    return name in {MANIFEST_NAME, INDEX_NAME} or _SHARD.fullmatch(name) is not None
+    return _OWN.fullmatch(name) is not None
 
 
 def publish(

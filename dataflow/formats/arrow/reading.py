@@ -10,6 +10,7 @@ import pyarrow as pa
 from connectors.errors import CorruptError, NotFoundError
 from connectors.objects import join_uri
 from dataflow.formats.arrow.manifest import MANIFEST_NAME, Manifest, content_digest
+from dataflow.formats.arrow.revision import manifest_name
 from dataflow.index import Index, decode_index
 from dataflow.index.fetch import fetch_index
 
@@ -61,6 +62,17 @@ class ArrowSource:
         )
 
 
+def _older(place: Place, newest: Manifest) -> tuple[str, Manifest]:
+    assert place.revision is not None
+    uri = join_uri(place.url, manifest_name(place.revision))
+    try:
+        return uri, Manifest.from_json(place.reader.read_object(uri).data, uri=uri)
+    except NotFoundError:
+        raise NotFoundError(
+            f"{place.url} has no version {place.revision}; its newest is {newest.revision}", uri=place.url
+        ) from None
+
+
 class ArrowFormat:
     """Native datasets: Arrow IPC shards, `index.arrow`, `dataset.json`."""
 
@@ -72,6 +84,7 @@ class ArrowFormat:
         Raises:
             CorruptError: Manifest or index are damaged or do not belong together.
             BadInputError: Written by a newer release.
+            NotFoundError: The dataset has no such version.
         """
         url, reader = place.url, place.reader
         manifest_uri = join_uri(url, MANIFEST_NAME)
@@ -80,6 +93,8 @@ class ArrowFormat:
         except NotFoundError:
             return None
         manifest = Manifest.from_json(data, uri=manifest_uri)
+        if place.revision not in (None, manifest.revision):
+            manifest_uri, manifest = _older(place, manifest)
         index_uri = join_uri(url, manifest.index.name)
 
         def decode(content: memoryview) -> Index:
