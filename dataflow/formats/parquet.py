@@ -1,14 +1,16 @@
 """Parquet: every row group is a block.
 
-The footers say where row groups lie, so nothing is scanned: opening reads the end of every file, in a few requests. A
-row group is fetched and decoded whole; files that are to be read in random order want row groups of a few MiB at most.
+The footers say where row groups lie, so nothing is scanned: opening reads the end of every file, in a few requests. Of
+a row group the columns of the fields that are asked for are fetched and decoded, and of those all; files that are to be
+read in random order want row groups of a few MiB at most.
 """
 
 from __future__ import annotations
 
 import io
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -17,6 +19,7 @@ import pyarrow.parquet as pq
 from cache.keys import BlockRef
 from connectors.errors import BadInputError, CorruptError
 from dataflow.formats.fields import storable_schema
+from dataflow.formats.pieces import pieces_of
 from dataflow.formats.scan import BlockTable, listing_fingerprint, shard_table
 from dataflow.index import Index
 
@@ -30,6 +33,8 @@ MAGIC = b"PAR1"
 TRAILER_BYTES = 8  # length of the footer and the magic
 TAIL_BYTES = 64 << 10  # footers are smaller, most of the time
 TAILS_AT_ONCE = 256
+# Columns that lie so near to each other are read together with what is between them: a request costs more.
+GAP_BYTES = 16 << 10
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,15 +60,38 @@ class ParquetSource:
         return {}
 
     def decode(self, block: int, data: memoryview) -> pa.RecordBatch:
-        """Decode a row group."""
+        """Decode a row group that was read whole."""
+        return self._decode(block, [(int(self.index.blocks.offset[block]), data)])
+
+    def decode_pieces(self, block: int, pieces: Sequence[memoryview]) -> pa.RecordBatch:
+        """Decode a row group of which some columns were read."""
+        refs = self.index.block_refs(block)
+        return self._decode(block, [(ref.offset, data) for ref, data in zip(refs, pieces, strict=True)])
+
+    def select(self, names: Sequence[str]) -> ParquetSource:
+        """Return a source that reads the columns of some fields."""
+        schema = pa.schema([entry for entry in self.schema if entry.name in names])
+        spans: list[list[tuple[int, int]]] = []
+        for footer in self.footers:
+            metadata = pq.read_metadata(pa.BufferReader(footer))
+            wanted = [
+                column
+                for column in range(metadata.num_columns)
+                if any(f"{metadata.schema.column(column).path}.".startswith(f"{name}.") for name in names)
+            ]
+            spans += [_spans(metadata.row_group(group), wanted) for group in range(metadata.num_row_groups)]
+        return replace(self, schema=schema, index=replace(self.index, pieces=pieces_of(self.index.blocks, spans)))
+
+    def _decode(self, block: int, ranges: Sequence[tuple[int, memoryview]]) -> pa.RecordBatch:
         ref = self.index.block_ref(block)
         shard = int(self.index.blocks.shard[block])
         size_bytes = int(self.index.shards.size_bytes[shard])
         try:
             metadata = pq.read_metadata(pa.BufferReader(self.footers[shard]))
             options = {"metadata": metadata, "pre_buffer": False, "page_checksum_verification": True}
-            with pq.ParquetFile(_Window(data, ref.offset, size_bytes), **options) as file:
-                table = file.read_row_group(block - self.first_block[shard], use_threads=False)
+            with pq.ParquetFile(_Window(ranges, size_bytes), **options) as file:
+                group, names = block - self.first_block[shard], self.schema.names
+                table = file.read_row_group(group, columns=names, use_threads=False).select(names)
             table = pa.table([_plain(column) for column in table.columns], schema=self.schema).combine_chunks()
         except (pa.ArrowException, OSError) as error:
             raise CorruptError(
@@ -141,15 +169,28 @@ def _footer(place: Place, meta: ObjectMeta, tail: memoryview) -> bytes:
 
 def _span(group: Any) -> tuple[int, int]:
     """Return offset and length of a row group: from its first page to its last byte."""
-    columns = [group.column(position) for position in range(group.num_columns)]
-    starts = [
-        min(column.data_page_offset, column.dictionary_page_offset)
-        if column.has_dictionary_page
-        else column.data_page_offset
-        for column in columns
-    ]
-    ends = [start + column.total_compressed_size for start, column in zip(starts, columns, strict=True)]
-    return min(starts), max(1, max(ends) - min(starts))
+    bounds = [_bounds(group.column(position)) for position in range(group.num_columns)]
+    start = min(start for start, _ in bounds)
+    return start, max(1, max(end for _, end in bounds) - start)
+
+
+def _spans(group: Any, columns: Sequence[int]) -> list[tuple[int, int]]:
+    """Return offset and length of what has to be read of a row group for some columns."""
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(_bounds(group.column(column)) for column in columns):
+        if merged and start - merged[-1][1] <= GAP_BYTES:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((start, end))
+    return [(start, max(1, end - start)) for start, end in merged]
+
+
+def _bounds(column: Any) -> tuple[int, int]:
+    """Return the first byte of a column of a row group, and the one after the last."""
+    start = column.data_page_offset
+    if column.has_dictionary_page:
+        start = min(start, column.dictionary_page_offset)
+    return start, start + column.total_compressed_size
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -157,11 +198,11 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 class _Window(io.RawIOBase):
-    """A file of which only one range is here."""
+    """A file of which only some ranges are here."""
 
-    def __init__(self, data: memoryview, offset: int, size_bytes: int) -> None:
-        self._data = data
-        self._offset = offset
+    def __init__(self, ranges: Sequence[tuple[int, memoryview]], size_bytes: int) -> None:
+        self._starts = [offset for offset, _ in ranges]
+        self._parts = [data for _, data in ranges]
         self._size_bytes = size_bytes
         self._position = 0
 
@@ -179,9 +220,10 @@ class _Window(io.RawIOBase):
         return self._position
 
     def read(self, size: int = -1) -> bytes:
-        start = self._position - self._offset
-        if start < 0 or start > len(self._data):
-            raise OSError(f"its footer points to offset {self._position}, outside the row group")
-        part = self._data[start:] if size < 0 else self._data[start : start + size]
+        place = bisect_right(self._starts, self._position) - 1
+        start = self._position - self._starts[place] if place >= 0 else -1
+        if start < 0 or start > len(self._parts[place]):
+            raise OSError(f"its footer points to offset {self._position}, outside of what was read of the row group")
+        part = self._parts[place][start:] if size < 0 else self._parts[place][start : start + size]
         self._position += len(part)
         return bytes(part)

@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
+import numpy as np
+
 from dataflow.formats.protocol import Source
+from dataflow.index import Pieces
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
 
     from cache.access import BlockData, BlockReader
     from cache.keys import BlockRef
-    from dataflow.index import Index
+    from dataflow.index import Blocks, Index
 
 __all__ = [
     "CropPlan",
@@ -23,6 +26,7 @@ __all__ = [
     "SelectiveSource",
     "decode_block",
     "fetch_blocks",
+    "pieces_of",
     "selected",
 ]
 
@@ -83,6 +87,14 @@ def selected(source: Source, names: Sequence[str]) -> Source:
     if isinstance(source, SelectiveSource) and len(names) < len(source.schema):
         return source.select(names)
     return source
+
+
+def pieces_of(blocks: Blocks, spans: Sequence[Sequence[tuple[int, int]]]) -> Pieces:
+    """Return pieces from offset and length of each, block by block; they lie in the shards of their blocks."""
+    counts = np.array([len(part) for part in spans], np.int64)
+    columns = np.array([span for part in spans for span in part], np.int64).reshape(-1, 2).T
+    first = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    return Pieces(first, np.repeat(blocks.shard, counts), columns[0].copy(), columns[1].copy())
 
 
 def fetch_blocks(reader: BlockReader, index: Index, blocks: Iterable[int]) -> list[list[BlockData]]:

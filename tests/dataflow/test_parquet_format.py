@@ -7,10 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cache.access import open_reader
 from connectors.errors import BadInputError, ChangedError, CorruptError, DataError
 from dataflow.convert import convert
-from dataflow.dataset import open_dataset
-from dataflow.formats import parquet
+from dataflow.dataset import Dataset, open_dataset
+from dataflow.formats import open_source, parquet
+from dataflow.testing import CountingReader
 
 COUNT = 100
 
@@ -129,3 +131,78 @@ def test_parquet_converts_to_native_shards(tmp_path: Path) -> None:
     for expected, actual in zip(source, written, strict=True):
         np.testing.assert_array_equal(actual.pop("list"), expected.pop("list"))
         assert actual == expected
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> Path:
+    """Two files whose field `media` has nearly all bytes, between two small ones."""
+    rng = np.random.default_rng(0)
+    for part in range(2):
+        content = pa.table(
+            {
+                "number": pa.array(range(part * 40, part * 40 + 40)),
+                "media": [rng.bytes(5000) for _ in range(40)],
+                "pair": [{"a": number, "b": str(number)} for number in range(40)],
+                "pair.of": [number / 2 for number in range(40)],
+            }
+        )
+        pq.write_table(content, tmp_path / f"{part}.parquet", row_group_size=10, write_page_checksum=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize("columns", [["number"], ["pair"], ["pair.of"], ["pair.of", "number"], ["media"]])
+def test_only_the_columns_of_the_fields_are_fetched(wide: Path, columns: list[str]) -> None:
+    reader = CountingReader(open_reader(wide))
+    source = open_source(f"file://{wide}", reader)
+    whole = Dataset(source, reader, buffer_bytes=0)
+    narrow = Dataset(source, reader, columns=columns, buffer_bytes=0)
+    assert narrow.fingerprint == whole.fingerprint
+    reader.requests.clear()
+    numbers = [79, 3, 4, 41]
+    found = narrow.get_batch(numbers)
+    assert len(reader.requests) == 1
+    fetched = sum(ref.length for ref in reader.requests[0])
+    if columns == ["media"]:
+        assert 3 * 50_000 <= fetched < 3 * 52_000
+    else:
+        assert fetched < 3 * 2000
+    expected = whole.get_batch(numbers)
+    assert list(found) == columns
+    for name in columns:
+        assert list(found[name]) == list(expected[name])
+
+
+def test_neighbouring_columns_are_one_piece(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = open_dataset(wide, columns=["pair", "pair.of"])
+    assert len(dataset.index.ranges) == dataset.index.num_blocks
+    assert len(open_dataset(wide, columns=["number", "pair"]).index.ranges) == 2 * dataset.index.num_blocks
+    monkeypatch.setattr(parquet, "GAP_BYTES", 1 << 20)
+    assert len(open_dataset(wide, columns=["number", "pair"]).index.ranges) == dataset.index.num_blocks
+
+
+def test_conversion_of_some_fields_leaves_the_others_alone(
+    wide: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readers: list[CountingReader] = []
+
+    def counting(*args: object, **options: object) -> CountingReader:
+        readers.append(CountingReader(open_reader(*args, **options)))  # type: ignore[arg-type]
+        return readers[-1]
+
+    monkeypatch.setattr("dataflow.dataset.opening.open_reader", counting)
+    out = tmp_path_factory.mktemp("out") / "set"
+    convert(wide, out, fields=["number"], workers=0)
+    assert sum(ref.length for refs in readers[0].requests[1:] for ref in refs) < 8 * 1000
+    assert open_dataset(out).get_batch(range(80))["number"].tolist() == list(range(80))
+
+
+def test_a_damaged_column_is_an_error_where_it_is_read(wide: Path) -> None:
+    dataset = open_dataset(wide, columns=["media"])
+    ref = dataset.index.range_ref(0)
+    file = wide / "0.parquet"
+    data = bytearray(file.read_bytes())
+    data[ref.offset + ref.length // 2] ^= 255
+    file.write_bytes(data)
+    with pytest.raises(CorruptError, match=r"0\.parquet"):
+        open_dataset(wide, columns=["media"]).get_batch([0])
+    assert open_dataset(wide, columns=["number"]).get_batch([0])["number"].tolist() == [0]
