@@ -15,6 +15,7 @@ from dataflow.dataset import open_dataset
 from dataflow.formats import class_names, image_field, label_field, tensor_field
 from dataflow.formats.arrow import ShardWriter
 from dataflow.formats.arrow.reading import ArrowFormat
+from dataflow.formats.destination import Destination
 from dataflow.formats.place import Place
 
 SCHEMA = pa.schema([tensor_field("x", np.float32, (64,)), pa.field("text", pa.string()), pa.field("n", pa.int64())])
@@ -92,6 +93,55 @@ def test_rows_and_record_batches_are_cut_alike(tmp_path: Path) -> None:
     two = open_dataset(tmp_path / "two")
     assert two.index.blocks.first_sample.tolist() == one.index.blocks.first_sample.tolist()
     assert two.get_batch(range(COUNT))["text"] == one.get_batch(range(COUNT))["text"]
+
+
+def test_columns_and_rows_give_the_same_bytes(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows")
+    numbers = np.arange(COUNT)
+    with ShardWriter(tmp_path / "columns", SCHEMA, block_size_bytes=4096, shard_size_bytes=20_000) as writer:
+        for start, stop in [(0, 7), (7, 7), (7, COUNT)]:
+            part = numbers[start:stop]
+            x = np.repeat(part.astype(np.float32), 64).reshape(-1, 64)
+            writer.write_columns({"n": part, "text": [str(number) for number in part.tolist()], "x": x})
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == {
+        file.name: file.read_bytes() for file in (tmp_path / "columns").iterdir()
+    }
+
+
+def test_columns_of_another_type_are_cast_as_values_are(tmp_path: Path) -> None:
+    columns = {"n": np.arange(3, dtype=np.int16), "x": np.zeros((3, 64)), "text": ["", "a", None]}
+    with ShardWriter(tmp_path / "set", SCHEMA) as writer:
+        writer.write_columns(columns)
+    assert [sample["n"] for sample in open_dataset(tmp_path / "set")] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n": np.zeros(2, np.int64)}, "equally long"),
+        ({"m": [1, 2, 3]}, "must be exactly the fields"),
+        ({"n": np.array(["1", "2", "3"])}, "field 'n' cannot hold"),
+        ({"x": np.zeros((3, 2, 32), np.float32)}, "expected float32 of shape"),
+    ],
+    ids=["short", "unknown", "text", "shape"],
+)
+def test_wrong_columns_are_refused(tmp_path: Path, change: dict, message: str) -> None:
+    columns = {"n": np.arange(3), "x": np.zeros((3, 64), np.float32), "text": ["a", "b", "c"]} | change
+    with pytest.raises(BadInputError, match=message), ShardWriter(tmp_path / "set", SCHEMA) as writer:
+        writer.write_columns(columns)
+
+
+def test_a_put_that_fails_is_told_and_publishes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Destination, name: str, chunks: object) -> None:
+        if name == "shard-00001.arrow":
+            raise DataError("no space")
+        original(self, name, chunks)
+
+    original = Destination.put
+    monkeypatch.setattr(Destination, "put", fail)
+    with pytest.raises(DataError, match="no space"):
+        write(tmp_path / "set")
+    assert not list((tmp_path / "set").glob("*"))
 
 
 def test_a_sample_larger_than_a_block_is_a_block(tmp_path: Path) -> None:

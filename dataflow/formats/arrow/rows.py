@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
 from connectors.errors import BadInputError
 from dataflow.formats.fields import field_kind
 
-__all__ = ["rows_to_batch", "value_size"]
+__all__ = ["columns_to_batch", "rows_to_batch", "value_size"]
 
 
 def rows_to_batch(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.RecordBatch:
@@ -33,11 +35,44 @@ def rows_to_batch(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Re
     )
 
 
+def columns_to_batch(columns: Mapping[str, Sequence[Any] | npt.NDArray[Any]], schema: pa.Schema) -> pa.RecordBatch:
+    """Return samples that are given by field as one record batch; it refers to arrays of the right type.
+
+    Args:
+        columns: For every field an array, of which each first index is a sample, or a sequence of values.
+        schema: The fields.
+
+    Raises:
+        BadInputError: A field is missing, unknown, of another length, or has a value that its type cannot hold.
+    """
+    if columns.keys() != set(schema.names):
+        raise BadInputError(f"columns must be exactly the fields {schema.names}, got {list(columns)}")
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise BadInputError(f"columns must be equally long, got {lengths}")
+    return pa.RecordBatch.from_arrays([_column(field, columns[field.name]) for field in schema], schema=schema)
+
+
 def value_size(value: Any) -> int:
     """Estimate the bytes of one value, to bound what is held before it becomes Arrow."""
     if isinstance(value, np.ndarray):
         return value.nbytes
     return len(value) if isinstance(value, (str, bytes, bytearray, memoryview, list)) else 8
+
+
+def _column(field: pa.Field, values: Sequence[Any] | npt.NDArray[Any]) -> pa.Array:
+    kind = field.type
+    if isinstance(values, np.ndarray):
+        if isinstance(kind, pa.FixedShapeTensorType) and (values.shape[1:], values.dtype) == _layout(kind):
+            return _tensor_array(kind, values)
+        if values.ndim == 1 and values.dtype == _plain_dtype(kind):
+            return pa.array(values, kind)
+    return _array(field, list(values))
+
+
+def _plain_dtype(kind: pa.DataType) -> np.dtype[Any] | None:
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return np.dtype(kind.to_pandas_dtype()) if is_number else None
 
 
 def _array(field: pa.Field, values: list[Any]) -> pa.Array:
@@ -63,12 +98,20 @@ def _holds_arrays(values: list[Any]) -> bool:
 
 
 def _tensors(kind: Any, values: list[Any]) -> pa.Array:
-    dtype = np.dtype(kind.value_type.to_pandas_dtype())
+    shape, dtype = _layout(kind)
     arrays = [np.asarray(value) for value in values]
     for array in arrays:
-        if array.shape != tuple(kind.shape) or not np.can_cast(array.dtype, dtype, "same_kind"):
-            raise ValueError(f"expected {dtype} of shape {tuple(kind.shape)}, got {array.dtype} of shape {array.shape}")
-    flat = np.stack(arrays).astype(dtype, copy=False).reshape(len(values), -1)
+        if array.shape != shape or not (array.dtype == dtype or np.can_cast(array.dtype, dtype, "same_kind")):
+            raise ValueError(f"expected {dtype} of shape {shape}, got {array.dtype} of shape {array.shape}")
+    return _tensor_array(kind, np.stack(arrays).astype(dtype, copy=False))
+
+
+def _layout(kind: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    return tuple(kind.shape), np.dtype(kind.value_type.to_pandas_dtype())
+
+
+def _tensor_array(kind: Any, values: npt.NDArray[Any]) -> pa.Array:
+    flat = values.reshape(len(values), math.prod(kind.shape))
     storage = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
     return pa.ExtensionArray.from_storage(kind, storage)
 

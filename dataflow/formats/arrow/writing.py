@@ -1,27 +1,29 @@
 """`ShardWriter`: a native dataset from samples or record batches.
 
-One shard is held in memory while it is built and written in one atomic put when it is full. Index and manifest follow
-when the writer is left without an error, so a reader sees the whole dataset or none: killed anywhere before the last
-put, the writer leaves shards that no manifest names.
+One shard is held in memory while it is built, and written in one atomic put when it is full. Meanwhile the next one is
+built, so there are two. Index and manifest follow when the writer is left without an error, so a reader sees the whole
+dataset or none: killed anywhere before the last put, the writer leaves shards that no manifest names.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import wait
 from types import TracebackType
 from typing import Any
 
+import numpy.typing as npt
 import pyarrow as pa
 
 from connectors.errors import BadInputError, DataError
 from dataflow.formats.arrow.blocks import BlockCutter
 from dataflow.formats.arrow.manifest import INDEX_NAME, MANIFEST_NAME, Manifest
 from dataflow.formats.arrow.publish import owns, publish, shard_name
-from dataflow.formats.arrow.rows import rows_to_batch, value_size
+from dataflow.formats.arrow.rows import columns_to_batch, rows_to_batch, value_size
 from dataflow.formats.arrow.shard import COMPRESSIONS, Shard, ShardBuilder
-from dataflow.formats.destination import Destination
+from dataflow.formats.deferred import DeferredDestination
 from dataflow.formats.fields import storable_schema
 
 __all__ = ["ShardWriter"]
@@ -42,7 +44,7 @@ class ShardWriter:
         schema: Fields of a sample (`dataflow.formats` helps: `image_field`, `label_field`, `tensor_field`).
             Dictionary-encoded fields are stored plain.
         block_size_bytes: Size of a block before compression; a block is what readers fetch and caches keep.
-        shard_size_bytes: A shard is closed when it has reached this size. The writer holds one in memory.
+        shard_size_bytes: A shard is closed when it has reached this size. The writer holds two in memory.
         compression: `none`, `lz4` or `zstd`. Uncompressed blocks are read without a copy.
         overwrite: Replace what lies at `url`; otherwise a place that holds anything is refused.
         lineage: Where the data came from, kept in the manifest; JSON types, no credentials.
@@ -75,7 +77,7 @@ class ShardWriter:
         self._builder: ShardBuilder | None = None
         self._rows: list[Mapping[str, Any]] = []
         self._rows_bytes = 0
-        self._destination = Destination(url)
+        self._destination = DeferredDestination(url)
         self._open = False
 
     def __enter__(self) -> ShardWriter:
@@ -113,8 +115,22 @@ class ShardWriter:
         if self._rows_bytes >= self._block_size_bytes or len(self._rows) >= _MAX_PENDING_ROWS:
             self._drain()
 
+    def write_columns(self, columns: Mapping[str, Sequence[Any] | npt.NDArray[Any]]) -> None:
+        """Add many samples: for every field of the schema an array or a sequence with a value for each of them.
+
+            writer.write_columns({"tokens": np.load("tokens.npy", mmap_mode="r"), "label": labels})
+
+        Arrays of the field's own type are written from where they lie: they must not change before the writer is left.
+
+        Raises:
+            BadInputError: A field is missing, unknown, of another length or type.
+        """
+        self._insist_on_open()
+        self._drain()
+        self._write(columns_to_batch(columns, self.schema))
+
     def write_batch(self, batch: pa.RecordBatch) -> None:
-        """Add the samples of a record batch with the schema of this writer.
+        """Add the samples of a record batch with the schema of this writer; it must not change before that is left.
 
         Raises:
             BadInputError: It has another schema.
@@ -143,8 +159,10 @@ class ShardWriter:
         if self._builder is not None:
             shard, chunks = self._builder.finish()
             self._builder = None
+            before = self._destination.last
             self._destination.put(shard_name(len(self._shards)), chunks)
             self._shards.append(shard)
+            before.result()
 
     def _finish(self) -> None:
         self._drain()
@@ -155,9 +173,11 @@ class ShardWriter:
         self.manifest = publish(
             self._destination, self.schema, shards, compression=self._compression, lineage=self._lineage
         )
+        self._destination.last.result()
 
     def _withdraw(self) -> None:
         """Remove the shards that no manifest will name. Failing here must not hide why the writer was left."""
+        wait([self._destination.last])
         try:
             self._destination.delete([*map(shard_name, range(len(self._shards) + 1)), INDEX_NAME])
         except DataError as error:
