@@ -44,7 +44,7 @@ from connectors.objects import normalise_url
 
 RAM = CacheConfig((TierConfig("ram", 64 << 20),))
 LARGE_BYTES = 512 * 1024
-SIZES = (1000, 70_000, LARGE_BYTES + 1)
+SIZES = (1000, 70_000, LARGE_BYTES + 1, (4 << 20) + 5)  # the last in large pages, where there are some
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """`dataflow cache` for operators: warm, verify, top and drain, against a real daemon."""
 
+import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -10,11 +12,15 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
+from cache.client import CacheClient
 from cache.config import CacheConfig, TierConfig
 from cache.testing import running_server
 from dataflow import ShardWriter
 from dataflow.cli.cache import cache
 from dataflow.cli.cache_top import view
+from dataflow.cli.sizes import format_size
+from dataflow.dataset.warming import warm
+from dataflow.formats import open_source
 
 
 def run(*arguments):
@@ -47,6 +53,40 @@ def test_warm_loads_all_once_and_finds_it_the_next_time(tmp_path, dataset):
         assert "0 B came from the origin" in second.output
         # Only the manifest is read anew.
         assert stats_at(running.address)["origin"]["bytes"] - fetched < 100_000
+
+
+def test_warm_that_was_interrupted_goes_on_where_it_stopped(dataset, monkeypatch):
+    monkeypatch.setattr("dataflow.dataset.warming._WINDOW_BLOCKS", 8)
+    with (
+        running_server(CacheConfig((TierConfig("ram", 64 << 20),))) as running,
+        contextlib.closing(CacheClient(running.address)) as client,
+    ):
+        progress = warm(open_source(dataset, client).index, client)
+        loaded = [next(progress) for _ in range(4)]
+        progress.close()
+        assert [done.blocks for done in loaded] == [0, 8, 16, 24]
+        assert all(done.size_bytes == done.fetched_bytes < done.num_bytes for done in loaded)
+        result = run("warm", dataset, "--socket", running.address)
+        assert result.exit_code == 0, result.output
+        rest_bytes = loaded[-1].num_bytes - loaded[-1].fetched_bytes
+        said = f"{format_size(rest_bytes)} came from the origin, {format_size(loaded[-1].fetched_bytes)} were here"
+        assert said in result.output
+        assert "100.0%" in result.output
+
+
+def test_warm_finds_a_damaged_block_and_has_it_fetched_again(tmp_path, dataset):
+    disk = TierConfig("disk", 64 << 20, path=str(tmp_path / "disk"), medium="nvme")
+    with running_server(CacheConfig((disk,))) as running:
+        run("warm", dataset, "--socket", running.address, "--no-check")
+        asyncio.run_coroutine_threadsafe(running.server.engine.settle(), running.loop).result()
+        blocks = stats_at(running.address)["origin"]["blocks"]
+        victim, *_ = sorted((tmp_path / "disk" / "blocks-1").glob("*/*"))
+        damaged = bytearray(victim.read_bytes())
+        damaged[500] ^= 1
+        victim.write_bytes(damaged)
+        assert "checked: the tiers hold" in run("warm", dataset, "--socket", running.address).output
+        assert stats_at(running.address)["origin"]["blocks"] == blocks + 1
+        assert stats_at(running.address)["tiers"][0]["corrupt"] == 1
 
 
 def test_warm_refuses_at_once_what_cannot_fit(dataset):
