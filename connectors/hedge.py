@@ -168,12 +168,15 @@ class HedgedStore:
             await asyncio.wait(tasks, timeout=delay_s)
             if not first.done() and self._may_hedge():
                 tasks.add(asyncio.ensure_future(read()))
-            winner = await _first_success(tasks)
+            # Nearly always, so without a further wait.
+            winner = first if first.done() else await _first_success(tasks)
         finally:
-            for task in tasks:
+            pending = [task for task in tasks if not task.done()]
+            for task in pending:
                 task.cancel()
             # Cancelled ones give back what they hold before the caller goes on.
-            await asyncio.wait(tasks)
+            if pending:
+                await asyncio.wait(pending)
             self._inflight -= len(tasks) - 1
         self.won += winner is not first and len(tasks) > 1
         if winner.exception() is None:
