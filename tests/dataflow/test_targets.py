@@ -259,6 +259,8 @@ def test_killed_after_the_manifest_it_can_still_be_finished(source: Path, tmp_pa
         ("jsonl", pa.timestamp("s"), "jsonl cannot hold field 'x'"),
         ("jsonl", pa.list_(pa.binary()), "jsonl cannot hold field 'x'"),
         ("tfrecord", pa.struct([("a", pa.int8())]), "tfrecord cannot hold field 'x'"),
+        ("webdataset", pa.list_(pa.binary()), "webdataset cannot hold field 'x'.*JSON, which has no bytes"),
+        ("webdataset", pa.struct([("a", pa.large_binary())]), "webdataset cannot hold field 'x'"),
         ("tfrecord", pa.timestamp("s"), "tfrecord cannot hold field 'x'"),
         ("mds", pa.list_(pa.int8()), "mds cannot hold field 'x'"),
         ("megatron", pa.int8(), "megatron cannot hold field 'x'"),

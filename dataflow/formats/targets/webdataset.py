@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from connectors.errors import BadInputError
 from dataflow.formats.fields import field_kind, storable_schema
-from dataflow.formats.targets.files import FileTarget
+from dataflow.formats.targets.files import FileTarget, refuse
 from dataflow.formats.webdataset import INTEGER_NAMES, KEY, TEXT_NAMES
 from dataflow.media import SUFFIXES, sniff
 
@@ -45,16 +45,19 @@ class WebdatasetTarget(FileTarget):
     suffix: ClassVar[str] = ".tar"
 
     def stored_schema(self, schema: pa.Schema) -> pa.Schema:
-        """Return `schema`; archives hold everything.
+        """Return `schema`; archives hold everything, but for bytes inside what is nested.
 
         Raises:
-            BadInputError: A name cannot be part of a file's name.
+            BadInputError: A name cannot be part of a file's name, or JSON cannot hold a field.
         """
         for name in schema.names:
             if "/" in name or not name or name.lower() != name:
                 raise BadInputError(
                     f"field {name!r} cannot be a suffix in an archive: it must be lower case and without slash"
                 )
+        for field in schema:
+            if _suffix(field.type) == "json" and _has_bytes(field.type):
+                raise refuse(field, self.format, "what is nested is written as JSON, which has no bytes")
         return storable_schema(schema)
 
     def build(
@@ -123,6 +126,12 @@ def _suffix(kind: pa.DataType) -> str:
     if isinstance(kind, pa.FixedShapeTensorType) or types.is_floating(kind):
         return "npy"
     return "json"
+
+
+def _has_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_nested(kind):
+        return any(_has_bytes(kind.field(position).type) for position in range(kind.num_fields))
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
 
 
 def _values(column: pa.Array, field: pa.Field) -> list[bytes | None]:
