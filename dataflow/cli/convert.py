@@ -88,6 +88,7 @@ class _Split(click.ParamType[dict[str, float]]):
 @click.option("--overwrite", is_flag=True, help="Replace a dataset at DST.")
 @click.option("--append", is_flag=True, help="Add samples to the native dataset at DST, as a new version of it.")
 @click.option("--resume", is_flag=True, help="Go on with a conversion that broke off.")
+@click.option("--verify", is_flag=True, help="Read it again and compare every value with what was to be written.")
 @click.option("--dry-run", is_flag=True, help="Plan and check, write nothing.")
 @click.option("--quiet", is_flag=True, help="No progress and no summary.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON per step of progress, then the result.")
@@ -162,6 +163,9 @@ def _summarise(result: conversion.Conversion, *, dry_run: bool) -> None:
         return
     for part in result.splits:
         click.echo(f"{part.name}: {part.num_samples:,} samples in {part.num_shards:,} shards at {part.url}")
+    if result.num_compared is not None:
+        besides = f", all fields but {', '.join(result.not_compared)}" if result.not_compared else ""
+        click.echo(f"read again and compared: {result.num_compared:,} samples{besides}")
     kept = f", {result.num_resumed} of them kept from before" if result.num_resumed else ""
     click.echo(
         f"{result.num_samples:,} samples in {result.num_shards:,} shards{kept}: "

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +32,7 @@ from dataflow.convert.expression import Expression
 from dataflow.convert.functions import Function
 from dataflow.convert.iterables import name_of, spool
 from dataflow.convert.job import Work
+from dataflow.convert.lineage import lineage_of
 from dataflow.convert.mapping import Mapping as SampleMapping
 from dataflow.convert.mapping import infer_schema
 from dataflow.convert.plan import fit_target, plan_digest, plan_shards
@@ -40,6 +40,7 @@ from dataflow.convert.progress import Progress
 from dataflow.convert.publishing import publish_all, publish_quarantine
 from dataflow.convert.reading import read_samples
 from dataflow.convert.rejects import FaultPolicy, owned_by_quarantine
+from dataflow.convert.rereading import reread
 from dataflow.convert.result import Conversion, SplitResult
 from dataflow.convert.stages import ENGINES, Stages, read_records
 from dataflow.convert.survey import Survey, survey
@@ -90,6 +91,7 @@ def convert(
     overwrite: bool = False,
     resume: bool = False,
     dry_run: bool = False,
+    verify: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Conversion:
     """Write the dataset at `src` in another place and format.
@@ -134,6 +136,7 @@ def convert(
         overwrite: Replace a dataset at `dst`. Objects that are no part of one are never removed.
         resume: Go on with a conversion that broke off: shards that it finished are kept.
         dry_run: Plan and check everything here, write and remove nothing; `size_bytes` of the result is 0.
+        verify: When it is published, read it again, and compare number and values with what was to be written.
         progress: Called in this thread, at first and whenever shards are done.
 
     Raises:
@@ -189,6 +192,7 @@ def convert(
             url=dst,
             quarantine_url=aside,
             plan="",
+            verify=verify,
             policy=policy,
             origin=origin,
             bad=bad,
@@ -251,10 +255,13 @@ def _write(work: Work, run: _Run, stages: Stages, destination: Destination) -> C
     stages.count_bad(work)
     parts = stages.run("write", work, jobs, num_samples=sum(map(len, work.choices)))
     has_quarantine = publish_quarantine(work, stages.quarantine)
-    publish_all(work, destination, jobs, parts, _lineage(work, found, stages.num_errors))
+    publish_all(work, destination, jobs, parts, lineage_of(work, found, stages.num_errors))
     # The destination is a dataset now; records are of no use any more.
     destination.delete(name for name in destination.sizes() if name.endswith(PART_SUFFIX) or _SURVEY.fullmatch(name))
     result = _result(work, found, jobs, parts, stages)
+    if work.verify:
+        num_compared, not_compared = reread(work, jobs, parts)
+        result = replace(result, num_compared=num_compared, not_compared=not_compared)
     return replace(result, num_resumed=num_resumed, quarantine=work.quarantine_url if has_quarantine else None)
 
 
@@ -404,32 +411,3 @@ def _first_samples(work: Work) -> Any:
     batches = [batch for _, batch in read_samples(work.source, work.fields, numbers, lost)]
     batch = pa.concat_batches(batches) if batches else pa.RecordBatch.from_pylist([], schema)
     return batch if work.cleaning is None else work.cleaning.change(batch, work.facts)
-
-
-def _lineage(work: Work, found: Survey, num_lost: int) -> dict[str, Any]:
-    """Say where the data came from. No time and no host: equal conversions give equal manifests."""
-    index = work.source.index
-    source = {
-        "url": work.origin or _without_credentials(index.url),
-        "format": "python" if work.origin else work.source.source.format,
-        "fingerprint": index.fingerprint,
-    }
-    before = work.source.source.lineage
-    steps: dict[str, Any] = {}
-    if work.filter is not None:
-        steps["filter"] = work.filter.name if isinstance(work.filter, Function) else work.filter.text
-    if work.cleaning is not None:
-        steps["rules"] = [
-            {"rule": row.rule, "kept": row.kept, "changed": row.changed, "dropped": row.dropped} for row in found.rules
-        ]
-    if work.mapping is not None:
-        steps["map"] = work.mapping.function.name
-    if num_lost:
-        steps["lost"] = num_lost
-    return {"source": source | ({"lineage": before} if before else {})} | steps
-
-
-def _without_credentials(url: str) -> str:
-    """Drop user, password and query (signatures) from a URL that will be stored."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()

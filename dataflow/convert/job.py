@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
+import pyarrow as pa
 
 from dataflow.convert.reading import read_samples, read_shuffled
 from dataflow.convert.rejects import Rejects, write_rejects
+from dataflow.convert.rereading import StreamDigest
 from dataflow.formats.destination import PART_SUFFIX, Destination
 from dataflow.formats.protocol import GridTarget
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import pyarrow as pa
 
     from dataflow.convert.choice import Choice
     from dataflow.convert.cleaning import Cleaning
@@ -57,6 +57,7 @@ class Work:
         mapping: What becomes of them.
         facts: What has been measured of the source, by field.
         choices: The datasets to write.
+        verify: Whether what is written will be read again.
     """
 
     source: Dataset
@@ -74,6 +75,7 @@ class Work:
     mapping: Mapping | None = None
     facts: dict[str, Facts] = field(default_factory=dict)
     choices: tuple[Choice, ...] = ()
+    verify: bool = False
 
     @property
     def judged_fields(self) -> list[str]:
@@ -138,12 +140,15 @@ class ShardJob:
         assert work.schema is not None
         rejects, counted = Rejects(work.source, work.policy, work.origin), [0]
         batches = self._batches(work, rejects, counted)
+        stream = StreamDigest(work.schema if work.verify else pa.schema([]))
+        batches = stream.through(batches) if work.verify else batches
         first = next(batches, None)
         part: Part = {"size_bytes": 0}
         if first is not None:
             part = self._build(work, itertools.chain([first], batches), destination)
         name = f"write-{self.name.rpartition('/')[0]}{self.number:05d}"
-        return {"shard": part, "num_samples": counted[0]} | write_rejects(work, rejects, name)
+        found: Part = {"shard": part, "num_samples": counted[0]} | write_rejects(work, rejects, name)
+        return found | ({"stream": stream.result()} if work.verify else {})
 
     def _build(self, work: Work, batches: Iterator[pa.RecordBatch], destination: Destination) -> Part:
         """Build and write the shard."""

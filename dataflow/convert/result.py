@@ -63,6 +63,8 @@ class Conversion:
         rules: What the cleaning rules did, in their order.
         splits: The parts, where there are some.
         quarantine: Where rejected samples are; None where there is none.
+        num_compared: Samples that were read again and are what was to be written; None without `verify`.
+        not_compared: Fields of them that the format holds in a way that cannot be compared.
     """
 
     url: str
@@ -80,3 +82,5 @@ class Conversion:
     rules: tuple[RuleCount, ...] = ()
     splits: tuple[SplitResult, ...] = ()
     quarantine: str | None = None
+    num_compared: int | None = None
+    not_compared: tuple[str, ...] = ()
