@@ -34,6 +34,7 @@ from dataflow.loaders.torch_private import (
 )
 from dataflow.observe.stages import stage
 from dataflow.transforms.epoch import reading_epoch
+from dataflow.transforms.ragged import RaggedColumn
 
 __all__ = ["Fetch", "Memory", "allocate_from", "collate_into", "collate_into_slots"]
 
@@ -180,8 +181,10 @@ class _StackInto:
         return torch.stack(batch, 0, out=torch.frombuffer(memory, dtype=first.dtype).view(shape))
 
 
-def _as_collated(column: npt.NDArray[Any] | list[Any]) -> Any:
-    """Return what torch's default collate makes of the samples of one column."""
+def _as_collated(column: npt.NDArray[Any] | list[Any] | RaggedColumn) -> Any:
+    """Return what torch's default collate makes of the samples of one column; of a ragged one its parts."""
+    if isinstance(column, RaggedColumn):
+        return {"values": _as_collated(column.values), "offsets": _as_collated(column.offsets)}
     if isinstance(column, np.ndarray) and column.dtype.kind in "biufc":
         return torch.from_numpy(column)
     values = list(column)

@@ -6,6 +6,7 @@ from dataflow.transforms.crops import CenterCrop, Crop, RandomResizedCrop, Regio
 from dataflow.transforms.draws import Draws
 from dataflow.transforms.images import IMAGENET_MEAN, IMAGENET_STD, ImageTransform
 from dataflow.transforms.media import DecodeAudio, DecodeVideo
+from dataflow.transforms.ragged import Padded, Ragged
 from dataflow.transforms.tokens import Cast, TokenWindow
 from dataflow.transforms.transformed import TransformedDataset
 
@@ -21,6 +22,8 @@ __all__ = [
     "IMAGENET_STD",
     "ImageTransform",
     "OnField",
+    "Padded",
+    "Ragged",
     "RandomResizedCrop",
     "Region",
     "TokenWindow",

@@ -13,7 +13,7 @@ from dataflow.dataset.columns import Allocate
 from dataflow.transforms.columns import Columns
 from dataflow.transforms.draws import Draws
 
-__all__ = ["Cast", "TokenWindow"]
+__all__ = ["Cast", "TokenWindow", "fitting", "numbers_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class Cast:
         Raises:
             BadInputError: A number does not fit the type, or the field holds no numbers.
         """
-        values = _numbers(self.field, sample.get(self.field))
-        return {**sample, self.field: _fitting(self.field, values, np.dtype(self.dtype)).astype(self.dtype)}
+        values = numbers_of(self.field, sample.get(self.field))
+        return {**sample, self.field: fitting(self.field, values, np.dtype(self.dtype)).astype(self.dtype)}
 
     def transform_columns(self, columns: Columns, draws: Draws, allocate: Allocate) -> Columns:
         """Do the same for a batch; a column that has the type already is left as it is."""
@@ -50,10 +50,10 @@ class Cast:
             if column.dtype == dtype and dtype.kind in "biuf":
                 return columns
             out = allocate(self.field, column.shape, dtype)
-            np.copyto(out, _fitting(self.field, column, dtype), casting="unsafe")
+            np.copyto(out, fitting(self.field, column, dtype), casting="unsafe")
             return {**columns, self.field: out}
-        values = [_numbers(self.field, value) for value in ([None] if column is None else column)]
-        return {**columns, self.field: [_fitting(self.field, value, dtype).astype(dtype) for value in values]}
+        values = [numbers_of(self.field, value) for value in ([None] if column is None else column)]
+        return {**columns, self.field: [fitting(self.field, value, dtype).astype(dtype) for value in values]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class TokenWindow:
         Raises:
             BadInputError: The document is too short and there is no filling, or a token does not fit the type.
         """
-        document = _numbers(self.field, sample.get(self.field))
+        document = numbers_of(self.field, sample.get(self.field))
         out = np.empty(self.length, self.dtype or document.dtype)
         self._cut(document, rng, out)
         return {**sample, self.field: out}
@@ -99,7 +99,7 @@ class TokenWindow:
     def transform_columns(self, columns: Columns, draws: Draws, allocate: Allocate) -> Columns:
         """Do the same for a batch; the windows become one array."""
         column = columns.get(self.field)
-        documents = [_numbers(self.field, value) for value in (column if column is not None else [None])]
+        documents = [numbers_of(self.field, value) for value in (column if column is not None else [None])]
         stored = np.result_type(*{document.dtype for document in documents}) if documents else np.dtype(np.int64)
         out = allocate(self.field, (len(documents), self.length), np.dtype(self.dtype or stored))
         for place, document in enumerate(documents):
@@ -122,9 +122,9 @@ class TokenWindow:
             )
         first = int(rng.integers(spare + 1)) if rng is not None and spare > 0 and self.start == "random" else 0
         window = document[first : first + self.length]
-        out[: len(window)] = _fitting(self.field, window, out.dtype)
+        out[: len(window)] = fitting(self.field, window, out.dtype)
         if spare < 0:
-            out[len(window) :] = _fitting(self.field, np.array([self.filling]), out.dtype)
+            out[len(window) :] = fitting(self.field, np.array([self.filling]), out.dtype)
 
 
 def _check_dtype(name: str) -> None:
@@ -134,14 +134,15 @@ def _check_dtype(name: str) -> None:
         raise BadInputError(f"there is no type {name!r}; use a name of numpy's, such as int64") from None
 
 
-def _numbers(field: str, value: Any) -> npt.NDArray[Any]:
+def numbers_of(field: str, value: Any) -> npt.NDArray[Any]:
+    """Return a field's value as an array; `BadInputError` where it holds no numbers."""
     array = np.asarray(value)
     if array.dtype.kind not in "biuf":
         raise BadInputError(f"field {field!r} must hold numbers, got {type(value).__name__}")
     return array
 
 
-def _fitting(field: str, values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+def fitting(field: str, values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """Return the values if the type can hold them: a token that wraps round is another token."""
     if values.dtype.kind not in "biuf":
         raise BadInputError(f"field {field!r} must hold numbers, got {values.dtype}")
