@@ -3,6 +3,7 @@
     shards        list<struct<name: string, size_bytes: int64, version: string>>
     blocks        list<struct<shard: int32, offset: int64, length: int64[, crc32c: uint32]>>
     first_sample  list<int64>                                      one more than blocks
+    parts         list<struct<end: int64, crc32c: uint32>>         where fields lie, fields + 1 per block; optional
 
 One row of lists, because the three tables differ in length and an Arrow file has one schema. Vectors are read without a
 copy, whatever their length, from bytes or from a map. Equal tables give equal bytes.
@@ -16,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from connectors.errors import CorruptError
-from dataflow.index.table import Blocks, Index, Shards
+from dataflow.index.table import Blocks, Index, Parts, Shards
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,6 +30,7 @@ SIDECAR_NAME = "dataflow-index.arrow"
 SHARD_FIELDS = [("name", pa.string()), ("size_bytes", pa.int64()), ("version", pa.string())]
 BLOCK_FIELDS = [("shard", pa.int32()), ("offset", pa.int64()), ("length", pa.int64())]
 CRC_FIELD = ("crc32c", pa.uint32())
+PART_FIELDS = [("end", pa.int64()), CRC_FIELD]
 
 
 def encode_index(
@@ -50,6 +52,9 @@ def encode_index(
         "first_sample": pa.array(blocks.first_sample),
         **(extra or {}),
     }
+    if blocks.parts is not None:
+        part_columns = [pa.array(blocks.parts.end.reshape(-1)), pa.array(blocks.parts.crc32c.reshape(-1))]
+        columns["parts"] = _struct(part_columns, PART_FIELDS)
     rows = [pa.ListArray.from_arrays(pa.array([0, len(column)], pa.int32()), column) for column in columns.values()]
     batch = pa.record_batch(rows, names=list(columns)).replace_schema_metadata(dict(metadata) if metadata else None)
     sink = pa.BufferOutputStream()
@@ -82,8 +87,9 @@ def decode_index(data: bytes | memoryview, *, url: str, fingerprint: str, uri: s
             length,
             batch.column("first_sample").values.to_numpy(),
             _vector(block_table, "crc32c") if "crc32c" in block_names else None,
+            _parts(batch.column("parts").values, len(shard)) if "parts" in batch.schema.names and len(shard) else None,
         )
-    except (pa.ArrowException, OSError, EOFError, KeyError, AttributeError) as error:
+    except (pa.ArrowException, OSError, EOFError, KeyError, AttributeError, ValueError) as error:
         raise CorruptError(f"{uri} is not an index: {error}", uri=uri) from error
     index = Index(url, fingerprint, shards, blocks)
     index.check()
@@ -109,6 +115,10 @@ def read_extra(data: bytes | memoryview, name: str, *, uri: str) -> np.ndarray[A
 
 def _struct(columns: list[Any], fields: list[tuple[str, pa.DataType]]) -> pa.StructArray:
     return pa.StructArray.from_arrays(columns, fields=[pa.field(name, kind, nullable=False) for name, kind in fields])
+
+
+def _parts(table: pa.StructArray, num_blocks: int) -> Parts:
+    return Parts(_vector(table, "end").reshape(num_blocks, -1), _vector(table, "crc32c").reshape(num_blocks, -1))
 
 
 def _vector(table: pa.StructArray, name: str) -> np.ndarray[Any, Any]:

@@ -21,7 +21,7 @@ from dataflow.index.finder import BlockFinder
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["Blocks", "Index", "Pieces", "Shards"]
+__all__ = ["Blocks", "Index", "Parts", "Pieces", "Shards"]
 
 # Bounds what a check takes beside the table, whatever its length.
 _ROWS_AT_ONCE = 1 << 18
@@ -47,6 +47,19 @@ class Shards:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Parts:
+    """What native blocks consist of: a header, then the bytes of every field, one behind the other.
+
+    Attributes:
+        end: int64, (blocks, fields + 1): where each part ends, counted from the first byte of its block.
+        crc32c: uint32, of the same shape: checksum of each part.
+    """
+
+    end: npt.NDArray[np.int64]
+    crc32c: npt.NDArray[np.uint32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Blocks:
     """The blocks of a dataset, in the order of their samples.
 
@@ -56,6 +69,7 @@ class Blocks:
         length: int64 per block: number of bytes, at least 1.
         first_sample: int64, one more than blocks: block `b` holds `[first_sample[b], first_sample[b + 1])`.
         crc32c: uint32 per block (Castagnoli, of the block's bytes), or None where the format has none.
+        parts: Where the fields lie inside the blocks, or None where that is not known.
     """
 
     shard: npt.NDArray[np.int32]
@@ -63,6 +77,7 @@ class Blocks:
     length: npt.NDArray[np.int64]
     first_sample: npt.NDArray[np.int64]
     crc32c: npt.NDArray[np.uint32] | None = None
+    parts: Parts | None = None
 
     def __len__(self) -> int:
         return len(self.shard)

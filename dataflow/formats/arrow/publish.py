@@ -20,7 +20,7 @@ from dataflow.formats.arrow.manifest import (
     describe_fields,
     encode_schema,
 )
-from dataflow.index import Blocks, Shards, encode_index
+from dataflow.index import Blocks, Parts, Shards, encode_index
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -105,8 +105,19 @@ def index_tables(named: Mapping[str, Shard]) -> tuple[Shards, Blocks]:
         length=_join([shard.length for shard in shards], np.int64),
         first_sample=np.concatenate([np.zeros(1, np.int64), np.cumsum(num_samples)]),
         crc32c=_join([shard.crc32c for shard in shards], np.uint32),
+        parts=_parts(shards),
     )
     return table, blocks
+
+
+def _parts(shards: Sequence[Shard]) -> Parts | None:
+    """Return where the fields lie; None where that is not known of every block."""
+    num_blocks = sum(len(shard.offset) for shard in shards)
+    end = _join([shard.part_end for shard in shards], np.int64)
+    if not len(end) or len(end) % num_blocks or any(not shard.part_end for shard in shards):
+        return None
+    crc32c = _join([shard.part_crc32c for shard in shards], np.uint32)
+    return Parts(end.reshape(num_blocks, -1), crc32c.reshape(num_blocks, -1))
 
 
 def _join(lists: Sequence[Sequence[int]], dtype: type[np.generic]) -> np.ndarray[Any, Any]:

@@ -11,11 +11,15 @@ from connectors.errors import CorruptError, NotFoundError
 from connectors.objects import join_uri
 from dataflow.formats.arrow.manifest import MANIFEST_NAME, Manifest, content_digest
 from dataflow.formats.arrow.revision import manifest_name
+from dataflow.formats.arrow.selecting import select_fields
 from dataflow.index import Index, decode_index
 from dataflow.index.fetch import fetch_index
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dataflow.formats.place import Place
+    from dataflow.formats.protocol import Source
 
 __all__ = ["ArrowFormat", "ArrowSource"]
 
@@ -52,6 +56,10 @@ class ArrowSource:
         if batch.num_rows != expected:
             raise self._corrupt(block, f"it has {batch.num_rows} samples, the index says {expected}")
         return batch
+
+    def select(self, names: Sequence[str]) -> Source:
+        """Return a source that reads some of the fields."""
+        return select_fields(self, names)
 
     def _corrupt(self, block: int, reason: str) -> CorruptError:
         ref = self.index.block_ref(block)

@@ -24,7 +24,7 @@ from connectors.errors import BadInputError, CorruptError, NotFoundError
 from connectors.objects import join_uri
 from dataflow.formats.arrow.census import add_statistics
 from dataflow.formats.arrow.manifest import MANIFEST_NAME, IndexEntry, Manifest, content_digest, dataset_fingerprint
-from dataflow.index import Blocks, Index, Shards, decode_index, encode_index
+from dataflow.index import Blocks, Index, Parts, Shards, decode_index, encode_index
 
 if TYPE_CHECKING:
     from dataflow.formats.destination import Destination
@@ -150,5 +150,13 @@ def _joined(one: Index, other: Index, folder: str) -> tuple[Shards, Blocks]:
         np.concatenate([one.blocks.length, other.blocks.length]),
         np.concatenate([one.blocks.first_sample, other.blocks.first_sample[1:] + one.num_samples]),
         np.concatenate([one.blocks.crc32c, other.blocks.crc32c]),
+        _joined_parts(one.blocks.parts, other.blocks.parts),
     )
     return shards, blocks
+
+
+def _joined_parts(one: Parts | None, other: Parts | None) -> Parts | None:
+    """Return where fields lie; None where an older release wrote one of the two and did not say."""
+    if one is None or other is None:
+        return None
+    return Parts(np.concatenate([one.end, other.end]), np.concatenate([one.crc32c, other.crc32c]))

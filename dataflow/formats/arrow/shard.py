@@ -16,6 +16,7 @@ from crc32c import crc32c
 
 from connectors.errors import BadInputError
 from dataflow.formats.arrow.census import FieldStatistics, add_statistics, measure_batch
+from dataflow.formats.arrow.parts import part_checksums, part_ends
 
 if TYPE_CHECKING:
     from connectors.protocols import Buffer
@@ -39,6 +40,8 @@ class Shard:
         length: Bytes of each block.
         crc32c: Checksum of each block.
         num_samples: Samples in each block.
+        part_end: Where header and fields end in each block, block by block; empty where that is not known.
+        part_crc32c: Checksum of each of these parts.
         statistics: Of each field; of shards of older releases there are none.
     """
 
@@ -48,6 +51,8 @@ class Shard:
     length: list[int]
     crc32c: list[int]
     num_samples: list[int]
+    part_end: list[int] = field(default_factory=list)
+    part_crc32c: list[int] = field(default_factory=list)
     statistics: dict[str, FieldStatistics] = field(default_factory=dict)
 
 
@@ -102,6 +107,7 @@ class ShardBuilder:
     def __init__(self, schema: pa.Schema, *, compression: str) -> None:
         if compression not in COMPRESSIONS:
             raise BadInputError(f"compression must be one of {', '.join(COMPRESSIONS)}, got {compression!r}")
+        self._schema = schema
         self._sink = _Pieces()
         # One thread: the order of work never depends on the machine, and convert already runs a process per core.
         options = pa.ipc.IpcWriteOptions(compression=None if compression == "none" else compression, use_threads=False)
@@ -114,6 +120,9 @@ class ShardBuilder:
         self._length: list[int] = []
         self._crc32c: list[int] = []
         self._num_samples: list[int] = []
+        self._part_end: list[int] = []
+        self._part_crc32c: list[int] = []
+        self._has_parts = len(schema) > 1
         self._statistics: dict[str, FieldStatistics] | None = None
 
     @property
@@ -126,16 +135,26 @@ class ShardBuilder:
         written = self._sink.size_bytes
         begin = written or self._header_bytes
         self._writer.write_batch(batch)
-        checksum, header = 0, begin - written
+        checksum, header, block = 0, begin - written, []
         for piece in self._take():
-            checksum = crc32c(memoryview(piece)[header:], checksum)
+            block.append(memoryview(piece)[header:])
+            checksum = crc32c(block[-1], checksum)
             header = max(0, header - len(piece))
+        self._note_parts(block)
         self._offset.append(begin)
         self._length.append(self._sink.size_bytes - begin)
         self._crc32c.append(checksum)
         self._num_samples.append(batch.num_rows)
         found = measure_batch(batch)
         self._statistics = found if self._statistics is None else add_statistics([self._statistics, found])
+
+    def _note_parts(self, block: list[memoryview]) -> None:
+        """Take down where the fields of a block lie. Of a block of one field nothing can be left out."""
+        ends = part_ends(block, self._schema) if self._has_parts else None
+        self._has_parts = ends is not None
+        if ends is not None:
+            self._part_end += ends
+            self._part_crc32c += part_checksums(block, ends)
 
     def finish(self) -> tuple[Shard, list[Buffer]]:
         """Close the shard, once; return what the index keeps of it, and the file's content in pieces."""
@@ -148,6 +167,8 @@ class ShardBuilder:
             length=self._length,
             crc32c=self._crc32c,
             num_samples=self._num_samples,
+            part_end=self._part_end if self._has_parts else [],
+            part_crc32c=self._part_crc32c if self._has_parts else [],
             statistics=self._statistics or {},
         )
         return shard, self._chunks
