@@ -11,6 +11,7 @@ from rich.progress import Progress
 
 from dataflow.cli.sizes import format_size
 from dataflow.dataset import open_dataset
+from dataflow.dataset.verification import DEFAULT_KEY
 from dataflow.dataset.verification import verify as verify_dataset
 
 __all__ = ["verify"]
@@ -20,15 +21,22 @@ MAX_SHOWN = 20
 
 @click.command()
 @click.argument("url")
+@click.option("--key", default=DEFAULT_KEY, show_default=True, help="Field whose value no two samples may have.")
+@click.option("--no-key", is_flag=True, help="Compare no keys, as where each archive counts from 0.")
 @click.option("--json", "as_json", is_flag=True, help="The result as one JSON object.")
 @click.pass_context
-def verify(ctx: click.Context, *, url: str, as_json: bool) -> None:
-    """Read the whole dataset at URL: every checksum and every count. Exit code 1 where something is wrong."""
+def verify(ctx: click.Context, *, url: str, key: str, no_key: bool, as_json: bool) -> None:
+    """Read the whole dataset at URL: every checksum, every count, no sample twice, none missing.
+
+    Files whose index was scanned are scanned again. Exit code 1 where something is wrong.
+    """
     dataset = open_dataset(url, cache=None, verify=False)
     try:
         with Progress(console=Console(stderr=True), disable=as_json, transient=True) as bar:
             task = bar.add_task("verify", total=dataset.index.num_blocks)
-            result = verify_dataset(dataset, progress=lambda done: bar.update(task, completed=done))
+            result = verify_dataset(
+                dataset, key=None if no_key else key, progress=lambda done: bar.update(task, completed=done)
+            )
     finally:
         dataset.reader.close()
     if as_json:
@@ -36,6 +44,8 @@ def verify(ctx: click.Context, *, url: str, as_json: bool) -> None:
     else:
         for problem in result.problems[:MAX_SHOWN]:
             click.echo(problem, err=True)
+        if result.num_problems > MAX_SHOWN:
+            click.echo(f"and {result.num_problems - MAX_SHOWN:,} more problems", err=True)
         click.echo(
             f"{result.num_samples:,} of {len(dataset):,} samples in {result.num_blocks:,} blocks, "
             f"{format_size(result.size_bytes)}: {result.num_problems or 'no'} problems"

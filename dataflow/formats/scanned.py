@@ -35,7 +35,16 @@ if TYPE_CHECKING:
     from dataflow.formats.protocol import Format, Source
     from dataflow.index import Index
 
-__all__ = ["ScannedFormat", "assemble", "kept_sidecar", "open_given", "open_indexed", "open_scanned", "slot"]
+__all__ = [
+    "ScannedFormat",
+    "assemble",
+    "kept_sidecar",
+    "open_given",
+    "open_indexed",
+    "open_scanned",
+    "scanned_format",
+    "slot",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +157,7 @@ def open_indexed(place: Place, formats: Sequence[Format]) -> Source | None:
     except CorruptError as error:
         logger.warning("the index %s is not used, the files are scanned: %s", uri, error)
         return None
-    form = _format(formats, sidecar)
+    form = scanned_format(formats, sidecar.format)
     if form is None:
         return None
     changed = _changed(place, sidecar)
@@ -178,7 +187,7 @@ def open_given(place: Place, formats: Sequence[Format], location: str, reader: B
         BadInputError: It does not belong to these files any more, or never did.
     """
     sidecar = fetch_index(reader, location, lambda data: Sidecar.decode(data, uri=location))
-    form = _format(formats, sidecar)
+    form = scanned_format(formats, sidecar.format)
     if form is None:
         raise BadInputError(f"{location} is the index of a {sidecar.format} dataset", uri=location)
     changed = _changed(place, sidecar)
@@ -190,8 +199,9 @@ def open_given(place: Place, formats: Sequence[Format], location: str, reader: B
     return form.source(sidecar.index(place.root), sidecar.schema, sidecar.facts)
 
 
-def _format(formats: Sequence[Format], sidecar: Sidecar) -> ScannedFormat | None:
-    form = next((form for form in formats if form.name == sidecar.format and hasattr(form, "scan_file")), None)
+def scanned_format(formats: Sequence[Format], name: str) -> ScannedFormat | None:
+    """Return the format of that name, if its index is found by scans."""
+    form = next((form for form in formats if form.name == name and hasattr(form, "scan_file")), None)
     return cast("ScannedFormat | None", form)
 
 
