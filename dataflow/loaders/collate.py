@@ -139,7 +139,7 @@ def allocate_from(memory: Memory) -> Allocate:
 
 def collate_into(memory: Memory) -> Callable[[Any], Any]:
     """Return torch's default collate, with large tensors stacked in `memory`."""
-    stack = _StackInto(memory, shares=False)
+    stack = _StackInto(memory, shares=isinstance(memory, SlotPool))
 
     def collate(samples: Any) -> Any:
         if default_collate_fn_map[torch.Tensor] is not collate_tensors:
@@ -176,9 +176,16 @@ class _StackInto:
         memory = self._memory.allocate(size_bytes) if size_bytes >= DIVERT_BYTES else None
         if memory is None and self._shares:
             return torch.stack(batch, 0, out=first.new_empty(shape))
-        if memory is None or any(one.requires_grad or one.dtype != first.dtype for one in batch):
+        # In a worker torch's own stacks into memory of the first tensor's type too, whatever the others are.
+        if memory is None or (not self._shares and _needs_torch(batch)):
             return collate_tensors(batch, collate_fn_map=collate_fn_map)
         return torch.stack(batch, 0, out=torch.frombuffer(memory, dtype=first.dtype).view(shape))
+
+
+def _needs_torch(batch: Any) -> bool:
+    """Whether stacking gives another type than the first tensor's, or a node of a graph."""
+    dtype = batch[0].dtype
+    return any(one.requires_grad or one.dtype != dtype for one in batch)
 
 
 def _as_collated(column: npt.NDArray[Any] | list[Any] | RaggedColumn) -> Any:

@@ -1,9 +1,9 @@
 """Batches from worker processes, put in order.
 
 Workers get their tasks in torch's way: batch i comes from worker i mod N, `prefetch_factor * N` tasks are out at a
-time, and the next index is drawn from the sampler when a batch is handed out. Not torch's are the way batches travel
-(`slots`, `packing`), and that a dead worker is replaced and its successor is asked for what it owes, in the same order,
-so the caller sees the same sequence.
+time (more where nobody can tell, see `depth`), and the next index is drawn from the sampler when a batch is handed out.
+Not torch's are the way batches travel (`slots`, `packing`), and that a dead worker is replaced and its successor is
+asked for what it owes, in the same order, so the caller sees the same sequence.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from torch.utils.data import IterDataPipe, MapDataPipe
 
 from dataflow.loaders.ahead import AheadIterator
 from dataflow.loaders.crew import Crew, Death, Worker
+from dataflow.loaders.depth import MAX_DEPTH, Depth
 from dataflow.loaders.generators import GeneratorStates
 from dataflow.loaders.packing import unpack
 from dataflow.loaders.rehearsal import REOPENING
 from dataflow.loaders.slots import HELD_SLOTS
-from dataflow.loaders.state import Ledger, snapshot_order
+from dataflow.loaders.state import Ledger, draws_unseen, snapshot_order
 from dataflow.loaders.torch_private import interpreter_is_leaving, sharding_init_fn
 from dataflow.loaders.workers import BeginEpoch, Job, Result, Status, Task
 
@@ -71,6 +72,8 @@ class ProcessIterator(AheadIterator):
         self._prefetch_factor: int = loader.prefetch_factor or 0
         if self._prefetch_factor <= 0:
             raise AssertionError("prefetch_factor must be greater than 0 for MultiProcessingDataLoaderIter")
+        may_grow = not self._is_iterable and draws_unseen(self._index_sampler)
+        self._depth = Depth(self._prefetch_factor, may_grow=may_grow)
         self._context = loader.multiprocessing_context or torch.multiprocessing
         self._worker_init_fn = loader.worker_init_fn
         if isinstance(self._dataset, (IterDataPipe, MapDataPipe)):
@@ -110,8 +113,7 @@ class ProcessIterator(AheadIterator):
         else:
             for worker_id, begin_one in enumerate(begin):
                 self._crew.begin(worker_id, begin_one)
-        for _ in range(self._prefetch_factor * self._num_workers):
-            self._dispatch()
+        self._dispatch(self._depth.batches * self._num_workers)
 
     def _hire(self, begin: list[BeginEpoch], shared_seed: int | None) -> Crew:
         job = Job(
@@ -127,7 +129,7 @@ class ProcessIterator(AheadIterator):
             bad_samples=self._bad_samples,
             trainer_pid=os.getpid(),
             reports_generators=self._restarts_workers,
-            max_slots=self._prefetch_factor + HELD_SLOTS + _SPARE_SLOTS,
+            max_slots=max(self._prefetch_factor, MAX_DEPTH) + HELD_SLOTS + _SPARE_SLOTS,
             max_free_slots=self._prefetch_factor + _SPARE_SLOTS,
         )
         return Crew(self._context, job, begin)
@@ -140,21 +142,22 @@ class ProcessIterator(AheadIterator):
             state = self._received_states[worker_id]
         return BeginEpoch(self._epoch, self._progress.epoch, self._shared_seed, skip, state, None)
 
-    def _dispatch(self) -> None:
-        """Draw one more index and ask for its batch, if there is an index and a worker to ask."""
-        try:
-            number, index = self._draw()
-        except StopIteration:
-            return
-        worker_id = self._pick_worker()
-        if worker_id is None:
-            return
-        self._load[worker_id] += 1
-        self._owed[number] = _Owed(self._crew.workers[worker_id], index)
-        self._ask(number)
+    def _dispatch(self, number_of_batches: int = 1) -> None:
+        """Draw more indices and ask for their batches, as far as there are indices and workers to ask."""
+        for _ in range(number_of_batches):
+            try:
+                number, index = self._draw()
+            except StopIteration:
+                return
+            worker_id = self._pick_worker()
+            if worker_id is None:
+                return
+            self._load[worker_id] += 1
+            self._owed[number] = _Owed(self._crew.workers[worker_id], index)
+            self._ask(number)
 
     def _pick_worker(self) -> int | None:
-        share = self._prefetch_factor * self._num_workers // max(1, sum(self._is_active))
+        share = self._depth.batches * self._num_workers // max(1, sum(self._is_active))
         for worker_id in itertools.islice(self._turns, self._num_workers):
             if self._is_active[worker_id] and (self._in_order or self._load[worker_id] < share):
                 return worker_id
@@ -162,13 +165,14 @@ class ProcessIterator(AheadIterator):
 
     def _ask(self, number: int) -> None:
         owed = self._owed[number]
-        if self._owed_by(owed.worker) == [number]:
+        if self._deadline_s != math.inf and self._owed_by(owed.worker) == [number]:
             owed.worker.heard_s = time.monotonic()  # it had nothing to do until now
         self._crew.post(owed.worker.id, Task(self._epoch, number, owed.index, owed.worker.slots.notices()))
 
     def _attend(self, timeout_s: float | None) -> bool:
         """Deal with what the workers did, waiting for it if need be; say whether there was anything."""
         until_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        self._depth.waited()
         while True:
             wake_s = min(until_s, *(worker.heard_s + self._deadline_s for worker in self._owing()), math.inf)
             events = self._crew.wait(None if wake_s == math.inf else max(0.0, wake_s - time.monotonic()))
@@ -218,7 +222,8 @@ class ProcessIterator(AheadIterator):
         result, worker = owed.made, owed.worker
         assert result is not None
         self._load[worker.id] -= 1
-        self._dispatch()
+        grown = self._depth.delivered(sum(result.parcel.slots.values()))
+        self._dispatch(1 + grown * self._num_workers)
         self._hand_out(number, owed.index)
         if self._is_iterable:
             progress = self._progress

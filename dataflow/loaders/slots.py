@@ -119,11 +119,13 @@ class SlotPool:
     Args:
         max_slots: Limit on the slots that exist at a time.
         max_free: Free slots kept; what comes back beyond them gives its memory back to the system.
+        free_bytes: Free slots of so many bytes together are kept, however many they are.
     """
 
-    def __init__(self, *, max_slots: int, max_free: int) -> None:
+    def __init__(self, *, max_slots: int, max_free: int, free_bytes: int) -> None:
         self._max_slots = max_slots
         self._max_free = max_free
+        self._free_bytes = free_bytes
         self._free: list[_Slot] = []  # the last one is the one most likely still in the processor's cache
         self._filling: list[tuple[_Slot, Bytes]] = []
         self._lent: dict[int, _Slot] = {}
@@ -186,8 +188,11 @@ class SlotPool:
             del self._lent[number]
         for number in notices.returned:
             self._free.append(self._lent.pop(number))
-        while len(self._free) > self._max_free:
+        while len(self._free) > self._max_free and self._has_more_free_than(self._free_bytes):
             self._drop(self._free[0])
+
+    def _has_more_free_than(self, size_bytes: int) -> bool:
+        return sum(slot.capacity_bytes for slot in self._free) > size_bytes
 
     def _take_free(self, size_bytes: int) -> _Slot | None:
         """Return a free slot that is large enough. One that is too small, or kept by the user's code, gives way."""

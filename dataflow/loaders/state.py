@@ -243,6 +243,12 @@ _DETERMINISTIC = (BatchSampler, SequentialSampler, DistributedSampler, list, tup
 _TORCH_RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
+def draws_unseen(sampler: Any) -> bool:
+    """Whether nobody can tell how early a sampler is drawn from: it is ours, or torch's own."""
+    known = (*_DETERMINISTIC, *_TORCH_RANDOM)
+    return is_elastic(sampler) or all(type(part) in known for part in sampler_parts(sampler))
+
+
 def snapshot_order(loader: DataLoader[Any], *, between_epochs: bool = False) -> dict[str, Any]:
     """Take down all that the order of an epoch depends on. Call it just before the sampler draws its first index.
 

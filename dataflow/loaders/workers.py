@@ -25,6 +25,7 @@ from torch.utils.data import IterDataPipe, graph_settings
 from dataflow.loaders.bad_samples import BadSample, BadSamples
 from dataflow.loaders.channel import Channel
 from dataflow.loaders.collate import Fetch, collate_into_slots
+from dataflow.loaders.depth import AHEAD_BYTES
 from dataflow.loaders.generators import GeneratorStates, GeneratorWatch, seed_worker
 from dataflow.loaders.packing import Parcel, pack
 from dataflow.loaders.slots import NewSlot, Notices, Placement, SlotPool
@@ -201,7 +202,7 @@ class _Worker:
         self._channel = channel
         self._recorder = recorder
         self._orders: deque[Order] = deque()
-        self._pool = SlotPool(max_slots=job.max_slots, max_free=job.max_free_slots)
+        self._pool = SlotPool(max_slots=job.max_slots, max_free=job.max_free_slots, free_bytes=2 * AHEAD_BYTES)
         self._fetch: Fetch | None = None
         self._epoch = 0
         self._exhausted = False

@@ -377,3 +377,27 @@ def test_batches_kept_beyond_the_limit_are_copies_of_their_own():
     for batch, number in zip(kept, itertools.count(), strict=False):
         batch += 1000
         assert (batch == number + 1000).all()
+
+
+class Mixed:
+    """Two long rows of different types."""
+
+    def __init__(self, *dtypes):
+        self.dtypes = dtypes
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, number):
+        return torch.full((3000,), number + 0.5, dtype=self.dtypes[number])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float64), (torch.float64, torch.float32)])
+def test_rows_of_several_types_become_what_torch_makes_of_them(dtypes, num_workers):
+    torchs, ours = (
+        next(iter(kind(Mixed(*dtypes), batch_size=2, num_workers=num_workers)))
+        for kind in (torch.utils.data.DataLoader, DataLoader)
+    )
+    assert ours.dtype == torchs.dtype
+    assert torch.equal(ours, torchs)

@@ -16,7 +16,7 @@ from dataflow.loaders.testing import Point
 
 def send(batch, max_slots=50):
     """Return the parcel and the trainer's slots, which have arrived."""
-    pool, slots = SlotPool(max_slots=max_slots, max_free=3), SlotMap(Holdings())
+    pool, slots = SlotPool(max_slots=max_slots, max_free=3, free_bytes=0), SlotMap(Holdings())
     parcel = pack(batch, pool)
     new, dropped, fds = pool.ship(parcel.slots)
     assert not dropped

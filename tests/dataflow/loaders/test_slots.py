@@ -27,8 +27,8 @@ def mapped():
 class Pair:
     """A pool and a map in one process, with everything that would cross a socket handed over by call."""
 
-    def __init__(self, *, max_slots=100, max_free=3):
-        self.pool = SlotPool(max_slots=max_slots, max_free=max_free)
+    def __init__(self, *, max_slots=100, max_free=3, free_bytes=0):
+        self.pool = SlotPool(max_slots=max_slots, max_free=max_free, free_bytes=free_bytes)
         self.holdings = Holdings()
         self.map = SlotMap(self.holdings)
 
@@ -128,6 +128,15 @@ def test_free_slots_beyond_the_limit_go_back_to_the_system(mapped):
     pair.send(tagged(0, 5000))  # carries what was dropped
     assert mapped() <= 2 * 3 + 1
     assert len(pair.pool._free) <= 3
+
+
+def test_more_free_slots_are_kept_while_they_are_small(mapped):
+    pair = Pair(max_free=3, free_bytes=6 << 16)
+    kept = [pair.send(tagged(tag, 5000)) for tag in range(10)]
+    kept.clear()
+    pair.return_slots()
+    pair.send(tagged(0, 5000))
+    assert len(pair.pool._free) == 5  # the sixth went with the message
 
 
 def test_a_slot_that_the_worker_still_refers_to_is_not_used_again():

@@ -1,0 +1,59 @@
+"""How many batches to ask each worker for ahead of the caller.
+
+As many as `prefetch_factor` says, until the caller is found waiting again and again for batches that are small. What a
+batch costs is then less its making than the waking of a worker and of the trainer for it, which takes long on a busy
+machine. With more batches asked for, a worker goes from one to the next, and whoever wakes finds several.
+
+    every so many batches: did the caller wait, and are they small? -> twice as many
+
+More is only asked for where nobody can tell: of samplers that draw the same however early they are drawn from.
+"""
+
+from __future__ import annotations
+
+__all__ = ["AHEAD_BYTES", "MAX_DEPTH", "Depth"]
+
+MAX_DEPTH = 16
+# Of one worker, beyond what `prefetch_factor` asks for.
+AHEAD_BYTES = 8 << 20
+# How many batches are looked at, and in how many of them a caller who is kept waiting has waited: not in each, since
+# several arrive at a time.
+_BATCHES = 16
+_WAITS = 4
+
+
+class Depth:
+    """The number, as it grows. Used by one thread.
+
+    Args:
+        given: `prefetch_factor`.
+        may_grow: Whether it may be exceeded.
+
+    Attributes:
+        batches: Batches to ask each worker for.
+    """
+
+    def __init__(self, given: int, *, may_grow: bool) -> None:
+        self.batches = given
+        self._may_grow = may_grow
+        self._delivered = 0
+        self._waits = 0
+        self._largest_bytes = 0
+
+    def waited(self) -> None:
+        """The caller waited for a batch."""
+        self._waits += 1
+
+    def delivered(self, size_bytes: int) -> int:
+        """The caller got a batch of so many bytes; return by how much the number has grown."""
+        self._delivered += 1
+        self._largest_bytes = max(self._largest_bytes, size_bytes)
+        if self._delivered < _BATCHES:
+            return 0
+        is_kept_waiting = self._waits >= _WAITS
+        self._delivered = self._waits = 0
+        grown = min(2 * self.batches, MAX_DEPTH)
+        if not self._may_grow or not is_kept_waiting or grown * self._largest_bytes > AHEAD_BYTES:
+            return 0
+        more, self.batches = max(0, grown - self.batches), max(grown, self.batches)
+        return more

@@ -1,0 +1,115 @@
+"""How far ahead workers are asked for batches."""
+
+import os
+
+import pytest
+import torch
+from torch.utils.data import BatchSampler, Dataset, RandomSampler, Sampler, SequentialSampler
+
+from dataflow.loaders import DataLoader
+from dataflow.loaders.depth import AHEAD_BYTES, MAX_DEPTH, Depth
+from dataflow.loaders.state import draws_unseen
+
+
+def grown(depth: Depth, *, waits: int, size_bytes: int = 1000, batches: int = 160) -> int:
+    """Deliver batches, of each 16 of which so many were waited for."""
+    for number in range(batches):
+        if number % 16 < waits:
+            depth.waited()
+        depth.delivered(size_bytes)
+    return depth.batches
+
+
+def test_a_caller_who_waits_for_small_batches_has_more_made_ahead():
+    assert grown(Depth(2, may_grow=True), waits=16, batches=15) == 2
+    assert grown(Depth(2, may_grow=True), waits=16, batches=16) == 4
+    assert grown(Depth(2, may_grow=True), waits=4) == MAX_DEPTH
+
+
+def test_a_caller_who_rarely_waits_has_not():
+    assert grown(Depth(2, may_grow=True), waits=3) == 2
+
+
+def test_large_batches_are_made_ahead_up_to_a_number_of_bytes():
+    assert grown(Depth(2, may_grow=True), waits=16, size_bytes=AHEAD_BYTES // 4) == 4
+    assert grown(Depth(2, may_grow=True), waits=16, size_bytes=AHEAD_BYTES // 4 + 1) == 2
+
+
+def test_a_depth_that_may_not_grow_does_not():
+    assert grown(Depth(2, may_grow=False), waits=16) == 2
+
+
+def test_a_given_depth_is_never_less():
+    assert grown(Depth(100, may_grow=True), waits=16) == 100
+
+
+def test_growth_is_told_as_often_as_it_happens():
+    depth = Depth(3, may_grow=True)
+    told = 0
+    for _ in range(200):
+        depth.waited()
+        told += depth.delivered(1)
+    assert 3 + told == depth.batches == MAX_DEPTH
+
+
+class Own(Sampler):
+    def __init__(self, drawn):
+        self.drawn = drawn
+
+    def __iter__(self):
+        for number in range(200):
+            self.drawn.append(number)
+            yield number
+
+
+def test_only_draws_that_nobody_sees_are_made_earlier():
+    data = range(10)
+    assert draws_unseen(BatchSampler(RandomSampler(data), 2, drop_last=False))
+    assert draws_unseen(SequentialSampler(data))
+    assert not draws_unseen(Own([]))
+    assert not draws_unseen(BatchSampler(Own([]), 2, drop_last=False))
+
+
+class Counting(Dataset):
+    """Leaves a byte in a file for each sample that any worker reads."""
+
+    def __init__(self, folder):
+        self.file = folder / "reads"
+
+    def __len__(self):
+        return 400
+
+    def __getitem__(self, number):
+        descriptor = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.write(descriptor, b".")
+        os.close(descriptor)
+        return torch.tensor(number)
+
+
+@pytest.mark.parametrize("options", [{}, {"in_order": False}, {"persistent_workers": True}])
+def test_every_batch_comes_once_however_far_ahead_they_are_made(tmp_path, options):
+    loader = DataLoader(Counting(tmp_path), batch_size=2, shuffle=True, num_workers=2, **options)
+    for _ in range(2):
+        numbers = [number for batch in loader for number in batch.tolist()]
+        assert sorted(numbers) == list(range(400))
+    assert loader.dataset.file.stat().st_size == 800
+
+
+def test_a_sampler_of_the_users_is_drawn_no_earlier_however_long_the_caller_waits(tmp_path):
+    drawn = []
+    loader = DataLoader(Counting(tmp_path), sampler=Own(drawn), num_workers=2, prefetch_factor=3)
+    for number, _ in enumerate(loader):
+        assert len(drawn) <= number + 1 + 6
+
+
+def test_a_state_counts_batches_handed_out_however_far_ahead_they_are_made(tmp_path):
+    torch.manual_seed(5)
+    loader = DataLoader(Counting(tmp_path), batch_size=2, shuffle=True, num_workers=2)
+    batches = iter(loader)
+    first = [next(batches).tolist() for _ in range(120)]
+    state = loader.state_dict()
+    rest = [batch.tolist() for batch in batches]
+    other = DataLoader(Counting(tmp_path), batch_size=2, shuffle=True, num_workers=1)
+    other.load_state_dict(state)
+    assert [batch.tolist() for batch in other] == rest
+    assert sorted(number for batch in first + rest for number in batch) == list(range(400))
