@@ -1,7 +1,8 @@
 """How each loader of loader.py reads the workloads: a function from (workload, folder, number of workers) to batches.
 
-What a loader stores in a form of its own is written at the first call, beside the plain files. A package that is not
-installed, or refuses, is left out of the table with the reason.
+What a loader stores in a form of its own is written at the first call, beside the plain files; of the peers' forms at
+most `STORED` samples, which is more than they read in a round. A package that is not installed, or refuses, is left out
+of the table with the reason.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from typing import Any
 import numpy as np
 import torch.utils.data
 from loader_workloads import BATCH_SIZES, MEAN, SIZE, STD, TOKENS, Source, collate, finish
+
+
+STORED = 1 << 15
 
 
 def torch_loader(workload: str, folder: Path, num_workers: int, kind: Any = torch.utils.data.DataLoader) -> Iterable:
@@ -78,7 +82,7 @@ def streaming(workload: str, folder: Path, num_workers: int) -> Iterable:
     if not where.exists():
         source = Source(workload, folder)
         with MDSWriter(out=str(where), columns=columns) as writer:
-            for number in range(len(source)):
+            for number in _stored(source):
                 writer.write(source.read(number))
 
     class Finished(StreamingDataset):
@@ -96,7 +100,7 @@ def litdata(workload: str, folder: Path, num_workers: int) -> Iterable:
     where = folder / "litdata" / workload.replace(" ", "-")
     if not where.exists():
         source = Source(workload, folder)
-        package.optimize(source.read, list(range(len(source))), str(where), chunk_bytes="64MB", num_workers=1)
+        package.optimize(source.read, list(_stored(source)), str(where), chunk_bytes="64MB", num_workers=1)
 
     class Finished(package.StreamingDataset):
         def __getitem__(self, number: Any) -> Any:
@@ -117,8 +121,8 @@ def webdataset(workload: str, folder: Path, num_workers: int) -> Iterable:
     if not where.exists():
         where.mkdir(parents=True)
         source = Source(workload, folder)
-        with package.ShardWriter(str(where / "%03d.tar"), maxcount=len(source) // 4 + 1, verbose=0) as writer:
-            for number in range(len(source)):
+        with package.ShardWriter(str(where / "%03d.tar"), maxcount=len(_stored(source)) // 4 + 1, verbose=0) as writer:
+            for number in _stored(source):
                 sample = source.read(number)
                 values = {f"{name}.{_EXTENSIONS[name]}": value for name, value in sample.items()}
                 writer.write({"__key__": f"{number:08}", **values})
@@ -129,6 +133,10 @@ def webdataset(workload: str, folder: Path, num_workers: int) -> Iterable:
     shards = sorted(map(str, where.glob("*.tar")))
     reader = package.WebDataset(shards, shardshuffle=len(shards), empty_check=False).decode().shuffle(1000)
     return _in_torch(reader.map(restore), workload, num_workers)
+
+
+def _stored(source: Source) -> range:
+    return range(min(len(source), STORED))
 
 
 _EXTENSIONS = {"tokens": "npy", "values": "npy", "label": "cls", "image": "bin"}
@@ -144,7 +152,7 @@ def huggingface(workload: str, folder: Path, num_workers: int) -> Iterable:
             "tokens": {"tokens": datasets.Sequence(datasets.Value("uint16"), TOKENS)},
             "records": {"values": datasets.Sequence(datasets.Value("float32"), 16), "label": datasets.Value("int64")},
         }.get(workload, {"image": datasets.Value("binary")})
-        rows = (source.read(number) for number in range(len(source)))
+        rows = (source.read(number) for number in _stored(source))
         columns: dict[str, list[Any]] = {name: [] for name in features}
         for row in rows:
             for name, value in row.items():
@@ -216,6 +224,9 @@ PEERS = {
     "streaming": streaming,
     "webdataset": webdataset,
 }
+
+# These read the plain files; the others have a form of their own, and of decoded images none.
+READ_PLAIN = ("torch", "dataflow", "spdl", "grain")
 
 
 def batch_length(batch: Any) -> int:

@@ -1,4 +1,4 @@
-"""The four workloads of loader.py: what they are, and their data in plain files that any loader can read."""
+"""The workloads of loader.py: what they are, and their data in plain files that any loader can read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-BATCH_SIZES = {"tokens": 32, "records": 256, "jpeg bytes": 64, "jpeg decode": 64}
+BATCH_SIZES = {"tokens": 32, "records": 256, "pixels": 64, "jpeg bytes": 64, "jpeg decode": 64}
+# How often an epoch has each stored sample, where few are stored: an epoch of 32 batches would measure its beginning.
+REPEATS = {"pixels": 32}
 TOKENS = 2048
 SIZE = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -20,15 +22,19 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Scale:
-    """How many samples there are of each kind; `full` is 1 GiB of tokens, 2 million records, 4,096 photographs."""
+    """How many samples there are of each kind; all of it is 1 GiB of tokens, 2 million records, 2,048 decoded images
+    and 4,096 photographs.
+    """
 
     tokens: int
     records: int
+    pixels: int
     images: int
 
     @classmethod
     def of(cls, fraction: float) -> Scale:
-        return cls(int((1 << 18) * fraction), int(2_000_000 * fraction), max(256, int(4096 * fraction)))
+        counts = {"tokens": 1 << 18, "records": 2_000_000, "pixels": 2048, "images": 4096}
+        return cls(**{name: max(256, int(number * fraction)) for name, number in counts.items()})
 
 
 def prepare(folder: Path, scale: Scale) -> None:
@@ -40,6 +46,7 @@ def prepare(folder: Path, scale: Scale) -> None:
     np.save(folder / "tokens.npy", rng.integers(0, 50_000, (scale.tokens, TOKENS), dtype=np.uint16))
     np.save(folder / "records.npy", rng.random((scale.records, 16), dtype=np.float32))
     np.save(folder / "labels.npy", rng.integers(0, 1000, scale.records))
+    np.save(folder / "pixels.npy", rng.random((scale.pixels, 3, SIZE, SIZE), dtype=np.float32))
     files = [photograph(number) for number in range(scale.images)]
     np.save(folder / "offsets.npy", np.cumsum([0, *map(len, files)]))
     np.save(folder / "images.npy", np.frombuffer(b"".join(files), np.uint8))
@@ -76,14 +83,14 @@ class Source:
         self.workload = workload
         self.folder = folder
         self._maps: dict[str, np.ndarray] = {}
-        name = {"tokens": "tokens", "records": "records"}.get(workload)
-        self._length = len(self._map(name)) if name else len(self._map("offsets")) - 1
+        is_array = workload in ("tokens", "records", "pixels")
+        self._stored = len(self._map(workload)) if is_array else len(self._map("offsets")) - 1
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": {}}
 
     def __len__(self) -> int:
-        return self._length
+        return self._stored * REPEATS.get(self.workload, 1)
 
     def _map(self, name: str) -> np.ndarray:
         if name not in self._maps:
@@ -91,8 +98,8 @@ class Source:
         return self._maps[name]
 
     def read(self, number: int) -> dict[str, Any]:
-        if self.workload == "tokens":
-            return {"tokens": self._map("tokens")[number]}
+        if self.workload in ("tokens", "pixels"):
+            return {self.workload: self._map(self.workload)[number % self._stored]}
         if self.workload == "records":
             return {"values": self._map("records")[number], "label": int(self._map("labels")[number])}
         offsets = self._map("offsets")
@@ -106,6 +113,8 @@ def finish(workload: str, sample: dict[str, Any]) -> Any:
     """From what is stored to what a model takes; the same function for every loader that works sample by sample."""
     if workload == "tokens":
         return torch.from_numpy(np.asarray(sample["tokens"]).astype(np.int64))
+    if workload == "pixels":
+        return torch.from_numpy(np.asarray(sample["pixels"]))
     if workload == "records":
         return torch.from_numpy(np.asarray(sample["values"])), int(sample["label"])
     return sample["image"] if workload == "jpeg bytes" else decode(sample["image"])
