@@ -39,8 +39,8 @@ def index(
 ) -> None:
     """Scan the files at SRC once and keep where their samples lie, so that opening neither scans nor lists.
 
-    For formats without an index of their own: WebDataset, TFRecord, JSONL, CSV and text, also compressed. Where the
-    data cannot be written to, the index goes to this user's cache folder.
+    For formats without an index of their own: WebDataset, TFRecord, JSONL, CSV and text, also compressed; of folders of
+    media files the listing is kept. Where the data cannot be written to, the index goes to this user's cache folder.
     """
     with _progress(quiet=quiet, as_json=as_json) as progress:
         result = build_index(src, out=out, format=format, workers=workers, resume=resume, progress=progress)

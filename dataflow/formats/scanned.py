@@ -157,8 +157,7 @@ def open_indexed(place: Place, formats: Sequence[Format]) -> Source | None:
     except CorruptError as error:
         logger.warning("the index %s is not used, the files are scanned: %s", uri, error)
         return None
-    form = scanned_format(formats, sidecar.format)
-    if form is None:
+    if all(form.name != sidecar.format for form in formats):
         return None
     changed = _changed(place, sidecar)
     if changed is not None:
@@ -169,7 +168,7 @@ def open_indexed(place: Place, formats: Sequence[Format]) -> Source | None:
         )
         place.outdated = sidecar
         return None
-    return form.source(sidecar.index(place.url), sidecar.schema, sidecar.facts)
+    return _believed(place, formats, sidecar)
 
 
 def open_given(place: Place, formats: Sequence[Format], location: str, reader: BlockReader) -> Source:
@@ -187,8 +186,7 @@ def open_given(place: Place, formats: Sequence[Format], location: str, reader: B
         BadInputError: It does not belong to these files any more, or never did.
     """
     sidecar = fetch_index(reader, location, lambda data: Sidecar.decode(data, uri=location))
-    form = scanned_format(formats, sidecar.format)
-    if form is None:
+    if all(form.name != sidecar.format for form in formats):
         raise BadInputError(f"{location} is the index of a {sidecar.format} dataset", uri=location)
     changed = _changed(place, sidecar)
     if changed is not None:
@@ -196,7 +194,18 @@ def open_given(place: Place, formats: Sequence[Format], location: str, reader: B
             f"{location} is not the index of {place.url} as it is now: {changed}; write it again with `dataflow index`",
             uri=location,
         )
-    return form.source(sidecar.index(place.root), sidecar.schema, sidecar.facts)
+    source = _believed(place, formats, sidecar)
+    assert source is not None
+    return source
+
+
+def _believed(place: Place, formats: Sequence[Format], sidecar: Sidecar) -> Source | None:
+    """Open a place by a sidecar that holds; a folder by its listing."""
+    form = scanned_format(formats, sidecar.format)
+    if form is not None:
+        return form.source(sidecar.index(place.root), sidecar.schema, sidecar.facts)
+    place.files = sidecar.listing()
+    return next(form for form in formats if form.name == sidecar.format).open(place)
 
 
 def scanned_format(formats: Sequence[Format], name: str) -> ScannedFormat | None:

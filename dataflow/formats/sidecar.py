@@ -6,7 +6,8 @@ The file is that of `dataflow.index.storage` with one more column and with metad
     metadata      kind, version, format, schema, facts, learned, fingerprint, digest
 
 What a scan learns of one file (its fields, say) is remembered per file, so that an index is brought up to date by
-scanning only the files whose version token changed. Most files teach the same, so the texts are few. The digest covers
+scanning only the files whose version token changed. Of a folder of media files, whose names say all, it has no blocks
+and is the listing. Most files teach the same, so the texts are few. The digest covers
 all of it: a sidecar is exactly what was written, or it is not used.
 """
 
@@ -15,7 +16,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -24,12 +24,10 @@ import pyarrow as pa
 import xxhash
 
 from connectors.errors import CorruptError
+from connectors.objects import ObjectMeta
 from dataflow.formats.scan import listing_fingerprint, shard_table
 from dataflow.index import Blocks, Index, Shards, decode_index, encode_index
 from dataflow.index.storage import read_extra, read_metadata
-
-if TYPE_CHECKING:
-    from connectors.objects import ObjectMeta
 
 __all__ = ["FileScan", "Sidecar", "known_parts", "make_sidecar"]
 
@@ -78,6 +76,12 @@ class Sidecar:
     def index(self, url: str) -> Index:
         """Return the index, for the files below `url`."""
         return Index(url, self.fingerprint, self.shards, self.blocks)
+
+    def listing(self) -> list[ObjectMeta]:
+        """Return the files as they would be listed."""
+        shards = self.shards
+        rows = zip(shards.names.to_pylist(), shards.size_bytes.tolist(), shards.versions.to_pylist(), strict=True)
+        return [ObjectMeta(*row) for row in rows]
 
     def part(self, shard: int) -> FileScan:
         """Return what the scan of one file found."""

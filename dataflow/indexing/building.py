@@ -14,14 +14,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
+
 from cache.access import open_reader
 from connectors.errors import BadInputError, DataError, NotFoundError
 from connectors.objects import join_uri, normalise_url
 from dataflow.formats import FORMATS
 from dataflow.formats.destination import Destination
+from dataflow.formats.folder import FolderFormat
 from dataflow.formats.place import Place
 from dataflow.formats.scanned import assemble, kept_sidecar, slot
-from dataflow.formats.sidecar import FileScan, Sidecar, known_parts
+from dataflow.formats.sidecar import FileScan, Sidecar, known_parts, make_sidecar
 from dataflow.index import kept
 from dataflow.index.fetch import fetch_index
 from dataflow.index.storage import SIDECAR_NAME
@@ -104,7 +107,8 @@ def build_index(
     """Scan the files at `src` and write their index.
 
     Args:
-        src: A dataset of a format without an index of its own: archives, record files, lines of text.
+        src: A dataset of a format without an index of its own: archives, record files, lines of text; or a folder of
+            media files, whose index is its listing.
         out: Where to write the index; `open_dataset(index=)` takes it. By default beside the data, as
             `dataflow-index.arrow`, where opening finds it; or in the cache folder of this user where the data cannot be
             written to, or is a single file.
@@ -124,10 +128,12 @@ def build_index(
     try:
         place = Place(location, reader)
         form = _form(place, format)
-        files = form.files(place)
         target = None if out is None else normalise_url(out)
         if target is None and not place.is_file:
             target = join_uri(place.url, SIDECAR_NAME)
+        if isinstance(form, FolderFormat):
+            return _list(form, place, target, beside=out is None)
+        files = form.files(place)
         name = slot(form, place)
         with Journal(f"{name}.journal", resume=resume) as journal:
             parts: list[FileScan | None] = [None] * len(files)
@@ -154,14 +160,39 @@ def build_index(
     )
 
 
-def _form(place: Place, name: str | None) -> ScannedFormat:
-    """Return the format of the files at a place, which must be one whose index is found by scans."""
+def _list(form: FolderFormat, place: Place, target: str | None, *, beside: bool) -> IndexBuild:
+    """Write the index of a folder of files, which is its listing."""
+    source = form.open(place)
+    assert source is not None
+    assert target is not None
+    files = [meta for meta in place.files if meta.key != SIDECAR_NAME]
+    nothing = FileScan(np.zeros((0, 3), np.int64))
+    sidecar = make_sidecar(form.name, files, [nothing] * len(files), (source.schema, {}))
+    data = sidecar.encode()
+    return IndexBuild(
+        url=_write(target, "", data, may_fall_back=False),
+        beside=beside,
+        format=form.name,
+        num_files=len(files),
+        num_scanned=0,
+        scanned_bytes=0,
+        num_samples=source.index.num_samples,
+        num_blocks=source.index.num_blocks,
+        size_bytes=len(data),
+        fingerprint=source.index.fingerprint,
+    )
+
+
+def _form(place: Place, name: str | None) -> ScannedFormat | FolderFormat:
+    """Return the format of the files at a place, which must be one that has no index of its own."""
     formats = [entry for entry in FORMATS if name in (None, entry.name)]
     if not formats:
         raise BadInputError(f"no format is called {name!r}; there are {', '.join(entry.name for entry in FORMATS)}")
     for entry in formats:
         if not hasattr(entry, "scan_file"):
             if entry.open(place) is not None:
+                if isinstance(entry, FolderFormat) and not place.is_file:
+                    return entry
                 raise BadInputError(f"{place.url} is a dataset of format {entry.name}, which needs no index")
         elif cast("ScannedFormat", entry).files(place):
             return cast("ScannedFormat", entry)

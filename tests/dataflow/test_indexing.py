@@ -324,6 +324,40 @@ def test_a_dataset_with_an_index_can_be_overwritten(place: Path, tmp_path: Path)
     assert len(open_dataset(tmp_path / "out")) == FILES * ROWS // 2
 
 
+@pytest.fixture
+def images() -> str:
+    url = f"memory://{uuid.uuid4().hex}/set"
+    with Destination(url) as destination:
+        for number in range(20):
+            destination.put(f"{'cat' if number % 2 else 'dog'}/{number:02}.png", [bytes([number])])
+    return url
+
+
+def test_the_index_of_a_folder_is_its_listing(images: str) -> None:
+    plain, _ = counted(images)
+    build = build_index(images)
+    assert (build.format, build.num_files, build.num_samples, build.num_scanned) == ("folder", 20, 20, 0)
+    dataset, reader = counted(images)
+    assert (reader.listed, reader.requests) == ([], [])
+    assert len(reader.heads) == 5
+    assert dataset.fingerprint == plain.fingerprint == build.fingerprint
+    assert dataset.schema == plain.schema
+    for _ in range(2):  # an older index is no part of the next
+        assert build_index(images).num_files == 20
+
+
+def test_the_index_of_a_folder_that_changed_is_said_so_and_not_used(
+    images: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    build_index(images)
+    with Destination(images) as destination:
+        destination.put("cat/01.png", [b"other"])
+    dataset, reader = counted(images)
+    assert "is out of date (cat/01.png has changed)" in caplog.text
+    assert reader.listed == [images]
+    assert len(dataset) == 20
+
+
 @given(st.lists(st.integers(0, 40), max_size=30), st.integers(1, 50), st.integers(1, 6))
 def test_jobs_cover_all_files_in_order(sizes: list[int], job_bytes: int, job_files: int) -> None:
     files = [ObjectMeta(str(number), size, "") for number, size in enumerate(sizes)]
