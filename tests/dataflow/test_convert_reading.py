@@ -1,14 +1,17 @@
 """Reading chosen samples: in bounded memory, few batches for many small blocks."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from dataflow.convert import convert
 from dataflow.convert.reading import read_samples
 from dataflow.dataset import Dataset, open_dataset
 from dataflow.formats.arrow import ShardWriter
+from dataflow.formats.destination import Destination
 
 ROWS, BLOCKS, VALUE_BYTES = 9, 40, 110_000
 
@@ -55,3 +58,26 @@ def test_small_files_come_together(tmp_path: Path) -> None:
     assert [len(value) for value in batch.column("image").to_pylist()] == [
         3 + n for n in [*range(0, 20, 2), *range(1, 20, 2)]
     ]
+
+
+@pytest.mark.parametrize("to", ["arrow", "webdataset", "mds"])
+def test_a_conversion_holds_a_shard_and_not_the_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
+) -> None:
+    rng = np.random.default_rng(0)
+    with ShardWriter(tmp_path / "set", pa.schema([pa.field("x", pa.binary())]), compression="lz4") as writer:
+        for _ in range(160):
+            writer.write({"x": rng.bytes(100_000)})
+    held: list[int] = []
+
+    def put(self: Destination, name: str, chunks: Iterable[bytes]) -> None:
+        chunks = list(chunks)
+        held.append(pa.total_allocated_bytes() - before)
+        original(self, name, chunks)
+
+    original, before = Destination.put, pa.total_allocated_bytes()
+    monkeypatch.setattr(Destination, "put", put)
+    result = convert(tmp_path / "set", tmp_path / "out", to=to, workers=0, shard_size_bytes=2 << 20)
+    assert result.num_shards == 8
+    assert len(held) >= 16
+    assert max(held) < 5 << 20
