@@ -75,9 +75,10 @@ $(VENV)/.demo: $(VENV)/.created constraints.txt $(SOURCES)
 	@$(PIP_INSTALL) '.[demo]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.created constraints.txt pyproject.toml
+$(VENV)/.dev: $(VENV)/.created constraints.txt pyproject.toml .ci/libraries.txt
 	@echo "== installing what the checks need (the first time some 400 MB, mostly torch)"
 	@$(PIP_INSTALL) '.[dev]'
+	@$(PIP_INSTALL) --no-deps --upgrade --target $(VENV)/libraries -r .ci/libraries.txt
 	@touch $@
 
 # The wheel is built from the source archive, so both are complete, and it is what the tests see: never this folder.

@@ -231,7 +231,7 @@ def test_a_file_without_bytes_is_named(case: Case) -> None:
 def test_a_flipped_byte_is_an_error_or_changes_values_only(case: Case) -> None:
     entry, path, shard = case
     content, before = shard.read_bytes(), read(path)
-    for position in range(0, len(content), max(1, len(content) // 40)):
+    for position in range(0, len(content), max(1, len(content) // 30)):
         put(shard, flip(content, position))
         found = outcome(path, shard)
         assert found in (None, before) or not entry.checked, f"at {position}"
@@ -274,7 +274,7 @@ def test_an_index_that_is_damaged_is_an_error_or_changes_nothing(case: Case) -> 
         return
     index, before = path / entry.index, read(path)
     content = index.read_bytes()
-    flipped = [flip(content, position) for position in range(0, len(content), max(1, len(content) // 60))]
+    flipped = [flip(content, position) for position in range(0, len(content), max(1, len(content) // 30))]
     for damaged in (b"", content[: len(content) // 2], content[::-1], *(flipped if entry.index_checked else ())):
         put(index, damaged)
         try:

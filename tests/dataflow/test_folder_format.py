@@ -171,6 +171,7 @@ def save(path: Path, content: bytes) -> bytes:
         ("video", "a.mp4", encode_video(frames(2))),
         ("video", "日本.gif", b"GIF89a"),
     ],
+    ids=["flac", "mp3", "mp4", "gif"],
 )
 def test_sound_and_video_come_as_their_files(tmp_path: Path, kind: str, name: str, content: bytes) -> None:
     save(tmp_path / "one" / "deep" / name, content)
