@@ -158,7 +158,7 @@ class FixedColumn:
             if block.valid is not None:
                 self._insist_on_values(block.valid, selection, *selection.bounds[number : number + 2])
         row_bytes = self.dtype.itemsize * math.prod(self.shape)
-        if row_bytes > WIDE_ROW_BYTES:
+        if row_bytes > WIDE_ROW_BYTES and out.size:
             self._join_rows(blocks, selection, out)
         elif out.size:
             firsts = np.array([block.address for block in blocks])

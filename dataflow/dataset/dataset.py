@@ -8,6 +8,7 @@ vectorised.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
@@ -117,6 +118,24 @@ class Dataset:
         index = self.index
         return f"Dataset({index.url!r}, {len(self)} samples in {index.num_blocks} blocks of {len(index.shards)} shards)"
 
+    def select(self, columns: Sequence[str]) -> Dataset:
+        """Return the same samples with some of the fields only; both share their reader.
+
+        Raises:
+            BadInputError: This dataset has no such field, or one is named twice.
+        """
+        schema = select_fields(self._schema, columns)
+        own = {column.name: column for column in self._columns}
+        changed = {
+            "_schema": schema,
+            "_source": selected(self._source, schema.names),
+            "_columns": [own[name] for name in schema.names],
+            "_buffer": copy.copy(self._buffer),  # an empty one
+        }
+        other = copy.copy(self)
+        other.__dict__.update(changed)
+        return other
+
     def get_batch(
         self, numbers: Sequence[int] | npt.NDArray[np.integer[Any]], allocate: Allocate | None = None
     ) -> dict[str, npt.NDArray[Any] | list[Any]]:
@@ -134,6 +153,8 @@ class Dataset:
         """
         samples = _sample_numbers(numbers, len(self))
         block, row = self.index.locate(samples)
+        if not self._columns:
+            return {}
         places = None
         if (block[1:] < block[:-1]).any():
             places = block.argsort(kind="stable")

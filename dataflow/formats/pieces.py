@@ -70,14 +70,26 @@ class CropPlan:
 class CroppableSource(Source, Protocol):
     """A source that can read a box of a tensor without the rest of it."""
 
-    def crop(self, name: str, sample: int, start: Sequence[int], shape: Sequence[int]) -> CropPlan | None:
-        """Plan the reading of a box; None where this field has to be read whole.
+    def can_crop(self, name: str, shape: Sequence[int]) -> bool:
+        """Say whether boxes of a shape, out of this tensor field, are read by less than the whole."""
+        ...
+
+    def crop(
+        self,
+        name: str,
+        sample: int,
+        start: Sequence[int],
+        shape: Sequence[int],
+        version_of: Callable[[int], str],
+    ) -> CropPlan:
+        """Plan the reading of a box of a field for which `can_crop` holds.
 
         Args:
-            name: A tensor field.
+            name: Of the field.
             sample: Number of the sample.
             start: First place along every axis of the field's shape.
             shape: Number of places along every axis; inside the field's shape.
+            version_of: Asks for the version that the store has for a shard of the index, by its number.
         """
         ...
 

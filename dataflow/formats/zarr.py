@@ -13,7 +13,7 @@ array whose chunks are longer than a block has them fetched for each block that 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +86,18 @@ class ZarrSource:
         pieces = _pieces(arrays, self.index.blocks.first_sample, self.window, self.stride)
         return replace(self, schema=schema, arrays=arrays, index=replace(self.index, pieces=pieces))
 
-    def crop(self, name: str, sample: int, start: Sequence[int], shape: Sequence[int]) -> CropPlan:
+    def can_crop(self, name: str, shape: Sequence[int]) -> bool:
+        """Every field of numbers is read by chunks."""
+        return any(stored.name == name and stored.array.dtype is not None for stored in self.arrays)
+
+    def crop(
+        self,
+        name: str,
+        sample: int,
+        start: Sequence[int],
+        shape: Sequence[int],
+        version_of: Callable[[int], str],
+    ) -> CropPlan:
         """Return how a box of one field of one sample is read: from the chunks that it touches."""
         stored = next(stored for stored in self.arrays if stored.name == name)
         row = sample * self.stride
@@ -99,7 +110,8 @@ class ZarrSource:
 
         def assemble(pieces: Sequence[memoryview], out: npt.NDArray[Any]) -> None:
             found = dict(zip(present, pieces, strict=True))
-            stored.assemble(region, [(number, found.get(number)) for number in numbers], out.reshape(region.shape))
+            box = out[np.newaxis] if self.window is None else out
+            stored.assemble(region, [(number, found.get(number)) for number in numbers], box)
 
         return CropPlan([self._ref(stored, number) for number in present], assemble)
 
@@ -277,6 +289,9 @@ def _pieces(
     blocks: list[npt.NDArray[np.int64]] = []
     columns: list[tuple[npt.NDArray[Any], ...]] = []
     num_blocks = len(first_sample) - 1
+    if not arrays:
+        nothing = np.zeros(0, np.int64)
+        return Pieces(np.zeros(num_blocks + 1, np.int64), nothing.astype(np.int32), nothing, nothing)
     for stored in arrays:
         low, high = stored.chunks_of_rows(*_rows(first_sample[:-1], first_sample[1:], window, stride))
         counts = high - low

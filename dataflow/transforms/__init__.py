@@ -2,6 +2,7 @@
 
 from dataflow.transforms.callables import OnField
 from dataflow.transforms.columns import ColumnTransform, over_columns
+from dataflow.transforms.cropped import ArrayCrop, CroppedDataset
 from dataflow.transforms.crops import CenterCrop, Crop, RandomResizedCrop, Region, WholeImage
 from dataflow.transforms.draws import Draws
 from dataflow.transforms.images import IMAGENET_MEAN, IMAGENET_STD, ImageTransform
@@ -11,10 +12,12 @@ from dataflow.transforms.tokens import Cast, TokenWindow
 from dataflow.transforms.transformed import TransformedDataset
 
 __all__ = [
+    "ArrayCrop",
     "Cast",
     "CenterCrop",
     "ColumnTransform",
     "Crop",
+    "CroppedDataset",
     "DecodeAudio",
     "DecodeVideo",
     "Draws",

@@ -2,6 +2,7 @@
 
 import pickle
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -197,9 +198,13 @@ def test_what_was_appended_is_selected_too(path: Path, tmp_path: Path) -> None:
     assert read_bytes(requests) < 10_000
 
 
-def test_datasets_of_one_field_keep_no_parts(tmp_path: Path) -> None:
-    convert([{"x": 1}], tmp_path / "set")
-    assert open_dataset(tmp_path / "set").index.blocks.parts is None
+def test_datasets_of_an_earlier_release_are_read_whole(path: Path) -> None:
+    reader = CountingReader(open_reader(path))
+    source = open_source(f"file://{path}", reader)
+    old = replace(source, index=replace(source.index, blocks=replace(source.index.blocks, parts=None)))  # type: ignore[type-var]
+    dataset = Dataset(old, reader, columns=["label"], buffer_bytes=0)
+    assert dataset.index.pieces is None
+    assert dataset.get_batch([7])["label"].tolist() == [7]
 
 
 def test_an_origin_gives_the_selected_bytes_once(path: Path) -> None:

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from connectors.errors import CorruptError, NotFoundError
 from connectors.objects import join_uri
+from dataflow.formats.arrow.cropping import can_crop_tensor, crop_tensor
 from dataflow.formats.arrow.manifest import MANIFEST_NAME, Manifest, content_digest
 from dataflow.formats.arrow.revision import manifest_name
 from dataflow.formats.arrow.selecting import select_fields
@@ -16,8 +17,9 @@ from dataflow.index import Index, decode_index
 from dataflow.index.fetch import fetch_index
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from dataflow.formats.pieces import CropPlan
     from dataflow.formats.place import Place
     from dataflow.formats.protocol import Source
 
@@ -60,6 +62,16 @@ class ArrowSource:
     def select(self, names: Sequence[str]) -> Source:
         """Return a source that reads some of the fields."""
         return select_fields(self, names)
+
+    def can_crop(self, name: str, shape: Sequence[int]) -> bool:
+        """Say whether the rows of such boxes can be read alone: of large tensors without compression."""
+        return can_crop_tensor(self, name, shape)
+
+    def crop(
+        self, name: str, sample: int, start: Sequence[int], shape: Sequence[int], version_of: Callable[[int], str]
+    ) -> CropPlan:
+        """Return how a box of a tensor is read: by its rows."""
+        return crop_tensor(self, name, sample, start, shape, version_of)
 
     def _corrupt(self, block: int, reason: str) -> CorruptError:
         ref = self.index.block_ref(block)

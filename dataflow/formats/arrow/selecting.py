@@ -18,9 +18,10 @@ from dataflow.formats.arrow.parts import decode_parts
 from dataflow.index import Index, Pieces
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from dataflow.formats.arrow.reading import ArrowSource
+    from dataflow.formats.pieces import CropPlan
     from dataflow.formats.protocol import Source
 
 __all__ = ["SelectedSource", "select_fields"]
@@ -48,6 +49,20 @@ class SelectedSource:
     def lineage(self) -> dict[str, Any]:
         """Where the data came from."""
         return self.whole.lineage
+
+    def select(self, names: Sequence[str]) -> Source:
+        """Return a source that reads still fewer fields."""
+        return select_fields(self.whole, names)
+
+    def can_crop(self, name: str, shape: Sequence[int]) -> bool:
+        """As the dataset."""
+        return self.whole.can_crop(name, shape)
+
+    def crop(
+        self, name: str, sample: int, start: Sequence[int], shape: Sequence[int], version_of: Callable[[int], str]
+    ) -> CropPlan:
+        """As the dataset."""
+        return self.whole.crop(name, sample, start, shape, version_of)
 
     def decode(self, block: int, data: memoryview) -> pa.RecordBatch:
         """Return the fields of a block that was read whole."""
@@ -82,12 +97,16 @@ def select_fields(source: ArrowSource, names: Sequence[str]) -> Source:
         CorruptError: The index puts fields outside of their blocks.
     """
     schema, blocks = source.schema, source.index.blocks
+    if not names:
+        nothing = np.zeros(0, np.int64)
+        none = Pieces(np.zeros(len(blocks) + 1, np.int64), nothing.astype(np.int32), nothing, nothing)
+        return SelectedSource(source, pa.schema([]), replace(source.index, pieces=none))
     if blocks.parts is None or not len(blocks) or blocks.parts.end.shape[1] != len(schema) + 1:
         return source
     columns = sorted(schema.get_field_index(name) for name in names)
     end = blocks.parts.end
     start = np.concatenate([np.zeros((len(blocks), 1), np.int64), end[:, :-1]], axis=1)
-    chosen = np.array([0, *(column + 1 for column in columns)] if columns else [], np.intp)
+    chosen = np.array([0, *(column + 1 for column in columns)])
     if (end < start).any() or (start[:, 0] < 0).any() or (end[:, -1] != blocks.length).any():
         raise CorruptError(f"the index of {source.index.url} has fields outside of their blocks", uri=source.index.url)
     length = (end - start)[:, chosen]

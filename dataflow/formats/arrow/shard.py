@@ -122,7 +122,7 @@ class ShardBuilder:
         self._num_samples: list[int] = []
         self._part_end: list[int] = []
         self._part_crc32c: list[int] = []
-        self._has_parts = len(schema) > 1
+        self._has_parts = True
         self._statistics: dict[str, FieldStatistics] | None = None
 
     @property
@@ -149,7 +149,7 @@ class ShardBuilder:
         self._statistics = found if self._statistics is None else add_statistics([self._statistics, found])
 
     def _note_parts(self, block: list[memoryview]) -> None:
-        """Take down where the fields of a block lie. Of a block of one field nothing can be left out."""
+        """Take down where the fields of a block lie."""
         ends = part_ends(block, self._schema) if self._has_parts else None
         self._has_parts = ends is not None
         if ends is not None:
