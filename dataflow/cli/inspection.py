@@ -79,6 +79,7 @@ def _manifest_facts(dataset: Dataset) -> dict[str, Any]:
     return {
         "compression": manifest.compression,
         "release": manifest.release,
+        "revision": manifest.revision,
         "statistics": msgspec.to_builtins(manifest.statistics),
     }
 
@@ -130,6 +131,8 @@ def _show(report: dict[str, Any], console: Console) -> None:
     facts.add_row("blocks", f"{report['num_blocks']:,}{blocks}")
     facts.add_row("shards", f"{report['num_shards']:,}, {format_size(report['size_bytes'])}")
     facts.add_row("fingerprint", report["fingerprint"])
+    if report.get("revision", 1) > 1:
+        facts.add_row("version", f"{report['revision']}; older ones by open_dataset(revision=)")
     if source := report["lineage"].get("source"):
         facts.add_row("converted from", f"{source['url']} ({source['format']})")
     console.print(facts)

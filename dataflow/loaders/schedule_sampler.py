@@ -320,7 +320,10 @@ _MISFIT = (
 )
 _MISFITS = {
     "version": "the sampler state has version {theirs!r} and this release reads {own}; use the release that wrote it",
-    "fingerprint": "the sampler state belongs to another dataset (fingerprint {theirs!r}, this one has {own!r})",
+    "fingerprint": (
+        "the sampler state belongs to another dataset (fingerprint {theirs!r}, this one has {own!r}); where samples "
+        "have been appended since, open_dataset(revision=) opens the version it belongs to"
+    ),
 }
 
 

@@ -78,7 +78,7 @@ def test_a_state_of_the_old_version_goes_on_with_the_old_version_only(path: Path
     whole = list(sampler(None))
     state = sampler(None).state_at(4)
     append(more, path, workers=0)
-    with pytest.raises(BadInputError, match="fingerprint"):
+    with pytest.raises(BadInputError, match=r"open_dataset\(revision=\) opens the version"):
         sampler(None).load_state_dict(state)
     resumed = sampler(1)
     resumed.load_state_dict(state)
@@ -93,6 +93,8 @@ def test_versions_add_up(path: Path, more: Path, tmp_path: Path) -> None:
     assert numbers(path) == list(range(170))
     manifest = json.loads((path / "dataset.json").read_text())
     assert (manifest["revision"], manifest["num_samples"]) == (3, 170)
+    shown = CliRunner().invoke(main, ["inspect", str(path)], env={"COLUMNS": "200"}).stdout
+    assert "3; older ones by open_dataset(revision=)" in shown
     assert manifest["statistics"]["text"]["lengths"]["count"] == 170
     assert [entry["source"]["url"] for entry in manifest["lineage"]["appended"]] == [
         more.as_uri(),

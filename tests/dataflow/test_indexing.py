@@ -271,8 +271,7 @@ def test_a_single_file_has_its_index_in_the_cache_folder(place: Path, scanned: l
     assert scanned == []
 
 
-@pytest.mark.parametrize("to", ["webdataset", "tfrecord", "jsonl"])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("to", "workers"), [("webdataset", 0), ("tfrecord", 2), ("jsonl", 0)])
 def test_every_format_that_is_scanned_reads_the_same_with_an_index(
     place: Path, tmp_path: Path, to: str, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
