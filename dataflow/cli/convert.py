@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -177,7 +178,7 @@ def _summarise(result: conversion.Conversion, *, dry_run: bool) -> None:
 def _progress(*, quiet: bool, as_json: bool) -> Iterator[Callable[[conversion.Progress], None] | None]:
     """Yield what receives progress: JSON lines on stdout, bars on stderr, or nothing."""
     if as_json:
-        yield lambda state: click.echo(json.dumps({"event": "progress"} | asdict(state)))
+        yield _lines()
         return
     if quiet:
         yield None
@@ -200,3 +201,23 @@ def _progress(*, quiet: bool, as_json: bool) -> Iterator[Callable[[conversion.Pr
             bar.update(task, completed=state.source_bytes, total=state.num_source_bytes, samples=samples)
 
         yield show
+
+
+def _lines() -> Callable[[conversion.Progress], None]:
+    """Return what prints a line for each step: its numbers, and the stage's pace since this run began with it."""
+    begun: dict[str, tuple[float, int]] = {}
+
+    def show(state: conversion.Progress) -> None:
+        now_s = time.monotonic()
+        began_s, before = begun.setdefault(state.stage, (now_s, state.source_bytes))
+        elapsed_s, done = now_s - began_s, state.source_bytes - before
+        left = state.num_source_bytes - state.source_bytes
+        known = done and elapsed_s
+        pace = {
+            "elapsed_s": round(elapsed_s, 3),
+            "bytes_per_s": round(done / elapsed_s) if known else None,
+            "left_s": round(left * elapsed_s / done, 3) if known else None,
+        }
+        click.echo(json.dumps({"event": "progress"} | asdict(state) | pace))
+
+    return show

@@ -39,6 +39,19 @@ def test_convert_as_json_ends_with_the_result(images: Path, tmp_path: Path) -> N
     lines = [json.loads(line) for line in run("convert", images, tmp_path / "out", "--json").splitlines()]
     assert [line["event"] for line in lines] == ["progress", "progress", "done"]
     assert lines[-1]["num_samples"] == 12
+    assert lines[0]["bytes_per_s"] is None
+    assert {name: lines[1][name] for name in ("stage", "samples", "num_samples", "left_s")} == {
+        "stage": "write",
+        "samples": 12,
+        "num_samples": 12,
+        "left_s": 0,
+    }
+
+
+def test_convert_shows_how_far_every_stage_is(images: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["convert", str(images), str(tmp_path / "out"), "--filter", "label > 0"])
+    assert "clean 12 of 12 samples" in result.stderr
+    assert "write 8 of 8 samples" in result.stderr
 
 
 def test_convert_refuses_with_one_line_and_exit_code_2(images: Path, tmp_path: Path) -> None:
