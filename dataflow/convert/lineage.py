@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from dataflow.convert.job import Work
     from dataflow.convert.survey import Survey
 
-__all__ = ["lineage_of"]
+__all__ = ["lineage_of", "without_credentials"]
 
 
 def lineage_of(work: Work, found: Survey, num_lost: int) -> dict[str, Any]:
     """Say where the data came from. No time and no host: equal conversions give equal manifests."""
     index = work.source.index
     source = {
-        "url": work.origin or _without_credentials(index.url),
+        "url": work.origin or without_credentials(index.url),
         "format": "python" if work.origin else work.source.source.format,
         "fingerprint": index.fingerprint,
     }
@@ -37,7 +37,7 @@ def lineage_of(work: Work, found: Survey, num_lost: int) -> dict[str, Any]:
     return {"source": source | ({"lineage": before} if before else {})} | steps
 
 
-def _without_credentials(url: str) -> str:
+def without_credentials(url: str) -> str:
     """Drop user, password and query (signatures) from a URL that will be stored."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()

@@ -15,8 +15,8 @@ from PIL import Image
 
 from connectors.errors import BadInputError, CorruptError, DataError
 from dataflow.convert import Progress, convert
-from dataflow.convert.conversion import _without_credentials
 from dataflow.convert.job import run_job
+from dataflow.convert.lineage import without_credentials
 from dataflow.convert.plan import cut
 from dataflow.dataset import open_dataset
 from dataflow.formats.arrow import ShardWriter
@@ -298,8 +298,8 @@ def test_a_worker_that_dies_is_an_error_and_not_a_hang(
 
 
 def test_credentials_in_a_url_are_not_kept() -> None:
-    assert _without_credentials("https://me:secret@host/set?signature=x") == "https://host/set"
-    assert _without_credentials("file:///a%20b/c") == "file:///a%20b/c"
+    assert without_credentials("https://me:secret@host/set?signature=x") == "https://host/set"
+    assert without_credentials("file:///a%20b/c") == "file:///a%20b/c"
 
 
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(images: Path, tmp_path: Path) -> None:

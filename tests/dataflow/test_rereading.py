@@ -99,6 +99,15 @@ def test_images_and_tensors_are_compared(tmp_path: Path) -> None:
         assert (result.num_compared, result.not_compared) == (10, ())
 
 
+def test_arrays_of_zarr_are_compared(tmp_path: Path) -> None:
+    schema = pa.schema([tensor_field("x", "float32", (4,)), pa.field("n", pa.int64(), nullable=False)])
+    with ShardWriter(tmp_path / "set", schema, block_size_bytes=200) as writer:
+        for number in range(50):
+            writer.write({"x": np.full(4, number, np.float32), "n": number})
+    result = convert(tmp_path / "set", tmp_path / "out", to="zarr", shard_size_bytes=500, workers=0, verify=True)
+    assert (result.num_compared, result.not_compared) == (50, ())
+
+
 def tamper(monkeypatch: pytest.MonkeyPatch, old: bytes, new: bytes) -> None:
     """Make every store hold something else than it was given."""
     put = Destination.put
