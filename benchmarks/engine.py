@@ -1,14 +1,20 @@
 """What the cache costs: cold reads against going direct, CPU a GiB, and a million blocks in memory and at the start.
 
     python benchmarks/engine.py [--rounds 7] [--mib 256] [--files 1000000] [--folder DIR]
+        [--origins files link S3 S3-30ms]
 
-Every read checks its bytes (crc32c), so that all of them are touched. `direct` is the same store client, no cache. The
-ways take turns in each round; a figure is the median of its rounds with the lowest and the highest, and the ratio to
-direct is the median of the ratios within the rounds. A read is a batch of 32 blocks of 1 MiB in random order. CPU is
-that of the whole process, client included, until all blocks lie where they are kept. `others` says how many cores were
-busy meanwhile with what is not this process: an object server of this machine, and strangers.
+A reader asks for 32 blocks of 1 MiB at once, each on its own, checks each (crc32c) when it arrives, and goes on to the
+next 32, in random order. `direct` asks the store client itself, in a process that keeps freed memory as a cache server
+does; `plan` is a reader that says beforehand what it will read, as a loader does. The ways take turns in each round; a
+figure is the median of its rounds with the lowest and the highest, and the ratio to direct is the median of the ratios
+within the rounds. CPU is that of the whole process, reader included, until all blocks lie where they are kept; beside
+it is that of the object server, which runs on this machine. Where both together take all that the machine has, no read
+is faster than that allows: `of CPU` is what a direct read costs both, divided by what this one does, which other load
+moves little. `others` says how many cores strangers kept busy.
 
-`a link` is files behind a network of 250 MiB/s and 30 ms, which costs no CPU: there the cache can only lose by waiting.
+`link` is files behind a network of 250 MiB/s and 30 ms, which costs no CPU: there the cache can only lose by waiting.
+What disks hold is deleted at the very end: where many files have just been deleted, ext4 without a journal is slow to
+make new ones.
 
 The million block files are empty and have names only, which is all that a scan looks at. They are written to `--folder`
 and deleted again.
@@ -31,10 +37,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import psutil
 from crc32c import crc32c
 
+from cache.allocator import keep_freed_memory
 from cache.block import block_path
+from cache.block_table import BlockTable
 from cache.config import CacheConfig, TierConfig
 from cache.directory_shelf import DirectoryShelf
 from cache.engine import Engine, Handle
@@ -52,8 +61,10 @@ BATCH = 32
 OBJECT_BLOCKS = 64
 LATENCY_S = 0.03
 LINK_MIB_S = 250.0
+ORIGINS = ("files", "link", "S3", "S3-30ms")
+ROWS = ("direct", "ram, cold", "ram, plan", "ram, warm", "disk, cold", "disk, plan", "disk, warm")
 
-Read = Callable[[Sequence[BlockRef]], Awaitable[None]]
+Read = Callable[[BlockRef], Awaitable[None]]
 
 
 async def write_objects(store: Store, prefix: str, mib: int) -> list[BlockRef]:
@@ -67,14 +78,11 @@ async def write_objects(store: Store, prefix: str, mib: int) -> list[BlockRef]:
 
 
 def direct_reader(store: Store) -> Read:
-    """Ask the store for each block, all of a batch at once."""
+    """Ask the store."""
 
-    async def read_one(ref: BlockRef) -> None:
+    async def read(ref: BlockRef) -> None:
         _, key = split_uri(ref.uri)
         crc32c(await store.get_range(key, Span(ref.offset, ref.length), version=ref.version))
-
-    async def read(refs: Sequence[BlockRef]) -> None:
-        await asyncio.gather(*(read_one(ref) for ref in refs))
 
     return read
 
@@ -82,28 +90,55 @@ def direct_reader(store: Store) -> Read:
 def cached_reader(engine: Engine) -> Read:
     """Ask the engine, and read what it gives the way a client does."""
 
-    def look(ref: BlockRef, handle: Handle) -> None:
+    async def read(ref: BlockRef) -> None:
+        (handle,) = await engine.get_many([ref])
+        assert isinstance(handle, Handle), handle
         if handle.verify:
             read_handle(block_key(ref), handle)
         else:
             with handle:
                 crc32c(map_memory(handle.fd, handle.length))
 
-    async def read(refs: Sequence[BlockRef]) -> None:
-        for ref, handle in zip(refs, await engine.get_many(refs), strict=True):
-            assert isinstance(handle, Handle), handle
-            look(ref, handle)
-
     return read
+
+
+class Announced:
+    """The plan of a reader, as a server keeps it for a loader."""
+
+    def __init__(self, engine: Engine, refs: Sequence[BlockRef]) -> None:
+        uris = list(dict.fromkeys(ref.uri for ref in refs))
+        versions = {ref.uri: ref.version for ref in refs}
+        table = BlockTable.from_columns(
+            uris,
+            [versions[uri] for uri in uris],
+            object_of=np.array([uris.index(ref.uri) for ref in refs]),
+            offset=np.array([ref.offset for ref in refs]),
+            length=np.array([ref.length for ref in refs]),
+            crc32c=None,
+        )
+        self._prefetcher = engine.prefetcher
+        self._number = self._prefetcher.open(table.digest, table)
+        self._prefetcher.extend(self._number, np.arange(len(refs), dtype="<i4").tobytes())
+
+    def passed(self, position: int) -> None:
+        """All blocks before `position` were read."""
+        self._prefetcher.advance(self._number, position)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of the clock until all was read, of our CPU until all was placed, and cores that others took."""
+    """Seconds of the clock until all was read, of CPU until all was placed, and cores that strangers took."""
 
     seconds: float
     cpu_s: float
+    server_s: float
     others: float
+
+
+def server_s() -> float:
+    """Return the seconds of CPU that the object server has used, which is this process's only descendant that works."""
+    times = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
+    return sum(time.user + time.system for time in times)
 
 
 def busy_s() -> float:
@@ -112,16 +147,22 @@ def busy_s() -> float:
     return float(times.user + times.nice + times.system + times.irq + times.softirq + times.steal)
 
 
-async def measure(read: Read, refs: Sequence[BlockRef], settle: Callable[[], Awaitable[None]] | None = None) -> Cost:
-    """Read all blocks, then wait until they are placed."""
-    began, began_cpu, began_busy = time.perf_counter(), time.process_time(), busy_s()
+async def measure(
+    read: Read, refs: Sequence[BlockRef], engine: Engine | None = None, *, announce: bool = False
+) -> Cost:
+    """Read all blocks, announced or not, then wait until they are placed."""
+    began, began_cpu, began_server, began_busy = time.perf_counter(), time.process_time(), server_s(), busy_s()
+    plan = Announced(engine, refs) if engine is not None and announce else None
     for start in range(0, len(refs), BATCH):
-        await read(refs[start : start + BATCH])
+        await asyncio.gather(*map(read, refs[start : start + BATCH]))
+        if plan is not None:
+            plan.passed(start + BATCH)
     seconds = time.perf_counter() - began
-    if settle is not None:
-        await settle()
-    cpu_s = time.process_time() - began_cpu
-    return Cost(seconds, cpu_s, max(0.0, busy_s() - began_busy - cpu_s) / (time.perf_counter() - began))
+    if engine is not None:
+        await engine.settle()
+    cpu_s, served_s = time.process_time() - began_cpu, server_s() - began_server
+    strangers_s = max(0.0, busy_s() - began_busy - cpu_s - served_s)
+    return Cost(seconds, cpu_s, served_s, strangers_s / (time.perf_counter() - began))
 
 
 class LinkedStore:
@@ -158,35 +199,40 @@ async def compare(origin: str, store: Store, prefix: str, folder: Path, mib: int
     """Print a line for each way to read the same blocks."""
     refs = await write_objects(store, prefix, mib)
     costs: dict[str, list[Cost]] = {}
-    ram = TierConfig("ram", 2 * mib * MIB)
-    disk = TierConfig("disk", 2 * mib * MIB, str(folder / "tier"), medium="nvme")
     await measure(direct_reader(store), refs)  # connections and page cache
+    ways = [("direct", False), ("ram", False), ("ram", True), ("disk", False), ("disk", True)]
     for turn in range(rounds):
         random.Random(turn).shuffle(refs)
-        ways = [None, CacheConfig((ram,)), CacheConfig((disk,))]
-        for config in ways[turn % 3 :] + ways[: turn % 3]:
-            if config is None:
-                costs.setdefault("direct", []).append(await measure(direct_reader(store), refs))
+        for name, announce in ways[turn % len(ways) :] + ways[: turn % len(ways)]:
+            if name == "direct":
+                costs.setdefault(name, []).append(await measure(direct_reader(store), refs))
                 continue
-            engine = Engine(config, open_store=lambda _: store)
+            path = tempfile.mkdtemp(dir=folder) if name == "disk" else None
+            tier = TierConfig(name, 2 * mib * MIB, path, medium="nvme" if path else "ram")
+            engine = Engine(CacheConfig((tier,)), open_store=lambda _: store)
             await engine.start()
             await engine.scanned()
-            name = config.tiers[0].name
-            costs.setdefault(f"{name}, cold", []).append(await measure(cached_reader(engine), refs, engine.settle))
-            costs.setdefault(f"{name}, warm", []).append(await measure(cached_reader(engine), refs))
+            reader = cached_reader(engine)
+            cold = await measure(reader, refs, engine, announce=announce)
+            costs.setdefault(f"{name}, plan" if announce else f"{name}, cold", []).append(cold)
+            if not announce:
+                costs.setdefault(f"{name}, warm", []).append(await measure(reader, refs, engine))
             await engine.close()
-            shutil.rmtree(folder / "tier", ignore_errors=True)
     print(f"\n{origin}: {mib} MiB, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-    print(f"{'':<12} {'MiB/s':>22} {'ratio to direct':>24} {'CPU s/GiB':>20} {'others, cores':>16}")
-    for name, measured in costs.items():
-        rates = [mib / cost.seconds for cost in measured]
-        ratios = [direct.seconds / cost.seconds for cost, direct in zip(measured, costs["direct"], strict=True)]
-        cpus = [1024 / mib * cost.cpu_s for cost in measured]
-        others = [cost.others for cost in measured]
-        print(
-            f"{name:<12} {_spread(rates, '.0f'):>22} {_spread(ratios, '.2f'):>24} {_spread(cpus, '.2f'):>20} "
-            f"{_spread(others, '.1f'):>16}"
-        )
+    print(
+        f"{'':<12} {'MiB/s':>20} {'ratio to direct':>20} {'CPU s/GiB':>18} {'server':>18} {'of CPU':>18} {'others':>14}"
+    )
+    for name, measured in sorted(costs.items(), key=lambda row: ROWS.index(row[0])):
+        pairs = list(zip(measured, costs["direct"], strict=True))
+        cells = [
+            _spread([mib / cost.seconds for cost in measured], "20.0f"),
+            _spread([direct.seconds / cost.seconds for cost, direct in pairs], "20.2f"),
+            _spread([1024 / mib * cost.cpu_s for cost in measured], "18.2f"),
+            _spread([1024 / mib * cost.server_s for cost in measured], "18.2f"),
+            _spread([(one.cpu_s + one.server_s) / (cost.cpu_s + cost.server_s) for cost, one in pairs], "18.2f"),
+            _spread([cost.others for cost in measured], "14.1f"),
+        ]
+        print(f"{name:<12} {' '.join(cells)}")
 
 
 async def start_up(folder: Path, files: int) -> None:
@@ -237,7 +283,9 @@ async def _longest_pause(engine: Engine) -> float:
 
 
 def _spread(values: Sequence[float], form: str) -> str:
-    return f"{statistics.median(values):{form}} ({min(values):{form}}-{max(values):{form}})"
+    width, _, places = form.partition(".")
+    text = f"{statistics.median(values):.{places}} ({min(values):.{places}}-{max(values):.{places}})"
+    return f"{text:>{width}}"
 
 
 @contextlib.contextmanager
@@ -255,17 +303,25 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=256)
     parser.add_argument("--files", type=int, default=1_000_000, help="0 leaves the start-up out")
     parser.add_argument("--folder", help="where to write; by default the system's temporary folder")
+    parser.add_argument("--origins", nargs="*", choices=ORIGINS, default=ORIGINS, help="none leaves the reads out")
     options = parser.parse_args()
-    with _temporary(options.folder) as folder:
-        prefix = f"{folder}/origin/".lstrip("/")
-        asyncio.run(compare("files", open_store("file:///"), prefix, folder, options.mib, options.rounds))
-        linked = cast("Store", LinkedStore(open_store("file:///"), mib_s=LINK_MIB_S, latency_s=LATENCY_S))
-        asyncio.run(compare("a link", linked, prefix, folder, options.mib, options.rounds))
-        with SeaweedServer() as server:
-            store = open_store(server.create_bucket("engine"), **server.options())
-            asyncio.run(compare("S3", store, "", folder, options.mib, options.rounds))
-            far = DelayedStore(store, lambda _: LATENCY_S)
-            asyncio.run(compare("S3 behind 30 ms", far, "", folder, options.mib, options.rounds))
+    keep_freed_memory()
+    with _temporary(options.folder) as folder, contextlib.ExitStack() as servers:
+        store: Store | None = None
+        for origin in options.origins:
+            prefix = "" if origin.startswith("S3") else f"{folder}/origin/".lstrip("/")
+            match origin:
+                case "files":
+                    asked = open_store("file:///")
+                case "link":
+                    linked = LinkedStore(open_store("file:///"), mib_s=LINK_MIB_S, latency_s=LATENCY_S)
+                    asked = cast("Store", linked)
+                case _:
+                    if store is None:
+                        server = servers.enter_context(SeaweedServer())
+                        store = open_store(server.create_bucket("engine"), **server.options())
+                    asked = store if origin == "S3" else DelayedStore(store, lambda _: LATENCY_S)
+            asyncio.run(compare(origin, asked, prefix, folder, options.mib, options.rounds))
         if options.files:
             asyncio.run(start_up(folder, options.files))
 
