@@ -36,11 +36,13 @@ class EncodedVideo:
         width: Of a frame, in pixels.
         height: Of a frame, in pixels.
         times: int64 per frame: when it is shown, in units of the stream, ascending.
+        seekable: Whether the container knows these times, each another one.
     """
 
     width: int
     height: int
     times: npt.NDArray[np.int64]
+    seekable: bool
     _data: memoryview
 
     @property
@@ -67,8 +69,7 @@ class EncodedVideo:
         height, width = size or (self.height, self.width)
         clip = np.empty((frames, height, width, 3), np.uint8)
         place = 0
-        shown = self._decoded(int(self.times[start]))
-        for frame in itertools.islice(shown, 0, (frames - 1) * step + 1, step):
+        for frame in itertools.islice(self._shown(start), 0, (frames - 1) * step + 1, step):
             clip[place] = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BILINEAR")
             place += 1
         if not place:
@@ -82,22 +83,37 @@ class EncodedVideo:
         Raises:
             CorruptError: As `clip`.
         """
-        if not sum(1 for _ in self._decoded(int(self.times[0]))):
+        if not sum(1 for _ in self._decoded(None)):
             raise CorruptError("not a readable video: no frame can be decoded")
 
-    def _decoded(self, time: int) -> Iterator[Any]:
-        """Yield the frames that are shown from a time on."""
+    def _shown(self, start: int) -> Iterator[Any]:
+        """Yield the frames from number `start` on.
+
+        A container may take a seek to a place behind the frame that it is for. Only if that frame comes along is the
+        seek trusted; otherwise everything is decoded from the front.
+        """
+        if start and self.seekable:
+            time = int(self.times[start])
+            frames = self._decoded(time)
+            first = next((frame for frame in frames if frame.pts is None or frame.pts >= time), None)
+            if first is not None and first.pts == time:
+                yield first
+                yield from frames
+                return
+        yield from itertools.islice(self._decoded(None), start, None)
+
+    def _decoded(self, time: int | None) -> Iterator[Any]:
+        """Yield frames from the last key frame before a time on; from the first one for None."""
         av = insist_on_av()
         try:
             with av.open(io.BytesIO(self._data)) as container:
                 stream = _stream(container)
-                if time > self.times[0]:
+                if time is not None:
                     container.seek(time, stream=stream)
                 for frame in container.decode(stream):
                     if frame.is_corrupt:
                         raise CorruptError(f"not a readable video: the frame at {frame.time} s is damaged")
-                    if frame.pts is None or frame.pts >= time:
-                        yield frame
+                    yield frame
         except (av.FFmpegError, ValueError) as error:
             if isinstance(error, CorruptError):
                 raise
@@ -125,11 +141,13 @@ def open_video(data: bytes | bytearray | memoryview) -> EncodedVideo:
         raise CorruptError(f"not a readable video: {error}") from error
     if any(packet.is_corrupt for packet in packets):
         raise CorruptError("not a readable video: it has packets that are cut off")
-    stamps = (packet.dts if packet.pts is None else packet.pts for packet in packets if not packet.is_discard)
-    times = sorted(stamp for stamp in stamps if stamp is not None)  # AVI knows when to decode, not when to show
-    if not times:
+    shown = [packet for packet in packets if not packet.is_discard]
+    seekable = all(packet.pts is not None for packet in shown)  # AVI knows when to decode, not when to show
+    stamps = (packet.pts if seekable else packet.dts for packet in shown)
+    times = np.array(sorted(stamp for stamp in stamps if stamp is not None), np.int64)
+    if not len(times):
         raise CorruptError("not a readable video: it has no frames")
-    return EncodedVideo(width, height, np.array(times, np.int64), view)
+    return EncodedVideo(width, height, times, seekable and bool((np.diff(times) > 0).all()), view)
 
 
 def _stream(container: Any) -> Any:

@@ -48,8 +48,11 @@ def frames(count: int, height: int = 16, width: int = 32) -> npt.NDArray[np.uint
     return np.broadcast_to(levels[:, None, None, None], (count, height, width, 3)).copy()
 
 
-def encode_video(pictures: npt.NDArray[np.uint8], container: str = "mp4") -> bytes:
-    """Return frames as a file with a key frame at every tenth: avi, gif, matroska, mov, mp4 or webm."""
+def encode_video(pictures: npt.NDArray[np.uint8], container: str = "mp4", *, b_frames: int = 0) -> bytes:
+    """Return frames as a file with a key frame at every tenth: avi, gif, matroska, mov, mp4 or webm.
+
+    With `b_frames` in a row, frames are stored in another order than they are shown in.
+    """
     import av
 
     file = io.BytesIO()
@@ -58,6 +61,7 @@ def encode_video(pictures: npt.NDArray[np.uint8], container: str = "mp4") -> byt
         stream.height, stream.width = pictures.shape[1:3]
         stream.pix_fmt = "rgb8" if container == "gif" else "yuv420p"
         stream.gop_size = 10
+        stream.codec_context.options = {"bf": str(b_frames)} if b_frames else {}
         for pixels in pictures:
             output.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         output.mux(stream.encode())

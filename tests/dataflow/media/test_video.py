@@ -26,6 +26,14 @@ def test_a_clip_has_the_frames_asked_for(container: str) -> None:
     video.check()
 
 
+@pytest.mark.parametrize("container", ["avi", "matroska", "mov", "mp4"])
+def test_a_clip_is_that_part_of_the_whole_also_where_frames_are_stored_in_another_order(container: str) -> None:
+    video = open_video(encode_video(frames(25), container, b_frames=2))
+    whole = video.clip(0, video.frames)
+    for start in range(video.frames - 2):
+        np.testing.assert_array_equal(video.clip(start, 3), whole[start : start + 3])
+
+
 def test_a_clip_is_scaled() -> None:
     clip = open_video(encode_video(frames(3))).clip(0, 2, size=(8, 10))
     assert clip.shape == (2, 8, 10, 3)
