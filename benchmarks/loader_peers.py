@@ -8,7 +8,6 @@ of the table with the reason.
 from __future__ import annotations
 
 import functools
-import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch.utils.data
 from loader_workloads import BATCH_SIZES, MEAN, SIZE, STD, TOKENS, Source, collate, finish
-
 
 STORED = 1 << 15
 
@@ -179,9 +177,9 @@ def spdl(workload: str, folder: Path, num_workers: int) -> Iterator[Any]:
 
     def batches() -> Iterator[list[int]]:
         while True:
-            numbers = random.sample(range(len(source)), len(source))
+            numbers = np.random.default_rng().permutation(len(source))
             size = BATCH_SIZES[workload]
-            yield from (numbers[first : first + size] for first in range(0, len(numbers) - size + 1, size))
+            yield from (numbers[first : first + size].tolist() for first in range(0, len(numbers) - size + 1, size))
 
     def make(numbers: list[int]) -> Any:
         return collate(workload, [source[number] for number in numbers])
