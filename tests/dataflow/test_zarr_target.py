@@ -10,12 +10,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import zarr
+from click.testing import CliRunner
 
+from cache.config import CacheConfig, TierConfig
 from connectors.errors import BadInputError, CorruptError
+from dataflow.cli.main import main
 from dataflow.convert import Progress, convert
 from dataflow.dataset import open_dataset
 from dataflow.formats import field_kind, image_field, tensor_field
 from dataflow.formats.arrow import ShardWriter
+from dataflow.formats.pieces import fetch_blocks
 
 COUNT = 50
 SCHEMA = pa.schema(
@@ -222,3 +226,33 @@ def test_zarr_sees_nothing_unknown_in_the_metadata(source: Path, tmp_path: Path)
         content = json.loads((tmp_path / "out" / name / "zarr.json").read_text())
         theirs = json.loads(json.dumps(library(tmp_path / "out")[name].metadata.to_dict()))
         assert theirs["codecs"] == content["codecs"]
+
+
+def test_groups_are_written_to_and_read_from_memory(source: Path) -> None:
+    url = "memory://zarr-target/set"
+    convert(source, url, to="zarr", fields=["label", "volume"], workers=0, **SIZES)
+    dataset = open_dataset(url)
+    assert dataset.get_batch(range(COUNT))["label"].tolist() == [-number for number in range(COUNT)]
+    np.testing.assert_array_equal(dataset[9]["volume"], sample(9)["volume"])
+
+
+def test_chunks_are_kept_by_a_cache(source: Path, tmp_path: Path) -> None:
+    convert(source, tmp_path / "out", to="zarr", fields=["label", "volume"], workers=0, **SIZES)
+    dataset = open_dataset(tmp_path / "out", cache=CacheConfig((TierConfig("ram", 64 << 20),)), buffer_bytes=0)
+    try:
+        np.testing.assert_array_equal(dataset[9]["volume"], sample(9)["volume"])
+        block = int(dataset.index.locate(np.array([9]))[0][0])
+        pieces = fetch_blocks(dataset.reader, dataset.index, [block])[0]
+        assert "origin" not in {piece.source for piece in pieces}
+        assert [len(piece.view) for piece in pieces] == [ref.length for ref in dataset.index.block_refs(block)]
+        np.testing.assert_array_equal(dataset[9]["volume"], sample(9)["volume"])
+    finally:
+        dataset.reader.close()
+
+
+def test_the_command_writes_chosen_fields(source: Path, tmp_path: Path) -> None:
+    arguments = ["convert", str(source), str(tmp_path / "out"), "--to", "zarr", "--fields", "label,name", "--quiet"]
+    result = CliRunner().invoke(main, [*arguments, "--compression", "zstd"])
+    assert result.exit_code == 0, result.output
+    assert open_dataset(tmp_path / "out").schema.names == ["label", "name"]
+    assert CliRunner().invoke(main, ["verify", str(tmp_path / "out")]).exit_code == 0
