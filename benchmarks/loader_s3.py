@@ -1,0 +1,444 @@
+"""Batches from a real S3 server, cold and warm, beside streaming, litdata, webdataset and a raw client, in one run.
+
+    python benchmarks/loader_s3.py [--rounds 3] [--fraction 1] [--only "jpeg bytes" tokens] [--loaders dataflow litdata]
+                                   [--workers 2] [--data FOLDER] [--json FILE]
+
+The server is SeaweedFS on loopback, so it takes its share of the same cores. Each loader has the samples of loader.py
+in its own form there, and each measurement a process and a local cache of its own: the loader is made, the first batch
+is waited for, the epoch is read to its end (cold), then two epochs more (warm; the better one). `local` is our loader
+over the same files on the local disk. The raw client is obstore, which reads all of our data set in ranges and does
+nothing with it; of three sizes of range the best.
+
+A figure is the median of the rounds, with the lowest and the highest; rounds go through all loaders in turn. Cold rates
+count the first batch. Requests and bytes are what our cache server counted; the peers do not tell theirs. webdataset
+has no cache by default, so its later epochs are as cold as the first. A loader that gives another number of samples or
+bytes than were stored is said to have failed. CPU seconds are those of all processes, the server's among them, for the
+cold epoch: on a machine that does other things they are steadier than rates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import datetime as dt
+import functools
+import importlib.util
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+import types
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import loader_peers
+import numpy as np
+import psutil
+import torch
+from loader_workloads import BATCH_SIZES, TOKENS, Scale, Source, collate, finish, photograph
+
+from connectors.testing.seaweed import SeaweedServer
+
+# streaming wants torchvision for data sets that are not read here.
+if importlib.util.find_spec("torchvision") is None:
+    sys.modules["streaming.vision"] = types.ModuleType("streaming.vision")
+
+_MIB = 1 << 20
+_PATIENCE_S = 120
+_BUCKET = "loader"
+_PHOTOGRAPHS = 256
+_UPLOADS_AT_ONCE = 4
+_RAW_RANGES = ((_MIB, 32), (4 * _MIB, 16), (8 * _MIB, 8))
+# A request costs a server about as much as a few megabytes do, so blocks are larger than by default; as many bytes are
+# shuffled with each other.
+_BLOCK_BYTES, _WINDOW_BYTES = 4 * _MIB, 64 * _MIB
+# The folder of each form; the peers' as loader_peers names them.
+_FORMS = {"dataflow": "blocks-4m", "streaming": "mds", "litdata": "litdata", "webdataset": "webdataset"}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a loader finds its data: locally, in the bucket, and where it may keep a cache."""
+
+    local: Path
+    key: str
+    scratch: Path
+
+    @property
+    def url(self) -> str:
+        return f"s3://{_BUCKET}/{self.key}"
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One measurement."""
+
+    first_batch_s: float
+    cold_samples_per_s: float
+    warm_samples_per_s: float
+    cold_cpu_s: float
+    requests: int | None
+    origin_bytes: int | None
+
+
+def dataflow(workload: str, place: Place, num_workers: int) -> tuple[Iterable, Callable[[], dict[str, Any]]]:
+    return ours(workload, place.url, num_workers)
+
+
+def local(workload: str, place: Place, num_workers: int) -> tuple[Iterable, None]:
+    return ours(workload, place.local, num_workers)[0], None
+
+
+def ours(workload: str, url: str | Path, num_workers: int) -> tuple[Iterable, Callable[[], dict[str, Any]]]:
+    from dataflow import DataLoader, ElasticBatchSampler, open_dataset
+    from dataflow.transforms import Cast, TransformedDataset
+
+    opened = open_dataset(url, encoded=["image"] if workload.startswith("jpeg") else [])
+    dataset: Any = TransformedDataset(opened, Cast("tokens", "int64")) if workload == "tokens" else opened
+    sampler = ElasticBatchSampler(
+        dataset, BATCH_SIZES[workload], rank=0, world_size=1, window_blocks=_WINDOW_BYTES // _BLOCK_BYTES
+    )
+    return DataLoader(dataset, batch_sampler=sampler, num_workers=num_workers), opened.reader.stats
+
+
+def write_ours(workload: str, folder: Path) -> None:
+    import pyarrow as pa
+
+    from dataflow import ShardWriter, image_field, tensor_field
+
+    where = folder / _FORMS["dataflow"] / workload.replace(" ", "-")
+    if where.exists():
+        return
+    field = tensor_field("tokens", "uint16", (TOKENS,)) if workload == "tokens" else image_field("image")
+    source = Source(workload, folder)
+    with ShardWriter(where, pa.schema([field]), block_size_bytes=_BLOCK_BYTES) as writer:
+        for number in range(len(source)):
+            writer.write(source.read(number))
+
+
+def streaming(workload: str, place: Place, num_workers: int) -> tuple[Iterable, None]:
+    from streaming import StreamingDataset
+
+    class Finished(StreamingDataset):
+        def __getitem__(self, number: Any) -> Any:
+            return finish(workload, super().__getitem__(number))
+
+    os.environ["S3_ENDPOINT_URL"] = os.environ["AWS_ENDPOINT_URL"]
+    dataset = Finished(
+        remote=place.url, local=str(place.scratch), shuffle=True, batch_size=BATCH_SIZES[workload], download_timeout=60
+    )
+    return in_torch(dataset, workload, num_workers), None
+
+
+def litdata(workload: str, place: Place, num_workers: int) -> tuple[Iterable, None]:
+    import litdata as package
+    from litdata.streaming import downloader
+
+    downloader._OBSTORE_CLIENT_OPTIONS = {**(downloader._OBSTORE_CLIENT_OPTIONS or {}), "allow_http": True}  # noqa: SLF001
+
+    class Finished(package.StreamingDataset):
+        def __getitem__(self, number: Any) -> Any:
+            return finish(workload, super().__getitem__(number))
+
+    options = {
+        "endpoint_url": os.environ["AWS_ENDPOINT_URL"],
+        "aws_access_key_id": os.environ["AWS_ACCESS_KEY_ID"],
+        "aws_secret_access_key": os.environ["AWS_SECRET_ACCESS_KEY"],
+        "region_name": os.environ["AWS_REGION"],
+    }
+    dataset = Finished(place.url, cache_dir=str(place.scratch), shuffle=True, storage_options=options)
+    loader = package.StreamingDataLoader(
+        dataset,
+        batch_size=BATCH_SIZES[workload],
+        num_workers=num_workers,
+        collate_fn=functools.partial(collate, workload),
+    )
+    return loader, None
+
+
+def webdataset(workload: str, place: Place, num_workers: int) -> tuple[Iterable, None]:
+    import obstore
+    import webdataset as package
+    from obstore.store import S3Store
+
+    store = S3Store(_BUCKET, client_options={"allow_http": True})
+    keys = [f"{place.key}/{path.name}" for path in sorted(place.local.glob("*.tar"))]
+    shards = obstore.sign(store, "GET", keys, timedelta(hours=1))
+
+    def restore(sample: dict[str, Any]) -> Any:
+        return finish(workload, {name.split(".")[0]: value for name, value in sample.items() if name[0] != "_"})
+
+    reader = package.WebDataset(shards, shardshuffle=len(shards), empty_check=False).decode().shuffle(1000)
+    return in_torch(reader.map(restore), workload, num_workers), None
+
+
+def in_torch(dataset: Any, workload: str, num_workers: int) -> Iterable:
+    return torch.utils.data.DataLoader(
+        dataset,
+        batch_size=BATCH_SIZES[workload],
+        num_workers=num_workers,
+        collate_fn=functools.partial(collate, workload),
+        persistent_workers=num_workers > 0,
+    )
+
+
+LOADERS: dict[str, Callable[..., tuple[Iterable, Callable[[], dict[str, Any]] | None]]] = {
+    "dataflow": dataflow,
+    "local": local,
+    "streaming": streaming,
+    "litdata": litdata,
+    "webdataset": webdataset,
+}
+
+
+def size_bytes_of(batch: Any) -> int:
+    if isinstance(batch, torch.Tensor):
+        return batch.nbytes
+    values = batch.values() if isinstance(batch, dict) else batch
+    return sum(len(one) if isinstance(one, bytes) else size_bytes_of(one) for one in values)
+
+
+def epoch(loader: Iterable, began_s: float, expected: tuple[int, int]) -> tuple[float, float]:
+    """Read an epoch; return when its first batch came, and when it ended."""
+    first_s, samples, size_bytes = 0.0, 0, 0
+    for batch in loader:
+        first_s = first_s or time.perf_counter() - began_s
+        samples += loader_peers.batch_length(batch)
+        size_bytes += size_bytes_of(batch)
+    ended_s = time.perf_counter() - began_s
+    if (samples, size_bytes) != expected:
+        raise RuntimeError(f"{samples:,} samples of {size_bytes:,} bytes came, not {expected[0]:,} of {expected[1]:,}")
+    return first_s, ended_s
+
+
+def measure(name: str, workload: str, place: Place, num_workers: int, expected: tuple[int, int]) -> Round:
+    used_s, began_s = cpu_s(), time.perf_counter()
+    loader, stats = LOADERS[name](workload, place, num_workers)
+    first_s, cold_s = epoch(loader, began_s, expected)
+    used_s = cpu_s() - used_s
+    origin = stats()["origin"] if stats else {}
+    warm_s = min(epoch(loader, time.perf_counter(), expected)[1] for _ in range(2))
+    rates = expected[0] / cold_s, expected[0] / warm_s
+    return Round(first_s, *rates, used_s, origin.get("requests"), origin.get("bytes"))
+
+
+def cpu_s() -> float:
+    """CPU seconds so far of what the benchmark has started: its children, among them the store, and our cache server.
+
+    That one has left the family; it is known by the store's credentials in its environment.
+    """
+    benchmark, credentials, total = os.getppid(), os.environ["AWS_ACCESS_KEY_ID"], 0.0
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            is_ours = benchmark in [parent.pid for parent in process.parents()]
+            if is_ours or process.environ().get("AWS_ACCESS_KEY_ID") == credentials:
+                times = process.cpu_times()
+                total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+def serve(name: str, arguments: tuple[Any, ...], answer: Connection) -> None:
+    """The process of one measurement; what it imports is not measured."""
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # as in a training script
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115  some loaders print
+    try:
+        module = {"local": "dataflow"}.get(name, name)
+        __import__(module)
+        if module == "dataflow":
+            # All that is loaded when it is first used.
+            from dataflow import DataLoader, ElasticBatchSampler, open_dataset, transforms  # noqa: F401
+        answer.send(measure(name, *arguments))
+    except BaseException as error:  # noqa: BLE001  whatever a peer does, the others are measured
+        traceback.print_exc(file=sys.stderr)
+        answer.send(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:120])
+
+
+def in_own_process(name: str, *arguments: Any) -> Round | str:
+    context = multiprocessing.get_context("spawn")
+    near, far = context.Pipe()
+    process = context.Process(target=serve, args=(name, arguments, far))
+    process.start()
+    far.close()
+    try:
+        return near.recv() if near.poll(_PATIENCE_S) else "gave no answer"
+    except EOFError:
+        return "died"
+    finally:
+        process.join(10)
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+def raw_rate(folder: Path, key: str) -> float:
+    """Bytes a second of a client that reads all objects in ranges, and throws them away; the best of some sizes."""
+    import obstore
+    from obstore.store import S3Store
+
+    objects = [
+        (f"{key}/{path.relative_to(folder)}", path.stat().st_size) for path in folder.rglob("*") if path.is_file()
+    ]
+
+    async def read(range_bytes: int, at_once: int) -> float:
+        store = S3Store(_BUCKET, client_options={"allow_http": True})
+        slots = asyncio.Semaphore(at_once)
+
+        async def one(name: str, start: int, end: int) -> None:
+            async with slots:
+                await obstore.get_range_async(store, name, start=start, end=end)
+
+        ranges = [
+            (name, start, min(size, start + range_bytes))
+            for name, size in objects
+            for start in range(0, size, range_bytes)
+        ]
+        random.Random(0).shuffle(ranges)
+        began_s = time.perf_counter()
+        await asyncio.gather(*(one(*part) for part in ranges))
+        return sum(size for _, size in objects) / (time.perf_counter() - began_s)
+
+    return max(asyncio.run(read(*sizes)) for sizes in _RAW_RANGES)
+
+
+def raw_in_own_process(folder: Path, key: str) -> float:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(raw_rate, (folder, key))
+
+
+def prepare(workload: str, folder: Path, scale: Scale) -> None:
+    """Write the plain files of loader.py that one workload needs, unless they are there; photographs repeat."""
+    name = {"tokens": "tokens"}.get(workload, "images")
+    if (folder / f"{name}.npy").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    if name == "tokens":
+        tokens = np.random.default_rng(0).integers(0, 50_000, (scale.tokens, TOKENS), dtype=np.uint16)
+        np.save(folder / "tokens.npy", tokens)
+        return
+    files = [photograph(number) for number in range(_PHOTOGRAPHS)]
+    files *= -(-scale.images // _PHOTOGRAPHS)
+    np.save(folder / "offsets.npy", np.cumsum([0, *map(len, files[: scale.images])]))
+    np.save(folder / "images.npy", np.frombuffer(b"".join(files[: scale.images]), np.uint8))
+
+
+def store_data(workload: str, loaders: list[str], folder: Path) -> None:
+    """Write each loader's form of the data, if it is not there, and put it into the bucket."""
+    import obstore
+    from obstore.store import S3Store
+
+    store = S3Store(_BUCKET, client_options={"allow_http": True})
+    for name in loaders:
+        if name == "dataflow":
+            write_ours(workload, folder)
+        elif name in _FORMS:
+            loader_peers.PEERS[name](workload, folder, 0)
+        else:
+            continue
+        form = folder / _FORMS[name]
+        for path in sorted((form / workload.replace(" ", "-")).rglob("*")):
+            if path.is_file():
+                obstore.put(store, f"{_FORMS[name]}/{path.relative_to(form)}", path, max_concurrency=_UPLOADS_AT_ONCE)
+
+
+def expected_of(workload: str, folder: Path) -> tuple[int, int]:
+    source = Source(workload, folder)
+    batch = collate(workload, [source[number] for number in range(1)]) if workload != "jpeg bytes" else None
+    if batch is None:
+        return len(source), sum(len(source.read(number)["image"]) for number in range(len(source)))
+    return len(source), size_bytes_of(batch) * len(source)
+
+
+def spread(values: list[float], digits: int = 0) -> str:
+    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f}-{max(values):,.{digits}f})"
+
+
+def contest(workload: str, names: list[str], folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure all in turn, round by round, and print their lines."""
+    expected = expected_of(workload, folder)
+    found: dict[str, list[Round]] = {name: [] for name in names}
+    failures: dict[str, str] = {}
+    raw: list[float] = []
+    native = folder / _FORMS["dataflow"] / workload.replace(" ", "-")
+    stored_bytes = sum(path.stat().st_size for path in native.rglob("*") if path.is_file())
+    for _ in range(options.rounds):
+        raw.append(raw_in_own_process(native, f"{_FORMS['dataflow']}/{native.name}") / stored_bytes * expected[0])
+        print(f"{workload}, raw client: {raw[-1]:,.0f} samples/s", file=sys.stderr, flush=True)
+        for name in names:
+            form = _FORMS.get(name, _FORMS["dataflow"])
+            with tempfile.TemporaryDirectory(prefix="dataflow-s3-", dir=folder) as scratch:
+                place = Place(folder / form / native.name, f"{form}/{native.name}", Path(scratch) / "cache")
+                answer = in_own_process(name, workload, place, options.workers, expected)
+            print(f"{workload}, {name}: {answer}", file=sys.stderr, flush=True)
+            if isinstance(answer, str):
+                failures[name] = answer
+            else:
+                found[name].append(answer)
+    print(f"| {workload} | raw client | - | {spread(raw)} | 1 | - | - | - | - |", flush=True)
+    for name, rounds in found.items():
+        if name in failures:
+            print(f"| {workload} | {name} | {failures[name]} ({len(rounds)} of {options.rounds} rounds succeeded) |")
+        if not rounds:
+            continue
+        cold, warm = [one.cold_samples_per_s for one in rounds], [one.warm_samples_per_s for one in rounds]
+        share = statistics.median(mine / theirs for mine, theirs in zip(cold, raw, strict=False))
+        asked = "-" if rounds[0].requests is None else f"{statistics.median(one.requests or 0 for one in rounds):,.0f}"
+        got = [(one.origin_bytes or 0) / _MIB for one in rounds]
+        cpu = [one.cold_cpu_s * 1000 / expected[0] for one in rounds]
+        print(
+            f"| {workload} | {name} | {spread([one.first_batch_s for one in rounds], 2)} | {spread(cold)} "
+            f"| {share:.2f} | {spread(cpu, 2)} | {spread(warm)} | {asked} | {statistics.median(got):,.0f} |",
+            flush=True,
+        )
+    return [
+        {"workload": workload, "raw_samples_per_s": raw, "failures": failures},
+        *({"workload": workload, "loader": name, "rounds": [asdict(one) for one in of]} for name, of in found.items()),
+    ]
+
+
+def main() -> None:
+    """Run and print a table, in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--fraction", type=float, default=1.0)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--only", nargs="*", default=["jpeg bytes", "tokens"])
+    parser.add_argument("--loaders", nargs="*", default=list(LOADERS))
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    report = []
+    with tempfile.TemporaryDirectory(prefix="dataflow-s3-") as scratch, SeaweedServer() as server:
+        folder = options.data or Path(scratch)
+        os.environ.update(server.environment())
+        server.create_bucket(_BUCKET)
+        for workload in options.only:
+            prepare(workload, folder, Scale.of(options.fraction))
+            store_data(workload, options.loaders, folder)
+        load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
+        print(f"{dt.date.today()}, {os.cpu_count()} CPUs, load {load} at the start, {options.workers} workers\n")
+        columns = "first batch s | cold samples/s | of raw | cold CPU s / 1,000 | warm samples/s | requests | MiB"
+        print(f"| workload | loader | {columns} |")
+        print("|---|---|---|---|---|---|---|---|---|", flush=True)
+        for workload in options.only:
+            report += contest(workload, options.loaders, folder, options)
+        print(f"\nload at the end {', '.join(f'{one:.1f}' for one in os.getloadavg())}")
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1))
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
