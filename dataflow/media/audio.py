@@ -1,7 +1,7 @@
 """From the bytes of a sound file to samples, by libsndfile: WAV, FLAC, Ogg (Vorbis, Opus) and MP3.
 
-`open_audio` reads the header; `EncodedAudio.decode` then seeks to what is wanted and decodes that alone (Vorbis is decoded
-from its front on). A file that is shorter than it says is an error, never a shorter sound; what is damaged inside is
+`open_audio` reads the header; `EncodedAudio.decode` then seeks to what is wanted and decodes that alone (Vorbis is
+decoded from its front on). A file that is shorter than it says is an error, never a shorter sound; damage inside is
 noticed as far as the codec has checksums (FLAC and Ogg have, WAV and most of MP3 have none).
 """
 
