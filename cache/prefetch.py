@@ -216,7 +216,8 @@ class Prefetcher:
                 changed += wanted
                 if unwanted:
                     self._let_go(unwanted)
-        self._engine.rerank(changed)
+        if changed:
+            self._engine.rerank(changed)
 
     def missed(self) -> None:
         """Readers wait for blocks that are not here."""
