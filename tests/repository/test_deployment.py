@@ -19,8 +19,8 @@ UNIT = DEPLOY / "dataflow-cache.service"
 MANIFEST = DEPLOY / "kubernetes" / "daemonset.yaml"
 
 # The parts of Kubernetes' own schema (apps/v1 DaemonSet) that the manifest uses; unknown names are errors, as for the
-# server with strict validation. The whole of it is in the package `kubernetes-validate`, whose 17,000 files are too many
-# to install for one test; `kubernetes-validate --strict deploy/kubernetes/daemonset.yaml` says the same.
+# server with strict validation. The whole of it is in the package `kubernetes-validate`, whose 17,000 files are too
+# many to install for one test; `kubernetes-validate --strict deploy/kubernetes/daemonset.yaml` says the same.
 STRING = {"type": "string"}
 LABELS = {"type": "object", "additionalProperties": STRING}
 
