@@ -198,6 +198,7 @@ def contest(workload: str, names: list[str], folder: Path, scratch: Path, rounds
                 failures[name] = found
             else:
                 measured[name].append(found)
+            print(f"{workload}, round {number + 1}, {name}: {found}", file=sys.stderr, flush=True)
     lines = []
     smallest = min(found[0].size_bytes for found in measured.values() if found)
     base = measured.get("dataflow") or []
