@@ -23,15 +23,15 @@ import pyarrow as pa
 from PIL import Image
 
 from connectors.errors import BadInputError, CorruptError
-from dataflow.dataset.rows import MAX_ROW_BYTES, address_of, rows_at
+from dataflow.dataset.rows import address_of, rows_at
 from dataflow.formats.fields import field_kind
 
 __all__ = ["Allocate", "Column", "Selection", "column_of"]
 
 Allocate: TypeAlias = Callable[[str, tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]]
 
-# Joining looks at each row from Python, and costs less than the temporary of a gather does where a row is as wide.
-WIDE_ROW_BYTES = MAX_ROW_BYTES
+# Joining looks at each row from Python; above this width that costs less than the temporary of a gather does.
+WIDE_ROW_BYTES = 8192
 
 
 @dataclass(frozen=True, slots=True)
