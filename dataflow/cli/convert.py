@@ -44,6 +44,7 @@ class _Split(click.ParamType[dict[str, float]]):
 @click.command()
 @click.argument("src")
 @click.argument("dst")
+@click.option("--from", "format", help="Format of SRC, with its options: `zarr:window=16`. By default it is found out.")
 @click.option("--to", type=click.Choice(WRITABLE), default="arrow", show_default=True, help="Format to write.")
 @click.option("--shard-size", type=SIZE, default="128MiB", show_default=True, help="About the size of a shard.")
 @click.option("--block-size", type=SIZE, default="1MiB", show_default=True, help="What readers fetch and caches keep.")

@@ -25,11 +25,18 @@ MAX_TEXT = 60
 
 @click.command()
 @click.argument("url")
+@click.option("--format", help="Format of the data. By default it is found out.")
 @click.option("--samples", type=click.IntRange(0), default=3, show_default=True, help="How many samples to show.")
 @click.option("--json", "as_json", is_flag=True, help="Everything as one JSON object.")
-def inspect(*, url: str, samples: int, as_json: bool) -> None:
+def inspect(
+    *,
+    url: str,
+    format: str | None,  # noqa: A002  the word users know
+    samples: int,
+    as_json: bool,
+) -> None:
     """Show fields, statistics, shards, blocks, origin and first samples of the dataset at URL."""
-    dataset = open_dataset(url, cache=None)
+    dataset = open_dataset(url, cache=None, format=format)
     try:
         report = describe(dataset, samples)
     finally:

@@ -21,16 +21,25 @@ MAX_SHOWN = 20
 
 @click.command()
 @click.argument("url")
+@click.option("--format", help="Format of the data. By default it is found out.")
 @click.option("--key", default=DEFAULT_KEY, show_default=True, help="Field whose value no two samples may have.")
 @click.option("--no-key", is_flag=True, help="Compare no keys, as where each archive counts from 0.")
 @click.option("--json", "as_json", is_flag=True, help="The result as one JSON object.")
 @click.pass_context
-def verify(ctx: click.Context, *, url: str, key: str, no_key: bool, as_json: bool) -> None:
+def verify(
+    ctx: click.Context,
+    *,
+    url: str,
+    format: str | None,  # noqa: A002  the word users know
+    key: str,
+    no_key: bool,
+    as_json: bool,
+) -> None:
     """Read the whole dataset at URL: every checksum, every count, no sample twice, none missing.
 
     Files whose index was scanned are scanned again. Exit code 1 where something is wrong.
     """
-    dataset = open_dataset(url, cache=None, verify=False)
+    dataset = open_dataset(url, cache=None, verify=False, format=format)
     try:
         with Progress(console=Console(stderr=True), disable=as_json, transient=True) as bar:
             task = bar.add_task("verify", total=dataset.index.num_blocks)

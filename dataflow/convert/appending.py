@@ -82,7 +82,7 @@ def append(
         if names and not resume:
             raise BadInputError(f"an append to {url} broke off: finish it with --resume, or remove {staging}", uri=url)
         if MANIFEST_NAME in names and not any(name.endswith(PART_SUFFIX) for name in names):
-            result = _finished(destination, base, src)
+            result = _finished(destination, base, src, settings.get("format"))
         else:
             fields = _checked(src, base, url, fields, settings)
             result = convert(
@@ -128,7 +128,7 @@ def _checked(
         return fields
     if settings.get("on_error", "raise") != "raise":
         return fields  # opening it may fail on what the conversion passes over
-    source = open_dataset(src, cache=None)
+    source = open_dataset(src, cache=None, format=settings.get("format"))
     try:
         if fields is None and set(source.schema.names) == set(own.names):
             fields = own.names
@@ -138,13 +138,13 @@ def _checked(
     return fields
 
 
-def _finished(destination: Destination, base: Manifest, src: Any) -> Conversion:
+def _finished(destination: Destination, base: Manifest, src: Any, name: str | None) -> Conversion:
     """Return what an append did that was killed when only publishing was left."""
     added = read_manifest(destination, addition_name(base.revision + 1))
     assert added is not None
     source = added.lineage["source"]
     if isinstance(src, str | os.PathLike):
-        dataset = open_dataset(src, cache=None)
+        dataset = open_dataset(src, cache=None, format=name)
         same = dataset.fingerprint == source["fingerprint"]
         dataset.reader.close()
     else:

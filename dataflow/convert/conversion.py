@@ -70,6 +70,7 @@ def convert(
     src: str | os.PathLike[str] | Iterable[Any] | Sized,
     dst: str | os.PathLike[str],
     *,
+    format: str | None = None,  # noqa: A002  the word users know
     to: str = "arrow",
     shard_size_bytes: int = 128 << 20,
     block_size_bytes: int = 1 << 20,
@@ -104,6 +105,7 @@ def convert(
             samples are mappings, or tuples, whose fields are called `0`, `1` and so on. They are written to native
             shards in the temporary folder first, and cannot be resumed.
         dst: Any store that can be written; must hold nothing yet.
+        format: Format of what lies at the URL `src`, with its options, as for `open_dataset`; by default found out.
         to: Format to write: `arrow` (native shards), `jsonl`, `mds`, `megatron`, `parquet`, `tfrecord`,
             `webdataset`, `zarr`.
         shard_size_bytes: About the size of a shard; each worker holds one in memory.
@@ -173,6 +175,8 @@ def convert(
             if schema is not None:
                 raise BadInputError("a schema is for samples that Python gives; what lies at a URL has its own")
         else:
+            if format is not None:
+                raise BadInputError("a format is for what lies at a URL; samples that Python gives have none")
             if engine != "local":
                 raise BadInputError("samples that Python gives are in this process alone: convert with engine local")
             if resume:
@@ -181,7 +185,7 @@ def convert(
             location, origin = _temporary(stack), name_of(src)
             spool(src, location, schema)
         _insist_on_distance(location, dst, aside)
-        source, bad = _open(location, lenient=policy.lenient)
+        source, bad = _open(location, format, lenient=policy.lenient)
         stack.callback(source.reader.close)
         if auto:
             compression = measure_compression(source, to, block_size_bytes, fields)
@@ -362,14 +366,14 @@ def _insist_on_distance(*urls: str) -> None:
             raise BadInputError(f"source {urls[0]}, destination {urls[1]} and quarantine must not contain each other")
 
 
-def _open(src: str, *, lenient: bool) -> tuple[Dataset, tuple[BadRange, ...]]:
+def _open(src: str, name: str | None, *, lenient: bool) -> tuple[Dataset, tuple[BadRange, ...]]:
     """Open the source; leniently, damaged records are passed over where its format can do that."""
     if not lenient:
-        return open_dataset(src, cache=None), ()
+        return open_dataset(src, cache=None, format=name), ()
     reader = open_reader(src, None)
     bad: list[BadRange] = []
     try:
-        return Dataset(open_source(src, reader, bad=bad), reader, buffer_bytes=0), tuple(bad)
+        return Dataset(open_source(src, reader, name, bad=bad), reader, buffer_bytes=0), tuple(bad)
     except BaseException:
         reader.close()
         raise

@@ -9,9 +9,11 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from dataflow import ShardWriter, audio_field
+from connectors.errors import BadInputError
+from dataflow import ShardWriter, audio_field, open_dataset
 from dataflow.cli.main import main
 from dataflow.cli.sizes import format_size, parse_size
+from dataflow.convert import convert
 from dataflow.testing.media import encode_audio, sound
 
 
@@ -96,6 +98,25 @@ def test_inspect_names_the_codec_of_media(tmp_path: Path) -> None:
     report = json.loads(run("inspect", tmp_path / "set", "--json"))
     assert report["fields"][0]["kind"] == "audio"
     assert report["samples"] == [{"x": f"{len(sounds[0])} bytes of flac"}, {"x": "5 bytes"}]
+
+
+def test_a_format_that_no_name_gives_away_is_told(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / "in" / "a").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / "a" / f"{number}.txt").write_text(f"first\nsecond of {number}")
+    found = json.loads(run("inspect", tmp_path / "in", "--format", "text-folder", "--json"))
+    assert (found["format"], found["num_samples"]) == ("text-folder", 3)
+    assert "3" in run("verify", tmp_path / "in", "--format", "text-folder")
+    run("convert", tmp_path / "in", tmp_path / "out", "--from", "text-folder", "--quiet")
+    written = open_dataset(tmp_path / "out")
+    assert [sample["text"] for sample in written] == [f"first\nsecond of {number}" for number in range(3)]
+    run("convert", tmp_path / "in", tmp_path / "out", "--from", "text-folder", "--append", "--quiet")
+    assert len(open_dataset(tmp_path / "out")) == 6
+
+
+def test_samples_of_python_have_no_format(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="have none"):
+        convert([{"x": 1}], tmp_path / "out", format="jsonl")
 
 
 def test_inspect_of_nothing_is_an_error(tmp_path: Path) -> None:
