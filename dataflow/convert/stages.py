@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -27,8 +28,8 @@ __all__ = ["ENGINES", "Stages", "read_records"]
 
 ENGINES = ("local", "ray")
 
-# Below this a second process costs more (it imports for half a second) than it saves.
-SMALL_BYTES = 64 << 20
+# Where less is left to do, a second process costs more (it imports for half a second or more) than it saves.
+WORTHWHILE_S = 2.0
 # Of the quarantine: what opening the source passed over.
 SCAN_SHARD = "scan-00000"
 
@@ -38,7 +39,7 @@ class Stages:
     """Runs stage after stage of one conversion.
 
     Attributes:
-        workers: Processes or tasks at once; None for one per core where the work is worth it.
+        workers: Processes or tasks at once; None for one per core where the first job says that it is worth it.
         engine: What runs jobs, one of `ENGINES`.
         records: What an earlier run finished, by the names of its jobs.
         progress: Told what is done.
@@ -95,20 +96,33 @@ class Stages:
             if in_process:
                 raise BadInputError("memory:// lives in one process; convert with engine local")
             return run_on_ray(work, jobs, workers=workers)
-        if workers is None:
-            small = sum(job.source_bytes for job in jobs) < SMALL_BYTES
-            workers = 1 if small or in_process else len(os.sched_getaffinity(0))
-        workers = min(workers, len(jobs))
-        if workers <= 1:
-            return run_here(work, jobs)
-        if in_process:
+        if in_process and (workers or 0) > 1 and len(jobs) > 1:
             raise BadInputError("memory:// lives in one process; convert with workers=0")
-        return run_in_processes(work, jobs, workers=workers)
+        if in_process or len(jobs) <= 1:
+            return run_here(work, jobs)
+        if workers is None:
+            return _run_where_worthwhile(work, jobs)
+        return _run_local(work, jobs, workers)
 
     def _count(self, work: Work, part: Part) -> None:
         if part.get("num_errors"):
             self.num_errors += part["num_errors"]
             work.policy.check(self.num_errors, part["examples"][-1])
+
+
+def _run_local(work: Work, jobs: Sequence[Any], workers: int) -> Generator[tuple[Any, Part], None, None]:
+    workers = min(workers, len(jobs))
+    return run_here(work, jobs) if workers <= 1 else run_in_processes(work, jobs, workers=workers)
+
+
+def _run_where_worthwhile(work: Work, jobs: Sequence[Any]) -> Generator[tuple[Any, Part], None, None]:
+    """Do the first job here; what it took says whether the others are worth one process a core."""
+    began_s = time.perf_counter()
+    yield from run_here(work, jobs[:1])
+    took_s = time.perf_counter() - began_s
+    rest = jobs[1:]
+    left_s = took_s * sum(job.source_bytes for job in rest) / max(1, jobs[0].source_bytes)
+    yield from _run_local(work, rest, len(os.sched_getaffinity(0)) if left_s >= WORTHWHILE_S else 1)
 
 
 def read_records(destination: Destination, sizes: dict[str, int], plan: str) -> dict[str, Part]:

@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +17,13 @@ from PIL import Image
 
 from connectors.errors import BadInputError, CorruptError, DataError
 from dataflow.convert import Progress, convert
-from dataflow.convert.job import run_job
+from dataflow.convert.job import Job, ShardJob, Work, run_job
 from dataflow.convert.lineage import without_credentials
 from dataflow.convert.plan import cut
+from dataflow.convert.workers import run_here
 from dataflow.dataset import open_dataset
 from dataflow.formats.arrow import ShardWriter
+from dataflow.formats.protocol import Part
 
 SIZES = {"shard_size_bytes": 500, "block_size_bytes": 300}
 COUNT = 60
@@ -57,6 +61,26 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(images: Path, tmp_path
     for workers in (0, 1, 3):
         convert(images, tmp_path / str(workers), workers=workers, **SIZES)
     assert content(tmp_path / "0") == content(tmp_path / "1") == content(tmp_path / "3")
+
+
+@pytest.mark.parametrize(("job_s", "is_worthwhile"), [(0.0, False), (60.0, True)])
+def test_other_processes_do_what_is_worth_their_start(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job_s: float, is_worthwhile: bool
+) -> None:
+    now_s, shared = iter([0.0, job_s]), []
+    monkeypatch.setattr("dataflow.convert.stages.time", SimpleNamespace(perf_counter=lambda: next(now_s)))
+    monkeypatch.setattr("dataflow.convert.stages.os.sched_getaffinity", lambda pid: {0, 1, 2})
+
+    def run_in_processes(work: Work, jobs: Sequence[ShardJob], *, workers: int) -> Iterator[tuple[Job, Part]]:
+        shared.append((len(jobs), workers))
+        return run_here(work, jobs)
+
+    monkeypatch.setattr("dataflow.convert.stages.run_in_processes", run_in_processes)
+    result = convert(images, tmp_path / "adaptive", **SIZES)
+    assert shared == ([(result.num_shards - 1, 3)] if is_worthwhile else [])
+    monkeypatch.undo()
+    convert(images, tmp_path / "alone", workers=1, **SIZES)
+    assert content(tmp_path / "adaptive") == content(tmp_path / "alone")
 
 
 def test_native_shards_convert_to_other_native_shards(images: Path, tmp_path: Path) -> None:
