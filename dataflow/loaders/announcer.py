@@ -2,6 +2,9 @@
 
     steps (epoch, number, samples) -> their blocks, each when it is first needed -> windows -> plan
 
+The trainer works this out between its steps, so it does a little at a time: the first batch waits for some steps of it,
+not for thousands. Past the end of the next epoch a plan has nothing to say: it knows each block's next use by then.
+
 A plan changes when bytes are fetched, never which bytes are read: whatever goes wrong with it is logged, and training
 goes on without.
 """
@@ -31,7 +34,10 @@ _log = logging.getLogger(__name__)
 Step: TypeAlias = tuple[int, int, npt.NDArray[np.int64]]
 """Epoch, step of the epoch, and the numbers of the samples that this rank reads in it."""
 
+# Half of this is ahead, of blocks or of steps, where the epochs have so many.
 _AHEAD_BLOCKS = 4096
+# Looked at in one go: some milliseconds.
+_STEPS_AT_ONCE = 32
 # Each mark is a message, so one for every few blocks.
 _MARK_BLOCKS = 16
 # A worker keeps decoded blocks for a while; one that was planned this few blocks ago is not asked for again.
@@ -127,20 +133,25 @@ class Announcer:
         if self._plan is None:
             return
         try:
-            if self._position > self._marked:
-                self._plan.advance(self._position)
-                self._marked = self._position
+            window = np.empty(0, np.int64)
             if min(self._end - self._position, len(self._ends)) < _AHEAD_BLOCKS // 2:
                 window = self._next_window()
-                if len(window):
-                    self._plan.extend(window)
+            if self._position - self._marked >= (1 if len(window) else _MARK_BLOCKS):
+                self._plan.advance(self._position)
+                self._marked = self._position
+            if len(window):
+                self._plan.extend(window)
         except DataError as error:
             self._give_up(error)
 
     def _next_window(self) -> npt.NDArray[np.int64]:
         parts: list[npt.NDArray[np.int64]] = []
         # A data set that is decoded once and then kept by its workers has steps without a block, so both are bounded.
-        while self._end - self._position < _AHEAD_BLOCKS and len(self._ends) < _AHEAD_BLOCKS:
+        for _ in range(_STEPS_AT_ONCE):
+            # One step behind the next epoch says that all of it is there.
+            is_enough = bool(self._ends) and self._ends[-1][0] > self._expected[0] + 1
+            if is_enough or self._end - self._position >= _AHEAD_BLOCKS or len(self._ends) >= _AHEAD_BLOCKS:
+                break
             found = next(self._blocks, None)
             if found is None:
                 break

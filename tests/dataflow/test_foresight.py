@@ -7,6 +7,7 @@ import pickle
 from collections import Counter
 from collections.abc import Iterator
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -93,6 +94,34 @@ def test_the_next_epoch_is_announced_before_this_one_ends(dataset: Dataset) -> N
     assert len(plan.blocks) >= blocks + 10
     assert len({*plan.blocks[:blocks]}) == blocks, "each block once an epoch"
     assert plan.position >= blocks - 10
+
+
+def test_the_first_batch_waits_for_few_steps_and_a_plan_ends_behind_the_next_epoch(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(announcer, "_AHEAD_BLOCKS", 4096)
+    drawn: list[tuple[int, int]] = []
+
+    def steps() -> Iterator[announcer.Step]:
+        for epoch in range(1000):
+            for step in range(60):
+                drawn.append((epoch, step))
+                yield epoch, step, np.arange(10 * step, 10 * (step + 1))
+
+    found = announcer.Announcer(dataset)
+    found.begin(0, 0, steps())
+    assert len(drawn) <= 32
+    for passed in range(1, 60):
+        before = len(drawn)
+        found.passed(passed)
+        assert len(drawn) - before <= 32
+    assert drawn[-1] == (2, 0)
+    plan = reader_of(dataset).plans[0]
+    assert plan.position <= len(plan.blocks) <= 2 * dataset.index.num_blocks + 2
+    assert plan.calls.count("advance") <= dataset.index.num_blocks // 4 + 8
+    found.passed(60)
+    assert drawn[-1] > (2, 0), "the next epoch has begun"
+    found.close()
 
 
 def test_the_samples_are_those_without_a_plan(url: str, dataset: Dataset) -> None:
