@@ -92,6 +92,56 @@ async def test_who_is_waited_for_goes_before_work_ahead_of_time_and_finds_room()
     assert order[4:] == ["demand 1", "ahead 4", "ahead 3"]
 
 
+async def test_nothing_is_begun_ahead_while_much_is_waited_for() -> None:
+    budget = Budget(max_bytes=1 << 30, max_requests=100)
+    order: list[str] = []
+    gates = {name: asyncio.Event() for name in ("early", "demand", "later")}
+
+    async def work(name: str, errand: Errand) -> None:
+        async with budget.spend(20 << 20, errand):
+            order.append(name)
+            await gates[name].wait()
+
+    early = Errand(awaited=False)
+    tasks = [asyncio.create_task(work("early", early)), asyncio.create_task(work("demand", Errand()))]
+    await asyncio.sleep(0)
+    budget.hurry(early)  # with it, 40 MiB are waited for
+    tasks.append(asyncio.create_task(work("later", Errand(awaited=False))))
+    await asyncio.sleep(0)
+    assert order == ["early", "demand"]
+    gates["early"].set()
+    await tasks[0]
+    await asyncio.sleep(0)
+    assert order == ["early", "demand", "later"]
+    for gate in gates.values():
+        gate.set()
+    await asyncio.gather(*tasks)
+    assert early.held_bytes == 0
+
+
+async def test_work_ahead_of_time_starts_slowly_and_doubles() -> None:
+    budget = Budget(max_bytes=1 << 30, max_requests=100)
+    running: list[int] = []
+    gates = [asyncio.Event() for _ in range(20)]
+
+    async def work(number: int) -> None:
+        async with budget.spend(8 << 20, Errand(awaited=False)):
+            running.append(number)
+            await gates[number].wait()
+
+    tasks = [asyncio.create_task(work(number)) for number in range(20)]
+    await asyncio.sleep(0)
+    assert len(running) == 4
+    for done in range(4):
+        gates[done].set()
+    await asyncio.gather(*tasks[:4])
+    await asyncio.sleep(0)
+    assert len(running) == 4 + 8
+    for gate in gates:
+        gate.set()
+    await asyncio.gather(*tasks)
+
+
 async def test_a_limit_that_is_lowered_holds_for_what_comes() -> None:
     budget = Budget(max_bytes=100, max_requests=4)
     async with budget.spend(1), budget.spend(1):
