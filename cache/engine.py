@@ -145,12 +145,12 @@ class Engine:
             max_request_bytes=min(MAX_REQUEST_BYTES, config.max_inflight_bytes),
             hedge=config.hedge,
         )
-        window_bytes = int(_WINDOW_SHARE * config.ring_bytes)
         self.prefetcher = Prefetcher(
             self,
             futures=self._futures,
-            window=Window(min_bytes=_MIN_WINDOW_BYTES, max_bytes=window_bytes),
+            window=Window(min_bytes=_MIN_WINDOW_BYTES, max_bytes=int(_WINDOW_SHARE * config.ring_bytes)),
             clock=time.monotonic,
+            spare_bytes=self._stack.spare_bytes,
         )
         self._running = True
         self._sweeping = asyncio.create_task(self._sweep())

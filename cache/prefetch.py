@@ -5,7 +5,9 @@
 
 A planned block that no tier holds is fetched when the window has room for it; it is in the window until its reader has
 it, or until nobody wants it any more. What no tier keeps waits in the ring, which gives up blocks of the window last
-(`Futures.near_use`). Room is used in portions, so that adjacent blocks share a request.
+(`Futures.near_use`). What a tier in memory has taken, while it has as much room again, leaves the window at once: it
+displaces nothing, and the origin need not idle until its reader comes. Room is used in portions, so that adjacent
+blocks share a request.
 
 Readers always go first: a fetch ahead of time takes its turn behind all that somebody waits for, and a reader that
 comes for a block on its way gives that fetch a reader's turn. When a plan ends or changes, what only it wanted is
@@ -47,6 +49,8 @@ _PORTIONS = 4
 _MAX_LOOKED_AT = 4096
 # One guess; all together leave some of the window to what is known.
 _GUESS_SHARE = 1 / 8
+# What waits in tiers with room, in windows: further ahead than that it only hurries.
+_SPARE_WINDOWS = 4
 
 
 @dataclass(eq=False, slots=True)
@@ -127,14 +131,24 @@ class Prefetcher:
         futures: The plans; changed through this object only.
         window: How far ahead.
         clock: Seconds that only grow.
+        spare_bytes: Gives the room that is left in tiers in memory.
     """
 
-    def __init__(self, engine: Fetcher, *, futures: Futures, window: Window, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        engine: Fetcher,
+        *,
+        futures: Futures,
+        window: Window,
+        clock: Callable[[], float],
+        spare_bytes: Callable[[], int],
+    ) -> None:
         self.counts: dict[Kind, Counts] = {kind: Counts() for kind in get_args(Kind)}
         self._engine = engine
         self._futures = futures
         self._window = window
         self._clock = clock
+        self._spare_bytes = spare_bytes
         self._tables: dict[bytes, tuple[BlockTable, int]] = {}
         self._table_of: dict[int, bytes] = {}
         # The window: on their way, there but not read, and in the ring already for another reason.
@@ -142,6 +156,9 @@ class Prefetcher:
         self._ready: dict[bytes, tuple[int, Kind]] = {}
         self._found: dict[bytes, int] = {}
         self._ahead_bytes = 0
+        # Blocks of `_ready` that wait in a tier with room, outside the window.
+        self._spared: dict[bytes, int] = {}
+        self._all_spared_bytes = 0
         self._stopped = False
         self._guesses = Guesses(
             futures,
@@ -241,6 +258,7 @@ class Prefetcher:
             _, size_bytes, kind = self._coming.pop(key)
             if here and self._engine.has(key) and self._futures.near_use(key) != inf:
                 self._ready[key] = (size_bytes, kind)
+                self._spare(key, size_bytes)
                 continue
             self._ahead_bytes -= size_bytes
             if here:
@@ -298,6 +316,7 @@ class Prefetcher:
         """A reader comes for a block; if it is in the window, it leaves that now."""
         if key in self._ready:
             size_bytes, kind = self._ready.pop(key)
+            self._unspare(key)
             if self._engine.has(key):
                 self.counts[kind].useful += 1
                 self._window.came_in_time(size_bytes)
@@ -355,10 +374,25 @@ class Prefetcher:
             if self._futures.near_use(key) == inf:
                 self._leave(key)
 
+    def _spare(self, key: bytes, size_bytes: int) -> None:
+        """Let a block that has arrived out of the window, though nobody read it, where a tier has room for it."""
+        limit_bytes = min(self._spare_bytes(), _SPARE_WINDOWS * self._window.size_bytes)
+        if self._all_spared_bytes + size_bytes <= limit_bytes and not self._engine.passes_by(key):
+            self._spared[key] = size_bytes
+            self._all_spared_bytes += size_bytes
+            self._ahead_bytes -= size_bytes
+
+    def _unspare(self, key: bytes) -> None:
+        """Count a block in the window again, as all others are that leave it."""
+        size_bytes = self._spared.pop(key, 0)
+        self._all_spared_bytes -= size_bytes
+        self._ahead_bytes += size_bytes
+
     def _leave(self, key: bytes) -> None:
         """Let a block that nobody read out of the window, if it is there."""
         if key in self._ready:
             size_bytes, kind = self._ready.pop(key)
+            self._unspare(key)
             self._ahead_bytes -= size_bytes
             self.counts[kind].wasted += 1
         elif key in self._found:

@@ -96,6 +96,11 @@ class Stack:
         """Say whether the ring holds the block and no tier does."""
         return self.ring.holds(key) and not any(level.holds(key) for level in self.levels)
 
+    def spare_bytes(self) -> int:
+        """Return how much room is left in tiers in memory."""
+        ledgers = [tier.ledger for level in self.levels if level.in_memory for tier in level.members]
+        return sum(max(0, ledger.capacity_bytes - ledger.used_bytes) for ledger in ledgers)
+
     async def open(self, tier: Tier, stored: Sequence[Stored]) -> list[Handle | None]:
         """Open blocks that `find` placed in `tier`; None: it is not there, look again below.
 

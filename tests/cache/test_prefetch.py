@@ -161,6 +161,36 @@ async def test_the_window_is_not_passed(origin: Origin) -> None:
         check_limits(engine.stats())
 
 
+async def test_what_a_tier_with_room_has_taken_is_no_longer_in_the_window(origin: Origin) -> None:
+    table = await origin.table(200)
+    async with running(origin, TierConfig("ram", 20 * SIZE)) as engine:
+        planned(engine, table, list(range(200)))
+        await settled(engine)
+        # At most half of the tier, and the window behind it, all of which is still here.
+        issued = len(origin.asked)
+        assert sorted(origin.blocks_asked()) == list(range(issued))
+        assert WINDOW < issued <= WINDOW + 10
+        assert counts(engine)["ahead_bytes"] <= WINDOW * BLOCK
+        assert "origin" not in await read(engine, table, *range(issued))
+        await settled(engine)
+        stats = counts(engine)
+        assert (stats["wasted"], stats["useful"]) == (0, issued)
+        assert engine.prefetcher._all_spared_bytes == sum(engine.prefetcher._spared.values())
+        check_limits(engine.stats())
+
+
+async def test_a_tier_with_much_room_takes_some_windows_ahead_and_gives_them_back(origin: Origin) -> None:
+    table = await origin.table(200)
+    async with running(origin, TierConfig("ram", 1000 * SIZE)) as engine:
+        number = planned(engine, table, list(range(200)))
+        await settled(engine)
+        assert len(origin.asked) == (4 + 1) * WINDOW
+        engine.prefetcher.close(number)
+        stats = counts(engine)
+        assert (stats["wasted"], stats["ahead_bytes"]) == (5 * WINDOW, 0)
+        assert engine.prefetcher._all_spared_bytes == 0
+
+
 async def test_neighbours_share_a_request(origin: Origin) -> None:
     table = await origin.table(100, per_object=100)
     async with running(origin) as engine:
