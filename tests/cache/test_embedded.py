@@ -42,6 +42,15 @@ def test_a_server_answers_when_its_start_returns_and_ends_with_its_last_user(add
     log.close()
 
 
+def test_a_server_starts_no_threads_for_matrices(address, monkeypatch):
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "7")
+    log = start_server(address, CacheConfig(), timeout_s=30)
+    client = CacheClient(address)
+    assert psutil.Process(client.stats()["server"]["pid"]).environ()["OPENBLAS_NUM_THREADS"] == "1"
+    client.close()
+    log.close()
+
+
 def test_the_second_to_start_finds_the_address_taken_and_uses_the_first(address):
     log = start_server(address, CacheConfig(), timeout_s=30)
     assert start_server(address, CacheConfig(), timeout_s=30) is None
