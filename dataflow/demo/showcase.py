@@ -126,7 +126,7 @@ def _tiers(folder: Path) -> CacheConfig:
             TierConfig("ram", capacity_bytes=900 << 10),
             TierConfig("disk", capacity_bytes=900 << 10, path=str(folder / "cache"), medium="nvme"),
         ),
-        ring_bytes=6 * BLOCK_BYTES,
+        ring_bytes=8 * BLOCK_BYTES,
     )
 
 

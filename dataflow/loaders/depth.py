@@ -6,7 +6,8 @@ machine. With more batches asked for, a worker goes from one to the next, and wh
 
     every so many batches: did the caller wait, and are they small? -> twice as many
 
-More is only asked for where nobody can tell: of samplers that draw the same however early they are drawn from.
+More is only asked for where nobody can tell: of samplers that draw the same however early they are drawn from, and not
+of data that comes through a cache, where ranks that read further apart need more of its ring.
 """
 
 from __future__ import annotations

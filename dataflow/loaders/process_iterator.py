@@ -72,7 +72,8 @@ class ProcessIterator(AheadIterator):
         self._prefetch_factor: int = loader.prefetch_factor or 0
         if self._prefetch_factor <= 0:
             raise AssertionError("prefetch_factor must be greater than 0 for MultiProcessingDataLoaderIter")
-        may_grow = not self._is_iterable and draws_unseen(self._index_sampler)
+        # Not where a plan is announced: the further apart ranks read, the more of the ring their blocks take.
+        may_grow = not self._is_iterable and draws_unseen(self._index_sampler) and ledger.foresight is None
         self._depth = Depth(self._prefetch_factor, may_grow=may_grow)
         self._context = loader.multiprocessing_context or torch.multiprocessing
         self._worker_init_fn = loader.worker_init_fn

@@ -385,7 +385,9 @@ async def test_a_tier_that_shrinks_evicts_as_its_policy_likes_and_offers_below(
         keys = [block_key(ref) for ref in refs]
         likes = {"kept": sorted(keys)[:5], "lru": sorted(keys[-5:])}
         assert policy not in likes or sorted(kept) == likes[policy]
-        assert sorted(await sources(engine, refs)) == ["below"] * 7 + ["disk"] * 5
+        # What it kept first: a block that is read below comes up, and another makes room for it.
+        assert await sources(engine, [ref for ref in refs if block_key(ref) in kept]) == ["disk"] * 5
+        assert await sources(engine, [ref for ref in refs if block_key(ref) not in kept]) == ["below"] * 7
         await engine.resize("disk", capacity_bytes=12 * SIZE, capacity_blocks=3)
         assert engine.stats()["tiers"][0]["blocks"] == 3
         await engine.resize("disk", capacity_bytes=12 * SIZE)

@@ -6,6 +6,7 @@ import logging
 import pickle
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -191,6 +192,23 @@ def test_a_copy_has_no_plan(url: str) -> None:
     assert copy._announcer._plan is None
     found.close()
     with_cache.reader.close()
+
+
+@pytest.mark.parametrize(("cache", "may_grow"), [(None, True), (CacheConfig((TierConfig("ram", 1 << 20),)), False)])
+def test_workers_make_no_more_ahead_where_a_plan_is_announced(
+    url: str, cache: CacheConfig | None, may_grow: bool
+) -> None:
+    opened = open_dataset(url, cache=cache)
+    loader = DataLoader(opened, batch_sampler=ElasticBatchSampler(opened, 4), num_workers=1)
+    most = 0
+    batches = cast("Any", iter(loader))
+    for _ in range(20):
+        batches._depth.waited()  # as one who always waits
+        next(batches)
+        most = max(most, len(batches._owed))
+    del batches, loader
+    opened.reader.close()
+    assert (most > 2) == may_grow
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
