@@ -92,8 +92,10 @@ class OpenStores:
 
     async def _begin(self, root: str) -> _Open:
         idle = [other for other, one in self._open.items() if not one.users]
-        for other in idle[: max(0, len(self._open) - self._max_open + 1)]:
-            await self._end(self._open.pop(other).store)
+        # Closing takes a while, in which nobody may come for one that is to be closed.
+        leaving = [self._open.pop(other) for other in idle[: max(0, len(self._open) - self._max_open + 1)]]
+        for one in leaving:
+            await self._end(one.store)
         store = await asyncio.get_running_loop().run_in_executor(self._executor, self._open_store, root)
         near = root.startswith(_NEAR)
         found = self._open[root] = _Open(HedgedStore(store) if self._hedge and not near else store)

@@ -21,13 +21,15 @@ MAX_OPEN = 4
 class Counted(CountingStore):
     """Knows its root, and how often it was closed."""
 
-    def __init__(self, root: str, closed: Counter[str]) -> None:
+    def __init__(self, root: str, opener: "Opener") -> None:
         super().__init__(open_store("memory://counted"))
         self.url = root
-        self._closed = closed
+        self._opener = opener
 
     async def close(self) -> None:
-        self._closed[self.url] += 1
+        self._opener.closed[self.url] += 1
+        self._opener.closes.set()
+        await self._opener.may_close.wait()
 
 
 class Opener:
@@ -36,10 +38,12 @@ class Opener:
     def __init__(self) -> None:
         self.opened: Counter[str] = Counter()
         self.closed: Counter[str] = Counter()
+        self.closes, self.may_close = asyncio.Event(), asyncio.Event()
+        self.may_close.set()
 
     def __call__(self, root: str) -> Store:
         self.opened[root] += 1
-        return Counted(root, self.closed)
+        return Counted(root, self)
 
 
 @pytest.fixture
@@ -70,6 +74,29 @@ async def test_many_roots_leave_only_the_last_used_open(stores: OpenStores, open
         assert len(stores) == min(place + 1, MAX_OPEN)
     assert opener.opened == {f"s3://bucket-{number}": 1 for number in range(100)}
     assert opener.closed == {f"s3://bucket-{number}": 1 for number in range(96)}
+
+
+async def test_a_store_that_gets_a_user_while_others_are_closed_is_not_closed_under_it(
+    stores: OpenStores, opener: Opener
+) -> None:
+    async with AsyncExitStack() as burst:
+        for uri in uris(MAX_OPEN + 2):
+            await burst.enter_async_context(stores.use(uri))
+    opener.may_close.clear()
+    newcomer = asyncio.ensure_future(use(stores, "s3://new/key"))
+    await opener.closes.wait()
+
+    async def come_back() -> None:
+        async with stores.use("s3://bucket-4/key") as (store, _):
+            assert opener.closed["s3://bucket-4"] < opener.opened["s3://bucket-4"]
+            await newcomer
+            assert opener.closed["s3://bucket-4"] < opener.opened["s3://bucket-4"], f"{store.url} was closed in use"
+
+    async def open_the_gate() -> None:
+        await asyncio.sleep(0)
+        opener.may_close.set()
+
+    await asyncio.gather(come_back(), open_the_gate())
 
 
 async def test_the_one_whose_last_use_is_oldest_is_closed(stores: OpenStores, opener: Opener) -> None:
