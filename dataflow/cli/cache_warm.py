@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from connectors.objects import normalise_url
 from dataflow.cli.cache_client import SOCKET, connected
 from dataflow.cli.sizes import format_size
+from dataflow.cli.transfer_bar import transfer_bar
 from dataflow.dataset.warming import check_fits
 from dataflow.dataset.warming import warm as warm_index
 from dataflow.formats import open_source
@@ -26,17 +25,10 @@ def warm(*, url: str, address: str | None, check: bool) -> None:
     Refuses at once what its tiers cannot hold. Can be interrupted at any time: what is there already is not fetched
     again. Ends with 1 when not all of it was kept.
     """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
     with connected(address) as client:
         index = open_source(normalise_url(url), client).index
         check_fits(index, client.stats())
-        with Progress(*columns, console=Console(stderr=True)) as progress:
+        with transfer_bar() as progress:
             tasks = {}
             for done in warm_index(index, client, check=check):
                 if done.phase not in tasks:

@@ -13,11 +13,10 @@ from typing import Any
 
 import click
 from click.core import ParameterSource
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 import dataflow.convert as conversion
 from dataflow.cli.sizes import SIZE, format_size
+from dataflow.cli.transfer_bar import transfer_bar
 from dataflow.formats.writable import WRITABLE
 
 __all__ = ["convert"]
@@ -184,14 +183,7 @@ def _progress(*, quiet: bool, as_json: bool) -> Iterator[Callable[[conversion.Pr
     if quiet:
         yield None
         return
-    columns = (
-        TextColumn("{task.description} {task.fields[samples]} samples"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with transfer_bar("{task.description} {task.fields[samples]} samples") as bar:
         tasks: dict[str, Any] = {}
 
         def show(state: conversion.Progress) -> None:

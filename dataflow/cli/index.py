@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from dataclasses import asdict
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from dataflow.cli.sizes import format_size
+from dataflow.cli.transfer_bar import transfer_bar
 from dataflow.indexing import IndexProgress, build_index
 
 __all__ = ["index"]
@@ -64,14 +63,7 @@ def _progress(*, quiet: bool, as_json: bool) -> Iterator[Callable[[IndexProgress
     if quiet:
         yield None
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with transfer_bar() as bar:
         task = bar.add_task("index", total=None)
         yield lambda state: bar.update(
             task,
