@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dataflow.formats.place import Place
     from dataflow.index import Index
 
-__all__ = ["Format", "GridTarget", "Part", "Source", "Target"]
+__all__ = ["ConfigurableFormat", "Format", "GridTarget", "Part", "Source", "Target"]
 
 # What a target keeps of one shard until the dataset is published; JSON types.
 Part: TypeAlias = dict[str, Any]
@@ -63,6 +63,19 @@ class Format(Protocol):
 
         Raises:
             DataError: There is one, and it cannot be used.
+        """
+        ...
+
+
+@runtime_checkable
+class ConfigurableFormat(Format, Protocol):
+    """A format with settings of its own, written behind its name: `zarr:window=16,stride=8`."""
+
+    def with_options(self, options: Mapping[str, str]) -> Format:
+        """Return the format with these settings.
+
+        Raises:
+            BadInputError: There is no such setting, or it has another value.
         """
         ...
 

@@ -13,6 +13,7 @@ from dataflow.formats.mds import MdsFormat
 from dataflow.formats.megatron import MegatronFormat
 from dataflow.formats.parquet import ParquetFormat
 from dataflow.formats.place import BadRange, Place
+from dataflow.formats.protocol import ConfigurableFormat
 from dataflow.formats.scanned import open_given, open_indexed
 from dataflow.formats.text import TextFormat
 from dataflow.formats.tfrecord import TfrecordFormat
@@ -102,7 +103,7 @@ def _format(text: str) -> Format:
         raise BadInputError(f"no format is called {name!r}; there are {', '.join(entry.name for entry in FORMATS)}")
     if not settings:
         return found
-    if not isinstance(found, ZarrFormat):
+    if not isinstance(found, ConfigurableFormat):
         raise BadInputError(f"format {name} has no options, got {settings!r}")
     return found.with_options(dict(part.partition("=")[::2] for part in settings.split(",")))
 
