@@ -173,7 +173,8 @@ class ProcessIterator(AheadIterator):
     def _attend(self, timeout_s: float | None) -> bool:
         """Deal with what the workers did, waiting for it if need be; say whether there was anything."""
         until_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
-        self._depth.waited()
+        if timeout_s != 0:  # else the caller only looks
+            self._depth.waited()
         while True:
             wake_s = min(until_s, *(worker.heard_s + self._deadline_s for worker in self._owing()), math.inf)
             events = self._crew.wait(None if wake_s == math.inf else max(0.0, wake_s - time.monotonic()))

@@ -113,3 +113,11 @@ def test_a_state_counts_batches_handed_out_however_far_ahead_they_are_made(tmp_p
     other.load_state_dict(state)
     assert [batch.tolist() for batch in other] == rest
     assert sorted(number for batch in first + rest for number in batch) == list(range(400))
+
+
+def test_a_look_at_what_has_arrived_is_no_wait(tmp_path, monkeypatch):
+    batches = iter(DataLoader(Counting(tmp_path), batch_size=2, num_workers=1))
+    waits = []
+    monkeypatch.setattr(batches._depth, "waited", lambda: waits.append(1))
+    batches._attend(0)
+    assert not waits
