@@ -7,6 +7,7 @@ that fit into the environment of the tests are used where their formats are test
 import io
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -214,3 +215,26 @@ def test_huggingface_both_ways_with_datasets(native: Path, tmp_path: Path) -> No
     for number, row in enumerate(theirs):
         assert differences(number, row) == []
         assert (row["kind"], row["many"].tolist()) == (number % 2, list(range(number % 3)))
+
+
+def test_native_shards_are_opened_by_polars_and_duckdb(native: Path, tmp_path: Path) -> None:
+    shutil.copytree(native, tmp_path / "set")
+    script = """
+import glob, pickle
+import duckdb, polars
+import pyarrow as pa
+
+seen = {"polars": [], "duckdb": []}
+for shard in sorted(glob.glob("set/shard-*.arrow")):
+    frame = polars.read_ipc(shard)
+    seen["polars"] += [(row["n"], row["text"], row["data"], [*row["matrix"]]) for row in frame.iter_rows(named=True)]
+    rows = pa.ipc.open_file(shard).read_all()
+    for n, text, data, matrix in duckdb.sql("select n, text, data, matrix from rows").fetchall():
+        seen["duckdb"].append((n, text, data, [*matrix]))
+with open("result.pickle", "wb") as file:
+    pickle.dump(seen, file)
+"""
+    expected = [
+        (one["n"], one["text"], one["data"], one["matrix"].ravel().tolist()) for one in map(sample, range(COUNT))
+    ]
+    assert run(script, tmp_path) == {"polars": expected, "duckdb": expected}

@@ -23,6 +23,8 @@ from dataflow.dataset import Dataset, open_dataset
 from dataflow.formats import audio_field, field_kind, image_field, tensor_field, video_field
 from dataflow.formats.arrow import ShardWriter
 from dataflow.formats.writable import WRITABLE, make_target
+from dataflow.loaders import DataLoader, ElasticBatchSampler
+from dataflow.loaders.announcer import block_table
 from dataflow.testing.media import encode_audio, encode_image, encode_video, frames, sound
 
 DATA = Path(__file__).parent / "data"
@@ -311,6 +313,27 @@ def test_everything_that_a_format_holds_comes_back(source: Path, tmp_path: Path,
         assert [pair for pair in zip(before[name], found, strict=True) if not same(to, places[0], *pair)] == []
         if to in ("arrow", "parquet", "webdataset"):
             assert {field_kind(stored.field(place)) for place in places} == {field_kind(schema.field(name))}
+
+
+def test_every_format_is_shuffled_planned_and_resumed_by_its_index(source: Path) -> None:
+    schema, columns = values(source)
+    name = next(name for name in schema.names if None not in columns[name])
+    media = [name] if field_kind(schema.field(name)) else []
+    dataset = reading(source, columns=[name], encoded=media)
+
+    def loader() -> DataLoader[list[Any]]:
+        order = ElasticBatchSampler(dataset, 2, seed=3)
+        return DataLoader(dataset, batch_sampler=order, collate_fn=lambda samples: [one[name] for one in samples])
+
+    numbers = [number for batch in ElasticBatchSampler(dataset, 2, seed=3) for number in batch]
+    assert sorted(numbers) == list(range(len(dataset)))
+    undisturbed = [plain(value) for batch in loader() for value in batch]
+    assert undisturbed == [columns[name][number] for number in numbers]
+    first, second = loader(), loader()
+    begun = [plain(value) for value in next(iter(first))]
+    second.load_state_dict(first.state_dict())
+    assert begun + [plain(value) for batch in second for value in batch] == undisturbed
+    assert len(block_table(dataset.index)) == len(dataset.index.ranges) >= 1
 
 
 def test_the_sample_set_itself_comes_back_from_native_shards(base: Path) -> None:
