@@ -311,6 +311,24 @@ def test_eight_processes_read_ten_cold_files_right_and_each_block_comes_once(tmp
     assert stats["blocks_requested"] == 8 * 10 * 3
 
 
+def test_each_data_set_has_blocks_of_its_size_and_a_small_object_is_one_block(tmp_path, daemon):
+    client = CacheClient(daemon)
+
+    def blocks_of(name: str, size_bytes: int, block_size_bytes: int) -> int:
+        (tmp_path / name).write_bytes(os.urandom(size_bytes))
+        reader = fsspec.filesystem(
+            "tiered", target_protocol="file", cache=daemon, block_size_bytes=block_size_bytes, skip_instance_cache=True
+        )
+        assert reader.cat_file(str(tmp_path / name)) == (tmp_path / name).read_bytes()
+        return client.stats()["origin"]["blocks"]
+
+    fine = blocks_of("fine", MIB, 16 * 1024)
+    coarse = blocks_of("coarse", MIB, 256 * 1024) - fine
+    small = blocks_of("small", 100, 256 * 1024) - fine - coarse
+    client.close()
+    assert (fine, coarse, small) == (64, 4, 1)
+
+
 @pytest.mark.s3
 def test_files_of_an_object_store_are_read_written_and_pinned(s3_server, s3_bucket, monkeypatch):
     for name, value in s3_server.environment().items():
