@@ -14,7 +14,6 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -230,14 +229,8 @@ class CachedObjects:
         return self._stores.get(root) or self._stores.setdefault(root, open_store(root)), key
 
     def _run(self, coroutine: Coroutine[Any, Any, object], uri: str) -> None:
-        """Wait for a change of the object `uri`, which may also be asked for on a thread that runs an event loop."""
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            run_sync(coroutine)
-        else:
-            with ThreadPoolExecutor(1, thread_name_prefix="cache-objects") as thread:
-                thread.submit(run_sync, coroutine).result()
+        """Wait for a change of the object `uri`."""
+        run_sync(coroutine)
         self._pins.pop(uri, None)
 
     def _ref(self, target: PinnedObject, number: int) -> BlockRef:

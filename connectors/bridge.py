@@ -3,6 +3,9 @@
 One thread per process runs one event loop, started when first needed. A forked child has neither the thread nor the
 state of the loop, so it starts its own. Stores are used from the loop that first used them: whatever goes through
 here shares one.
+
+A caller may itself run inside an event loop, as all code in a notebook does: its loop stands still until the result is
+there, as in any synchronous call, and ours goes on in its own thread. Only inside our own loop would that be for ever.
 """
 
 from __future__ import annotations
@@ -63,16 +66,13 @@ def run_sync(coroutine: Coroutine[Any, Any, R]) -> R:
     An interrupt (Ctrl-C) while waiting cancels the coroutine.
 
     Raises:
-        BadInputError: The caller is itself inside a running event loop, which would stand still; await instead.
+        BadInputError: The caller is a coroutine on that very thread, which would wait for itself; await instead.
     """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        pass
-    else:
+    loop = _loop()
+    if loop is _running_loop():
         coroutine.close()
-        raise BadInputError("run_sync was called inside a running event loop; await the coroutine instead")
-    future = asyncio.run_coroutine_threadsafe(coroutine, _loop())
+        raise BadInputError("run_sync was called on the thread that runs the coroutines; await the coroutine instead")
+    future = asyncio.run_coroutine_threadsafe(coroutine, loop)
     try:
         return future.result()
     except BaseException:
@@ -86,3 +86,10 @@ def _loop() -> asyncio.AbstractEventLoop:
         if _current is None or _current.owner_pid != os.getpid():
             _current = _LoopThread()
         return _current.loop
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

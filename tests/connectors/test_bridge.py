@@ -43,12 +43,21 @@ def test_an_exception_arrives_as_it_was_raised():
         run_sync(fail())
 
 
-async def test_inside_a_running_loop_it_refuses_instead_of_standing_still():
-    with pytest.raises(BadInputError, match="await"):
-        run_sync(_where())
+def test_inside_a_running_loop_it_is_a_call_like_any_other():
+    # As in a notebook, and in a process of its own: here, whatever blocks a loop is an error.
+    program = """
+import asyncio
+from connectors import open_store, run_sync
+async def cell():
+    run_sync(open_store("memory://cell").put("key", b"x"))
+    print(bytes(run_sync(open_store("memory://cell").get("key"))))
+asyncio.run(cell())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("b'x'\n", "")
 
 
-def test_inside_the_bridges_own_loop_it_refuses_too():
+def test_inside_the_bridges_own_loop_it_refuses_instead_of_standing_still():
     async def nested():
         run_sync(_where())
 
