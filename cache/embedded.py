@@ -44,8 +44,10 @@ def main() -> int:
     listener.listen(socket.SOMAXCONN)  # once more: clients are told the process that did it last
     # Imported only by the one that stays.
     from cache.config import CacheConfig
+    from cache.memory_map import leave_dear_pages
     from cache.server import run_server
 
+    leave_dear_pages()
     logging.basicConfig(level=settings["log_level"], format="%(name)s: %(message)s")
     logging.raiseExceptions = False  # a lost line is no reason to write more of them
     try:

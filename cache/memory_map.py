@@ -3,26 +3,35 @@
 A page of 2 MiB is mapped, looked up and unmapped at the price of one of 4 KiB, and filled at no higher price, so a
 reader of 4 MiB pays for two pages where it paid for a thousand. The kernel gives large pages to a file only on request
 (MADV_COLLAPSE, Linux 6.1), and only to ranges that already have a page; where it refuses, small ones do.
+
+A virtual machine may give its free memory back to its host, nothing smaller than a large page. Then each one that is
+taken has to come from the host again, which costs as much as its readers save in a dozen epochs: little for a daemon,
+too much for the server of one job, which does without while that is so (`leave_dear_pages`).
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 import os
+import time
 from collections.abc import Callable
 
 import numpy as np
 
-__all__ = ["LARGE_PAGE_BYTES", "map_memory", "take_large_pages"]
+__all__ = ["LARGE_PAGE_BYTES", "leave_dear_pages", "map_memory", "take_large_pages"]
 
 LARGE_PAGE_BYTES = 2 << 20
 
 _MADV_COLLAPSE = 25
 _MAP_FIXED = 0x10
 _MAP_FAILED = ctypes.c_void_p(-1).value
-# A kernel that looked for large pages in vain has worked hard for it: so many blocks go without before the next try.
+# A kernel that looked for large pages in vain has worked hard for it, and so has one that found them dear: so many
+# blocks go without before the next try.
 _PAUSE_BLOCKS = 256
+# CPU seconds: one from memory at hand takes 0.6 ms, one from a host 6.
+_DEAR_PAGE_S = 0.002
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -30,8 +39,17 @@ _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ct
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
+# Of the calling thread, so that what others do meanwhile is not counted.
+_cpu_s = time.thread_time
 # Of this process. Threads that count at once may count wrong, which only moves the next try.
 _paused_blocks = 0
+_max_page_s = math.inf
+
+
+def leave_dear_pages() -> None:
+    """From now on this process takes large pages only where they are cheap; it looks again now and then."""
+    global _max_page_s
+    _max_page_s = _DEAR_PAGE_S
 
 
 def take_large_pages(fd: int, length: int) -> None:
@@ -49,11 +67,13 @@ def take_large_pages(fd: int, length: int) -> None:
     if _paused_blocks:
         _paused_blocks -= 1
         return
+    began_s = _cpu_s()
     for begin in range(0, whole, LARGE_PAGE_BYTES):
         os.pwrite(fd, b"\0", begin)
     os.truncate(fd, whole)
     address = _map(fd, whole, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED)
-    if _libc.madvise(address, whole, _MADV_COLLAPSE):
+    refused = _libc.madvise(address, whole, _MADV_COLLAPSE)
+    if refused or (_cpu_s() - began_s) * LARGE_PAGE_BYTES > _max_page_s * whole:
         _paused_blocks = _PAUSE_BLOCKS
     _libc.munmap(address, whole)
 

@@ -1,5 +1,7 @@
 """A mapped block is there as long as anything looks at it, and then gone; large pages change nothing but the cost."""
 
+import itertools
+import math
 import os
 from collections.abc import Callable
 
@@ -8,7 +10,7 @@ import pytest
 
 from cache import memory_map
 from cache.handle import seal_block
-from cache.memory_map import LARGE_PAGE_BYTES, map_memory
+from cache.memory_map import LARGE_PAGE_BYTES, leave_dear_pages, map_memory
 
 DATA = bytes(range(256)) * 500
 LARGE = np.arange(5 * LARGE_PAGE_BYTES // 16, dtype=np.uint64).tobytes() + b"tail"
@@ -136,3 +138,23 @@ def test_after_a_refusal_some_blocks_do_not_ask_for_large_pages(
     for asked in (1, 1, 1, 2, 2):
         seal_block(bytes(16), bytes(LARGE_PAGE_BYTES))
         assert len(advice.asked) == asked
+
+
+@pytest.mark.parametrize("advice", [False], indirect=True)
+@pytest.mark.parametrize(
+    ("leave", "page_s", "asked"),
+    [(True, 0.001, [1, 2, 3, 4]), (True, 0.003, [1, 1, 1, 2]), (False, 0.003, [1, 2, 3, 4])],
+    ids=["cheap", "dear", "dear, but never mind"],
+)
+def test_after_large_pages_that_cost_much_some_blocks_do_not_ask_for_any(
+    leave: bool, page_s: float, asked: list[int], advice: Advice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(step=3 * page_s)  # read before and after
+    monkeypatch.setattr(memory_map, "_cpu_s", lambda: next(clock))
+    monkeypatch.setattr(memory_map, "_max_page_s", math.inf)
+    monkeypatch.setattr(memory_map, "_PAUSE_BLOCKS", 2)
+    if leave:
+        leave_dear_pages()
+    for number in asked:
+        seal_block(bytes(16), bytes(3 * LARGE_PAGE_BYTES))
+        assert len(advice.asked) == number
