@@ -116,14 +116,13 @@ def convert(
     finished with --resume. Functions are looked for in this folder too. Exit code 3: it is done, and bad samples were
     left out.
     """
-    sys.path.append(os.getcwd())
     if append:
         for name in ("to", "compression", "split", "overwrite"):
             if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:
                 raise click.UsageError(f"--{name} cannot be chosen with --append: the dataset at DST has it already")
             del settings[name]
-    rules = [*(conversion.read_rules(clean) if clean else ()), *map(conversion.parse_rule, rule)]
-    with _progress(quiet=quiet or dry_run, as_json=as_json) as progress:
+    with _functions_of_this_folder(), _progress(quiet=quiet or dry_run, as_json=as_json) as progress:
+        rules = [*(conversion.read_rules(clean) if clean else ()), *map(conversion.parse_rule, rule)]
         result = (conversion.append if append else conversion.convert)(
             shard_size_bytes=shard_size,
             block_size_bytes=block_size,
@@ -138,6 +137,20 @@ def convert(
     elif dry_run or not quiet:
         _summarise(result, dry_run=dry_run)
     ctx.exit(EXIT_INCOMPLETE if result.num_errors else 0)
+
+
+@contextmanager
+def _functions_of_this_folder() -> Iterator[None]:
+    """Let modules be found in the working directory: last, and no longer than the command runs."""
+    folder = os.getcwd()
+    if folder in sys.path:
+        yield
+        return
+    sys.path.append(folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
 
 
 def _summarise(result: conversion.Conversion, *, dry_run: bool) -> None:

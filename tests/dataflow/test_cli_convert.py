@@ -1,6 +1,7 @@
 """`dataflow convert` and `dataflow inspect`."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,13 @@ def run(*arguments: str | Path) -> str:
 def test_convert_says_what_it_wrote_and_where(images: Path, tmp_path: Path) -> None:
     assert run("convert", images, tmp_path / "out").startswith("12 samples in 1 shards: ")
     assert run("convert", images, tmp_path / "quiet", "--quiet") == ""
+
+
+def test_convert_leaves_no_folder_behind_among_those_of_modules(images: Path, tmp_path: Path) -> None:
+    before = list(sys.path)
+    for _ in range(2):  # done, then refused
+        CliRunner().invoke(main, ["convert", str(images), str(tmp_path / "out"), "--quiet"])
+        assert sys.path == before
 
 
 def test_convert_as_json_ends_with_the_result(images: Path, tmp_path: Path) -> None:
