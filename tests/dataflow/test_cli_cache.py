@@ -29,8 +29,11 @@ def daemon(*options):
     command = [sys.executable, "-c", start, "cache", "serve", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
-            process.said = process.stderr.readline()
-            assert process.said.startswith("listening at ")
+            before = []  # a warning is no reason to fail, an error is one to be shown
+            while not (line := process.stderr.readline()).startswith("listening at "):
+                assert line, f"the daemon ended with {process.wait()}: {''.join(before)}"
+                before.append(line)
+            process.said = line
             yield process
         finally:
             process.kill()
@@ -43,10 +46,10 @@ def run(*arguments):
 def test_status_shows_a_running_daemon_and_sigterm_ends_it(address):
     with daemon("--ram", "1MiB") as process:
         result = run("status")
-        assert result.exit_code == 0
+        assert result.exit_code == 0, result.output
         assert "1.0 MiB" in result.output
         assert str(process.pid) in result.output
-        stats = json.loads(run("status", "--json").output)
+        stats = json.loads(run("status", "--json").stdout)
         assert stats["tiers"][0]["capacity_bytes"] == 1 << 20
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 0
@@ -56,7 +59,7 @@ def test_status_shows_a_running_daemon_and_sigterm_ends_it(address):
 
 def test_the_disk_is_used_and_a_second_daemon_is_refused(address, tmp_path):
     with daemon("--ram", "0", "--disk", str(tmp_path / "disk"), "--disk-size", "8MiB"):
-        [tier] = json.loads(run("status", "--json").output)["tiers"]
+        [tier] = json.loads(run("status", "--json").stdout)["tiers"]
         assert (tier["name"], tier["capacity_bytes"]) == ("disk", 8 << 20)
         assert "already listens" in str(run("serve").exception)
 
@@ -77,7 +80,7 @@ def test_a_killed_daemons_socket_does_not_stop_the_next(address):
 def test_a_file_configures_everything(address, tmp_path):
     (tmp_path / "cache.toml").write_text('ring_bytes = 0\n[[tiers]]\nname = "fast"\ncapacity_bytes = 4096\n')
     with daemon("--config", str(tmp_path / "cache.toml")):
-        stats = json.loads(run("status", "--json").output)
+        stats = json.loads(run("status", "--json").stdout)
         assert (stats["tiers"][0]["name"], stats["ring"]["capacity_bytes"]) == ("fast", 0)
 
 
