@@ -189,7 +189,7 @@ class InlineIterator(LoaderIterator):
     def __init__(self, loader: DataLoader[Any], ledger: Ledger) -> None:
         # A sampler whose `__iter__` is no generator draws its order at once, and torch's base class calls it next.
         sampler = index_sampler(loader)
-        is_lazy = inspect.isgeneratorfunction(type(sampler).__iter__)
+        is_lazy = inspect.isgeneratorfunction(getattr(type(sampler), "__iter__", None))
         order = None if is_lazy or is_elastic(sampler) else snapshot_order(loader)
         super().__init__(loader, ledger)
         if self._timeout != 0:

@@ -150,7 +150,7 @@ def sampler_length(sampler: Any) -> int | None:
     """Return the number of batches of an epoch, if the sampler knows it."""
     try:
         return len(sampler)
-    except (TypeError, NotImplementedError):  # allowed by torch as long as nobody asks for the loader's length
+    except Exception:  # whatever it raises is allowed by torch, as long as nobody asks for the loader's length
         return None
 
 
@@ -234,7 +234,9 @@ def sampler_parts(sampler: Any) -> list[Any]:
     parts: list[Any] = []
     while sampler is not None and len(parts) < 8:
         parts.append(sampler)
-        sampler = getattr(sampler, "sampler", None) or getattr(sampler, "batch_sampler", None)
+        # A sampler may be an array, or have no length, so nobody asks whether it is true.
+        inner = getattr(sampler, "sampler", None)
+        sampler = getattr(sampler, "batch_sampler", None) if inner is None else inner
     return parts
 
 

@@ -220,6 +220,45 @@ def test_any_iterable_is_a_sampler(load):
     assert len(loader) == 3
 
 
+class Indexed:
+    """A sequence of the old kind, without `__iter__`."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, index):
+        return self.values[index]
+
+
+class Unsized(torch.utils.data.Sampler):
+    def __init__(self, values, error):
+        self.values = values
+        self.error = error
+
+    def __iter__(self):
+        return iter(self.values)
+
+    def __len__(self):
+        raise self.error
+
+
+ORDER = [8, 1, 1, 0, 5]
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [torch.tensor(ORDER), np.array(ORDER), Indexed(ORDER), Unsized(ORDER, TypeError()), Unsized(ORDER, ValueError())],
+    ids=lambda sampler: type(getattr(sampler, "error", sampler)).__name__,
+)
+def test_a_sampler_is_only_iterated(load, sampler):
+    assert first_values(load(Numbers(9), batch_size=2, sampler=sampler)) == [[8, 1], [1, 0], [5]]
+    batches = Indexed([[8], [1, 0]])
+    assert first_values(load(Numbers(9), batch_sampler=batches)) == [[8], [1, 0]]
+
+
 def test_a_batch_sampler_may_yield_anything_that_indexes(load):
     batches = [[0], [3, 2, 1], (4, 5), torch.tensor([6, 7])]
     loader = load(Numbers(9), batch_sampler=batches)
