@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.utils.data import IterDataPipe, MapDataPipe, graph_settings
 
 from dataflow.loaders.bad_samples import BadSample
@@ -48,6 +49,7 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
     """
 
     _base_seed: int
+    _shared_seed: int | None
     _staging: Staging | None = None  # also where torch's part of __init__ fails
     # What torch does to begin an epoch in a new iterator.
     _opening = INLINE_OPENING
@@ -103,10 +105,13 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
             progress = Progress({}, self._base_seed, sampler.first_step, ahead, epoch=sampler.epoch)
         elif resume is None:
             epoch = sampler_epoch(sampler, self._ledger.next_epoch)
-            progress = Progress(snapshot_order(loader) if order is None else order, self._base_seed, epoch=epoch)
+            if order is None or self._is_iterable:  # torch may have drawn a seed for a data pipe since
+                order = snapshot_order(loader)
+            progress = Progress(order, self._base_seed, epoch=epoch, shared_seed=self._shared_seed)
         else:
             progress = resume
             self._base_seed = progress.base_seed
+            self._shuffle_by(progress.shared_seed)
             restore_order(loader, progress.order)
             self._prepare(loader, REOPENING, progress.batches)
             self._sampler_iter = _advanced(iter(sampler), 0 if self._is_iterable else progress.batches)
@@ -120,6 +125,12 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         self._position = progress.batches
         self._skip = frozenset(progress.ahead)
         self._length = None if self._is_iterable else sampler_length(sampler)
+
+    def _shuffle_by(self, shared_seed: int | None) -> None:
+        """Let a data pipe shuffle as it did before; torch's part has seeded it for a new epoch."""
+        if shared_seed is not None:
+            self._shared_seed = shared_seed
+            self._dataset = graph_settings.apply_random_seed(self._dataset, torch.Generator().manual_seed(shared_seed))
 
     def _draw(self) -> tuple[int, Any]:
         """Return the next batch's number in the epoch and what the sampler says is in it.

@@ -68,6 +68,7 @@ class Progress:
         shard_states: For iterable datasets with a state: each worker's, after the last batch of it that was handed out.
         next_shard: For iterable datasets: the worker whose turn it is.
         epoch: The epoch's number: the sampler's own where it has one, else counted by the loader.
+        shared_seed: For data pipes: what they shuffle by.
         finished: The epoch is over.
         live_state: Where the dataset iterates in this process: returns its state.
     """
@@ -80,6 +81,7 @@ class Progress:
     shard_states: list[Any] = field(default_factory=list)
     next_shard: int = 0
     epoch: int = 0
+    shared_seed: int | None = None
     finished: bool = False
     live_state: Callable[[], Any] | None = None
 
@@ -97,6 +99,8 @@ class Progress:
         """Return what a state keeps of it."""
         state = {"order": self.order, "base_seed": self.base_seed, "batches": self.batches, "ahead": sorted(self.ahead)}
         state["epoch"] = self.epoch
+        if self.shared_seed is not None:
+            state["shared_seed"] = self.shared_seed
         if self.shards:
             states = self.shard_states if self.live_state is None else [self.live_state()]
             state |= {"shards": self.shards, "shard_states": states, "next_shard": self.next_shard}

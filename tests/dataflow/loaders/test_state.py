@@ -20,6 +20,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
     get_worker_info,
 )
+from torch.utils.data.datapipes.iter import IterableWrapper
 
 from connectors.errors import BadInputError
 from dataflow.loaders import DataLoader, ElasticBatchSampler
@@ -330,8 +331,12 @@ class Shuffled(Stream):
         return iter(values)
 
 
+def make_pipe():
+    return IterableWrapper([torch.tensor([index]) for index in range(33)]).shuffle().sharding_filter()
+
+
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
-@pytest.mark.parametrize("make_stream", [lambda: Stream(33), lambda: Counter(15), lambda: Shuffled(33)])
+@pytest.mark.parametrize("make_stream", [lambda: Stream(33), lambda: Counter(15), lambda: Shuffled(33), make_pipe])
 def test_a_stream_goes_on_where_it_was(make_stream, num_workers):
     disturb()
     loader = DataLoader(make_stream(), batch_size=2, num_workers=num_workers)
@@ -345,6 +350,21 @@ def test_a_stream_goes_on_where_it_was(make_stream, num_workers):
     resumed.load_state_dict(state)
     assert seen(resumed) == rest
     assert len(seen(resumed)) == 5 + len(rest)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_next_epoch_of_a_data_pipe_is_shuffled_as_undisturbed(num_workers):
+    def load():
+        return DataLoader(make_pipe(), 2, num_workers=num_workers, generator=torch.Generator().manual_seed(4))
+
+    loader = load()
+    iterator = iter(loader)
+    next(iterator)
+    state = through_json(loader.state_dict())
+    rest = [seen(iterator), seen(loader)]
+    resumed = load()
+    resumed.load_state_dict(state)
+    assert [seen(resumed), seen(resumed)] == rest
 
 
 def test_a_stream_is_not_resumed_with_another_number_of_workers():
