@@ -49,6 +49,7 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
     """
 
     _base_seed: int
+    _dataset: Any
     _shared_seed: int | None
     _staging: Staging | None = None  # also where torch's part of __init__ fails
     # What torch does to begin an epoch in a new iterator.
