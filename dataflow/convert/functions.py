@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import xxhash
 
 from connectors.errors import BadInputError
+from dataflow.formats.fields import tensor_values
 
 __all__ = ["Function", "batch_to_rows"]
 
@@ -82,11 +82,4 @@ def batch_to_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
 
 
 def _values(column: Any) -> Sequence[Any]:
-    kind = column.type
-    if not isinstance(kind, pa.FixedShapeTensorType):
-        return column.to_pylist()  # type: ignore[no-any-return]
-    if not column.null_count:
-        return list(column.to_numpy_ndarray())
-    shape, dtype = kind.shape, np.dtype(kind.value_type.to_pandas_dtype())
-    values = column.storage.to_pylist()
-    return [None if value is None else np.array(value, dtype).reshape(shape) for value in values]
+    return tensor_values(column) if isinstance(column.type, pa.FixedShapeTensorType) else column.to_pylist()

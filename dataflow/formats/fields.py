@@ -31,6 +31,7 @@ __all__ = [
     "select_fields",
     "storable_schema",
     "tensor_field",
+    "tensor_values",
     "video_field",
 ]
 
@@ -61,6 +62,18 @@ def media_field(name: str, kind: str) -> pa.Field:
 def tensor_field(name: str, dtype: npt.DTypeLike, shape: Sequence[int]) -> pa.Field:
     """Declare arrays of one dtype and one shape."""
     return pa.field(name, pa.fixed_shape_tensor(pa.from_numpy_dtype(dtype), tuple(shape)), nullable=False)
+
+
+def tensor_values(column: pa.FixedShapeTensorArray) -> list[npt.NDArray[Any] | None]:
+    """Return the array of each sample, None for null. They are views, but for booleans, which Arrow packs to bits."""
+    kind, present = column.type, column.drop_null()
+    is_boolean = pa.types.is_boolean(kind.value_type)
+    if is_boolean:
+        kind = pa.fixed_shape_tensor(pa.uint8(), kind.shape, dim_names=kind.dim_names, permutation=kind.permutation)
+        present = pa.ExtensionArray.from_storage(kind, present.storage.cast(kind.storage_type))
+    arrays = present.to_numpy_ndarray()
+    values = iter(arrays.view(np.bool_) if is_boolean else arrays)
+    return [next(values) if valid else None for valid in column.is_valid().to_pylist()]
 
 
 def inferred_field(name: str, values: Sequence[Any]) -> pa.Field:

@@ -54,6 +54,12 @@ def declared(sample):
 
 declared.schema = pa.schema([pa.field("id", pa.int64()), pa.field("extra", pa.string())])
 
+def turned(sample):
+    return {name: value if value is None or value.ndim == 0 else value[::-1] for name, value in sample.items()}
+
+def any_tensor(sample):
+    return sample["bool"].any()
+
 def nothing(sample):
     return None
 
@@ -397,6 +403,42 @@ def test_a_quarantine_says_what_where_and_why(damaged: tuple[Path, set[int]], tm
             assert kept["value"] > 10
     assert len(rejects) == result.num_errors + sum(row.dropped for row in result.rules)
     assert adds_up(result)
+
+
+NUMBERS = [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
+TENSORS = ["bool", *NUMBERS, "float16", "float32", "float64"]
+
+
+def test_functions_see_and_give_tensors_of_every_type(tmp_path: Path, functions: str) -> None:
+    schema = pa.schema([tensor_field(name, name, (3, 2)) for name in TENSORS])
+    arrays = {name: (np.arange(5 * 6) % 7 % 5).reshape(5, 3, 2).astype(name) for name in TENSORS}
+    arrays["bool"][2] = False
+    with ShardWriter(tmp_path / "in", schema, block_size_bytes=300) as writer:
+        writer.write_columns(arrays)
+    convert(tmp_path / "in", tmp_path / "out", map=f"{functions}:turned", filter=f"{functions}:any_tensor", verify=True)
+    turned = open_dataset(tmp_path / "out").get_batch(range(4))
+    for name in TENSORS:
+        np.testing.assert_array_equal(turned[name], np.delete(arrays[name], 2, axis=0)[:, ::-1], strict=True)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "float16"])
+def test_functions_see_missing_tensors_and_turned_axes(tmp_path: Path, functions: str, dtype: str) -> None:
+    missing = tensor_field("missing", dtype, (2, 2)).with_nullable(True)
+    turned = pa.field("turned", pa.fixed_shape_tensor(pa.from_numpy_dtype(dtype), (2, 3), permutation=[1, 0]))
+    values = (np.arange(24) % 5 % 2).astype(dtype).reshape(4, 3, 2)  # as readers see them: axes in their order
+    rows = [{"missing": None if n % 2 else value[:2], "turned": value} for n, value in enumerate(values)]
+    with ShardWriter(tmp_path / "in", pa.schema([missing, turned])) as writer:
+        for row in rows:
+            writer.write(row)
+    convert(tmp_path / "in", tmp_path / "out", map=f"{functions}:turned")
+    written = open_dataset(tmp_path / "out", columns=["turned"]).get_batch(range(4))["turned"]
+    np.testing.assert_array_equal(written, values[:, ::-1], strict=True)
+    convert(tmp_path / "out", tmp_path / "lines", to="jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "lines" / "shard-00000.jsonl").read_text().splitlines()]
+    assert lines == [
+        {"missing": None if n % 2 else value[:2][::-1].tolist(), "turned": value[::-1].tolist()}
+        for n, value in enumerate(values)
+    ]
 
 
 def test_a_failing_map_is_an_error_of_its_sample(source: Path, tmp_path: Path, functions: str) -> None:

@@ -207,6 +207,18 @@ def test_mds_is_laid_out_as_streaming_does(source: Path, tmp_path: Path, compres
             np.testing.assert_array_equal(actual[name], value)
 
 
+@pytest.mark.parametrize("to", [name for name in WRITABLE if name != "megatron"])
+def test_tensors_of_booleans_come_back_from_every_format(tmp_path: Path, to: str) -> None:
+    masks = np.arange(24).reshape(4, 3, 2) % 5 < 2
+    with ShardWriter(tmp_path / "in", pa.schema([tensor_field("mask", bool, (3, 2))])) as writer:
+        writer.write_columns({"mask": masks})
+    convert(tmp_path / "in", tmp_path / "out", to=to)
+    for expected, written in zip(masks, open_dataset(tmp_path / "out"), strict=True):
+        (found,) = (value for name, value in written.items() if name in {"mask", "mask.npy"})
+        found = np.load(io.BytesIO(found)) if isinstance(found, bytes) else found
+        np.testing.assert_array_equal(np.reshape(found, (3, 2)), expected)
+
+
 @pytest.mark.parametrize("to", WRITABLE)
 def test_every_format_is_resumable_and_the_same_from_any_number_of_workers(
     source: Path, tmp_path: Path, to: str

@@ -78,7 +78,7 @@ def _plain_dtype(kind: pa.DataType) -> np.dtype[Any] | None:
 def _array(field: pa.Field, values: list[Any]) -> pa.Array:
     kind = field.type
     try:
-        if None in (values if not _holds_arrays(values) else ()) and not field.nullable:
+        if not field.nullable and any(value is None for value in values):
             raise BadInputError(f"field {field.name!r} is declared without nulls and got None")
         if field_kind(field) == "image":
             values = [_encode(value) if isinstance(value, np.ndarray) else value for value in values]
@@ -93,26 +93,27 @@ def _array(field: pa.Field, values: list[Any]) -> pa.Array:
         raise BadInputError(f"field {field.name!r} cannot hold a value as {kind}: {error}") from error
 
 
-def _holds_arrays(values: list[Any]) -> bool:
-    return any(isinstance(value, np.ndarray) for value in values)
-
-
 def _tensors(kind: Any, values: list[Any]) -> pa.Array:
     shape, dtype = _layout(kind)
-    arrays = [np.asarray(value) for value in values]
+    missing = np.array([value is None for value in values])
+    arrays = [np.zeros(shape, dtype) if value is None else np.asarray(value) for value in values]
     for array in arrays:
         if array.shape != shape or not (array.dtype == dtype or np.can_cast(array.dtype, dtype, "same_kind")):
             raise ValueError(f"expected {dtype} of shape {shape}, got {array.dtype} of shape {array.shape}")
-    return _tensor_array(kind, np.stack(arrays).astype(dtype, copy=False))
+    return _tensor_array(kind, np.stack(arrays).astype(dtype, copy=False), pa.array(missing) if missing.any() else None)
 
 
 def _layout(kind: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    return tuple(kind.shape), np.dtype(kind.value_type.to_pandas_dtype())
+    """Return shape and dtype of the arrays that a sample has."""
+    shape = tuple(kind.shape) if kind.permutation is None else tuple(kind.shape[axis] for axis in kind.permutation)
+    return shape, np.dtype(kind.value_type.to_pandas_dtype())
 
 
-def _tensor_array(kind: Any, values: npt.NDArray[Any]) -> pa.Array:
+def _tensor_array(kind: Any, values: npt.NDArray[Any], missing: pa.BooleanArray | None = None) -> pa.Array:
+    if kind.permutation is not None:
+        values = values.transpose(0, *(1 + np.argsort(kind.permutation)))
     flat = values.reshape(len(values), math.prod(kind.shape))
-    storage = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
+    storage = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1], mask=missing)
     return pa.ExtensionArray.from_storage(kind, storage)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pyarrow as pa
 
 from connectors.errors import BadInputError
-from dataflow.formats.fields import storable_schema
+from dataflow.formats.fields import storable_schema, tensor_values
 from dataflow.formats.targets.files import FileTarget, refuse
 
 if TYPE_CHECKING:
@@ -83,8 +83,8 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _values(column: pa.Array) -> list[Any]:
-    if isinstance(column.type, pa.FixedShapeTensorType) and not column.null_count:
-        return column.to_numpy_ndarray().tolist()  # type: ignore[no-any-return]
+    if isinstance(column.type, pa.FixedShapeTensorType):
+        return [None if value is None else value.tolist() for value in tensor_values(column)]
     return column.to_pylist()  # type: ignore[no-any-return]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from connectors.errors import BadInputError
-from dataflow.formats.fields import field_kind, storable_schema
+from dataflow.formats.fields import field_kind, storable_schema, tensor_values
 from dataflow.formats.mds import INDEX_NAME, NUMBERS
 from dataflow.formats.targets.files import refuse
 
@@ -138,7 +138,7 @@ def _values(column: pa.Array) -> list[bytes]:
         column = column.dictionary_decode()
     kind = column.type
     if isinstance(kind, pa.FixedShapeTensorType):
-        return [array.tobytes() for array in column.to_numpy_ndarray()]
+        return [array.tobytes() for array in tensor_values(column) if array is not None]  # insisted on by the caller
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return column.to_pylist()  # type: ignore[no-any-return]
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
@@ -157,7 +157,8 @@ def _encoding(field: pa.Field) -> str:
     if types.is_boolean(kind):
         return "uint8"
     if isinstance(kind, pa.FixedShapeTensorType) and 0 not in kind.shape and kind.shape:
-        name = np.dtype(kind.value_type.to_pandas_dtype()).name
+        is_boolean = types.is_boolean(kind.value_type)
+        name = "uint8" if is_boolean else np.dtype(kind.value_type.to_pandas_dtype()).name
         if name in NUMBERS:
             return f"ndarray:{name}:{','.join(map(str, kind.shape))}"
     if types.is_integer(kind) or types.is_floating(kind):

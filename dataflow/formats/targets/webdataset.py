@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from connectors.errors import BadInputError
-from dataflow.formats.fields import field_kind, storable_schema
+from dataflow.formats.fields import field_kind, storable_schema, tensor_values
 from dataflow.formats.targets.files import FileTarget, refuse
 from dataflow.formats.webdataset import INTEGER_NAMES, KEY, TEXT_NAMES
 from dataflow.media import SUFFIXES, sniff
@@ -140,7 +140,7 @@ def _values(column: pa.Array, field: pa.Field) -> list[bytes | None]:
     if field.name == KEY:
         return column.to_pylist()  # type: ignore[no-any-return]
     if isinstance(column.type, pa.FixedShapeTensorType):
-        return [_npy(array) for array in column.to_numpy_ndarray()]
+        return [None if array is None else _npy(array) for array in tensor_values(column)]
     write = _WRITERS[_suffix(column.type)]
     dtype = column.type.to_pandas_dtype() if pa.types.is_floating(column.type) else None
     return [None if value is None else write(value, dtype) for value in column.to_pylist()]
