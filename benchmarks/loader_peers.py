@@ -1,8 +1,8 @@
 """How each loader of loader.py reads the workloads: a function from (workload, folder, number of workers) to batches.
 
-What a loader stores in a form of its own is written at the first call, beside the plain files; of the peers' forms at
-most `STORED` samples, which is more than they read in a round. A package that is not installed, or refuses, is left out
-of the table with the reason.
+Workers are persistent: an epoch of 64 batches would measure their start. What a loader stores in a form of its own is
+written at the first call, beside the plain files; of the peers' forms at most `STORED` samples, which is more than they
+read in a round. A package that is not installed, or refuses, is left out of the table with the reason.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ def torch_loader(workload: str, folder: Path, num_workers: int, kind: Any = torc
         BATCH_SIZES[workload],
         shuffle=True,
         num_workers=num_workers,
+        persistent_workers=num_workers > 0,
         collate_fn=None if workload != "jpeg bytes" else functools.partial(collate, workload),
     )
 
@@ -52,7 +53,9 @@ def dataflow_native(workload: str, folder: Path, num_workers: int, workers: Any 
         crop = RandomResizedCrop(SIZE)
         dataset = TransformedDataset(dataset, ImageTransform(crop, flip=0.5, mean=MEAN, std=STD))
     sampler = ElasticBatchSampler(dataset, BATCH_SIZES[workload], rank=0, world_size=1)
-    return DataLoader(dataset, batch_sampler=sampler, num_workers=num_workers, workers=workers)
+    return DataLoader(
+        dataset, batch_sampler=sampler, num_workers=num_workers, workers=workers, persistent_workers=num_workers > 0
+    )
 
 
 def _write_native(workload: str, source: Source, where: Path) -> None:
@@ -108,6 +111,7 @@ def litdata(workload: str, folder: Path, num_workers: int) -> Iterable:
         Finished(str(where), shuffle=True),
         batch_size=BATCH_SIZES[workload],
         num_workers=num_workers,
+        persistent_workers=num_workers > 0,
         collate_fn=functools.partial(collate, workload),
     )
 
@@ -190,6 +194,44 @@ def spdl(workload: str, folder: Path, num_workers: int) -> Iterator[Any]:
         yield from pipeline
 
 
+def ffcv(workload: str, folder: Path, num_workers: int) -> Iterable:
+    """Threads of compiled code, over a file of its own; one for no workers."""
+    from ffcv.fields import IntField, NDArrayField
+    from ffcv.fields.basics import IntDecoder
+    from ffcv.fields.ndarray import NDArrayDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import Convert, ToTensor
+    from ffcv.writer import DatasetWriter
+
+    if workload not in ("tokens", "records"):
+        raise ValueError("its images are in images.py; it has no files")
+    where = folder / "ffcv" / f"{workload}.beton"
+    if not where.exists():
+        where.parent.mkdir(exist_ok=True)
+        fields = {
+            "tokens": {"tokens": NDArrayField(np.dtype("uint16"), (TOKENS,))},
+            "records": {"values": NDArrayField(np.dtype("float32"), (16,)), "label": IntField()},
+        }[workload]
+        source = Source(workload, folder)
+
+        class Rows:
+            def __len__(self) -> int:
+                return len(source)
+
+            def __getitem__(self, number: int) -> tuple[Any, ...]:
+                return tuple(source.read(number).values())
+
+        DatasetWriter(str(where), fields, num_workers=1).from_indexed_dataset(Rows())
+    array = [NDArrayDecoder(), ToTensor()]
+    pipelines = {
+        "tokens": {"tokens": [*array, Convert(torch.int64)]},
+        "records": {"values": array, "label": [IntDecoder(), ToTensor()]},
+    }[workload]
+    threads = max(1, num_workers)
+    order = OrderOption.RANDOM
+    return Loader(str(where), BATCH_SIZES[workload], threads, os_cache=True, order=order, pipelines=pipelines)
+
+
 def grain(workload: str, folder: Path, num_workers: int) -> Iterable:
     import grain as package
 
@@ -205,6 +247,7 @@ def _in_torch(dataset: Any, workload: str, num_workers: int, **options: Any) -> 
         dataset,
         batch_size=BATCH_SIZES[workload],
         num_workers=num_workers,
+        persistent_workers=num_workers > 0,
         collate_fn=functools.partial(collate, workload),
         **options,
     )
@@ -219,6 +262,7 @@ PEERS = {
     "litdata": litdata,
     "HF datasets": huggingface,
     "grain": grain,
+    "FFCV": ffcv,
     "streaming": streaming,
     "webdataset": webdataset,
 }

@@ -26,7 +26,7 @@ from connectors.errors import BadInputError, CorruptError
 from dataflow.dataset.rows import address_of, rows_at
 from dataflow.formats.fields import field_kind
 
-__all__ = ["Allocate", "Column", "Selection", "column_of"]
+__all__ = ["Allocate", "Column", "Selection", "column_of", "is_rowwise"]
 
 Allocate: TypeAlias = Callable[[str, tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]]
 
@@ -341,6 +341,11 @@ def _shape(image: Image.Image | None) -> tuple[int, ...] | None:
 
 def _text(data: memoryview) -> str:
     return str(data, "utf-8")
+
+
+def is_rowwise(column: Column) -> bool:
+    """Whether a sample's place in a gathered column does not depend on the other samples of the batch."""
+    return not isinstance(column, ImageColumn)  # it stacks what is of one shape
 
 
 def column_of(field: pa.Field, *, encoded: bool) -> Column:

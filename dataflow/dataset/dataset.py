@@ -19,7 +19,7 @@ import numpy.typing as npt
 from connectors.errors import BadInputError, CorruptError
 from dataflow.dataset.batch import Batch, Sample
 from dataflow.dataset.buffer import BlockBuffer
-from dataflow.dataset.columns import Allocate, Selection, column_of
+from dataflow.dataset.columns import Allocate, Selection, column_of, is_rowwise
 from dataflow.formats.fields import field_kind, select_fields
 from dataflow.formats.pieces import decode_block, fetch_blocks, selected
 from dataflow.observe.stages import count, stage
@@ -90,6 +90,11 @@ class Dataset:
     def reader(self) -> BlockReader:
         """Where block bytes come from; `reader.stats()` says how that went."""
         return self._reader
+
+    @property
+    def is_rowwise(self) -> bool:
+        """Whether batches that are gathered by one `get_batch` and then cut apart are what they are one by one."""
+        return all(map(is_rowwise, self._columns))
 
     def __len__(self) -> int:
         return self._source.index.num_samples

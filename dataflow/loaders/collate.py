@@ -13,7 +13,7 @@ import inspect
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import islice
+from itertools import accumulate, chain, islice, pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -57,6 +57,7 @@ class Fetch:
 
     Attributes:
         sieve: Knows the bad samples, where there is a policy.
+        joins: Whether `together` may be called.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Fetch:
         self._is_native = native and _is_default_collate(collate_fn)
         self.sieve: Sieve | None = None
         self._make: Callable[[Any], Any] = self._gather if self._is_native else self._torch.fetch
+        self.joins = self._is_native and bad_samples is None and getattr(dataset, "is_rowwise", False)
         if bad_samples is not None:
             self.sieve = Sieve(bad_samples, make=self._make, probe=self._probe, num_samples=len(dataset))
             self._make = self.sieve.make_batch if auto_collation else self.sieve.make_sample
@@ -92,6 +94,21 @@ class Fetch:
         """
         with stage("fetch"), reading_epoch(self._epoch):
             return self._make(index)
+
+    def together(self, indices: Sequence[Sequence[int]]) -> list[Any]:
+        """Return several batches that are gathered at once.
+
+        Raises:
+            Exception: At least one of them cannot be had; made one by one, the others can.
+        """
+        ends = [0, *accumulate(map(len, indices))]
+        with stage("fetch"), reading_epoch(self._epoch):
+            columns = self._dataset.get_batch([*chain(*indices)], self._allocate)
+            with stage("collate"):
+                return [
+                    {name: _as_collated(column[start:stop]) for name, column in columns.items()}
+                    for start, stop in pairwise(ends)
+                ]
 
     def skip(self, samples: int) -> None:
         """Read and drop samples of an iterable dataset (batches, where it yields those)."""

@@ -20,6 +20,8 @@ AHEAD_BYTES = 8 << 20
 # How many batches are looked at, and in how many of them a caller who is kept waiting has waited: not in each, since
 # several arrive at a time.
 _BATCHES = 16
+# In how many messages what is asked of a worker is at least.
+_MESSAGES = 2
 _WAITS = 4
 
 
@@ -32,10 +34,12 @@ class Depth:
 
     Attributes:
         batches: Batches to ask each worker for.
+        at_once: How many of them to ask for together, in one message.
     """
 
     def __init__(self, given: int, *, may_grow: bool) -> None:
         self.batches = given
+        self.at_once = 1
         self._may_grow = may_grow
         self._delivered = 0
         self._waits = 0
@@ -57,4 +61,5 @@ class Depth:
         if not self._may_grow or not is_kept_waiting or grown * self._largest_bytes > AHEAD_BYTES:
             return 0
         more, self.batches = max(0, grown - self.batches), max(grown, self.batches)
+        self.at_once = max(1, self.batches // _MESSAGES)  # so that there is always some in the making
         return more

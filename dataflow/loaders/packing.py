@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch.multiprocessing import reductions
 
-from dataflow.loaders.slots import Bytes, Lease, Placement, SlotMap, SlotPool
+from dataflow.loaders.slots import Bytes, Leases, Placement, SlotPool
 from dataflow.loaders.torch_private import untyped
 
 __all__ = ["DIVERT_BYTES", "Parcel", "pack", "unpack"]
@@ -41,29 +41,31 @@ class Parcel(NamedTuple):
     Attributes:
         stream: The pickle, or where it lies.
         buffers: Where the payloads lie that the pickle asks for, in that order; it names the places of others itself.
-        slots: The slots that it needs, and how much of each.
     """
 
     stream: bytes | Placement
     buffers: list[Placement]
-    slots: dict[int, int]
 
 
-def pack(batch: Any, pool: SlotPool) -> Parcel:
+def pack(batch: Any, pool: SlotPool, slots: dict[int, int]) -> Parcel:
     """Turn a batch into a parcel over the pool's current slots.
+
+    Args:
+        batch: Whatever a collate function returns.
+        pool: Where its payloads lie, or go.
+        slots: How much of each slot, by its number, is needed by parcels that travel together; grows.
 
     Raises:
         Exception: Whatever pickling the batch raises.
     """
-    chunks, placer = _Chunks(), _Placer(pool)
+    chunks, placer = _Chunks(), _Placer(pool, slots)
     _Packer(chunks, placer).dump(batch)
     stream = placer.write(chunks) or b"".join(chunks)
-    return Parcel(stream, placer.buffers, placer.slots)
+    return Parcel(stream, placer.buffers)
 
 
-def unpack(parcel: Parcel, slots: SlotMap) -> Any:
+def unpack(parcel: Parcel, leases: Leases) -> Any:
     """Rebuild the batch; its tensors and arrays lie over the slots, unless the caller holds too much already."""
-    leases = {number: slots.lease(number, size_bytes) for number, size_bytes in parcel.slots.items()}
     whole = parcel.stream
     stream = leases[whole.slot].memory[whole.span].data if isinstance(whole, Placement) else whole
     _arrival.leases = leases
@@ -76,7 +78,7 @@ def unpack(parcel: Parcel, slots: SlotMap) -> Any:
 class _Arrival(threading.local):
     """The leases of the batch that this thread is unpacking."""
 
-    leases: dict[int, Lease]
+    leases: Leases
 
 
 _arrival = _Arrival()
@@ -97,9 +99,9 @@ class _Placer:
     An object of its own: a pickler that referred to itself would keep the batch until the next garbage collection.
     """
 
-    def __init__(self, pool: SlotPool) -> None:
+    def __init__(self, pool: SlotPool, slots: dict[int, int]) -> None:
         self.buffers: list[Placement] = []
-        self.slots: dict[int, int] = {}
+        self._slots = slots
         self._pool = pool
         # What was copied, by address and size, with its owner, so that the address means the same until all is packed.
         self._copied: dict[tuple[int, int], tuple[Placement, Any]] = {}
@@ -119,7 +121,7 @@ class _Placer:
         placement = self._pool.locate(address, size_bytes) if known is None else known[0]
         if placement is not None:
             end = placement.offset + size_bytes
-            self.slots[placement.slot] = max(end, self.slots.get(placement.slot, 0))
+            self._slots[placement.slot] = max(end, self._slots.get(placement.slot, 0))
         return placement
 
     def find_or_copy(self, raw: Bytes) -> Placement | None:
@@ -184,7 +186,7 @@ def _reduce_tensor(tensor: torch.Tensor, placer: _Placer) -> Any:
     if size_bytes and tensor.is_contiguous() and _travels_alone(tensor.untyped_storage().nbytes(), size_bytes):
         dtype = _NAMES.get(tensor.dtype)
         if dtype is not None and not tensor.requires_grad:  # nearly all that a collate function makes
-            place = placer.find(tensor.data_ptr(), size_bytes) if size_bytes >= DIVERT_BYTES else None
+            place = placer.find(tensor.data_ptr(), size_bytes)
             if place is not None:
                 return _rebuild_placed, (place.slot, place.offset, dtype, tuple(tensor.shape))
             return _rebuild_whole, (_buffer(tensor), dtype, tuple(tensor.shape))

@@ -27,10 +27,10 @@ from dataflow.loaders.depth import MAX_DEPTH, Depth
 from dataflow.loaders.generators import GeneratorStates
 from dataflow.loaders.packing import unpack
 from dataflow.loaders.rehearsal import REOPENING
-from dataflow.loaders.slots import HELD_SLOTS
+from dataflow.loaders.slots import HELD_SLOTS, Leases
 from dataflow.loaders.state import Ledger, draws_unseen, snapshot_order
 from dataflow.loaders.torch_private import interpreter_is_leaving, sharding_init_fn
-from dataflow.loaders.workers import BeginEpoch, Job, Result, Status, Task
+from dataflow.loaders.workers import BeginEpoch, Job, Made, Result, Status, Tasks
 
 if TYPE_CHECKING:
     from dataflow.loaders.dataloader import DataLoader
@@ -46,6 +46,21 @@ _MAX_RESTARTS = 3
 
 
 @dataclass(eq=False, slots=True)
+class _Arrival:
+    """What batches that came together share.
+
+    Attributes:
+        leases: Of the slots that they are in.
+        size_bytes: Of each, on average.
+        dataset_state: After the last of them.
+    """
+
+    leases: Leases
+    size_bytes: int
+    dataset_state: Any
+
+
+@dataclass(eq=False, slots=True)
 class _Owed:
     """A batch that was asked for.
 
@@ -53,13 +68,21 @@ class _Owed:
         worker: Who makes it, or has made it.
         index: What the sampler says is in it.
         made: Once it is here.
+        arrival: What it came with.
         staged: Once it is on its way to the device.
     """
 
     worker: Worker
     index: Any
-    made: Result | None = None
+    made: Made | None = None
+    arrival: _Arrival | None = None
     staged: Future[Any] | None = None
+
+    def unpack(self) -> Any:
+        """Return the batch, or the wrapped exception."""
+        assert self.made is not None
+        assert self.arrival is not None
+        return unpack(self.made.parcel, self.arrival.leases)
 
 
 class ProcessIterator(AheadIterator):
@@ -104,6 +127,7 @@ class ProcessIterator(AheadIterator):
         self._restarts = [0] * self._num_workers
         self._received = list(progress.shards)
         self._received_states = list(progress.shard_states)
+        self._due = 0
         self._turns = itertools.cycle(range(self._num_workers))
         deque(itertools.islice(self._turns, progress.next_shard), maxlen=0)
         begin = [self._beginning(worker_id) for worker_id in range(self._num_workers)]
@@ -144,18 +168,30 @@ class ProcessIterator(AheadIterator):
         return BeginEpoch(self._epoch, self._progress.epoch, self._shared_seed, skip, state, None)
 
     def _dispatch(self, number_of_batches: int = 1) -> None:
-        """Draw more indices and ask for their batches, as far as there are indices and workers to ask."""
-        for _ in range(number_of_batches):
-            try:
+        """Draw more indices and ask for their batches, as far as there are indices and workers to ask.
+
+        Waits until there is a message for each worker, where messages are for several batches.
+        """
+        self._due += number_of_batches
+        at_once = self._depth.at_once
+        if at_once > 1 and self._due < at_once * self._num_workers:
+            return
+        wanted: dict[int, list[int]] = {}
+        try:
+            while self._due:
+                self._due -= 1
                 number, index = self._draw()
-            except StopIteration:
-                return
-            worker_id = self._pick_worker()
-            if worker_id is None:
-                return
-            self._load[worker_id] += 1
-            self._owed[number] = _Owed(self._crew.workers[worker_id], index)
-            self._ask(number)
+                worker_id = self._pick_worker()
+                if worker_id is None:
+                    break
+                self._load[worker_id] += 1
+                self._owed[number] = _Owed(self._crew.workers[worker_id], index)
+                wanted.setdefault(worker_id, []).append(number)
+        except StopIteration:
+            pass
+        finally:
+            for worker_id, numbers in wanted.items():
+                self._ask(self._crew.workers[worker_id], numbers)
 
     def _pick_worker(self) -> int | None:
         share = self._depth.batches * self._num_workers // max(1, sum(self._is_active))
@@ -164,11 +200,11 @@ class ProcessIterator(AheadIterator):
                 return worker_id
         return None
 
-    def _ask(self, number: int) -> None:
-        owed = self._owed[number]
-        if self._deadline_s != math.inf and self._owed_by(owed.worker) == [number]:
-            owed.worker.heard_s = time.monotonic()  # it had nothing to do until now
-        self._crew.post(owed.worker.id, Task(self._epoch, number, owed.index, owed.worker.slots.notices()))
+    def _ask(self, worker: Worker, numbers: list[int]) -> None:
+        if self._deadline_s != math.inf and self._owed_by(worker) == numbers:
+            worker.heard_s = time.monotonic()  # it had nothing to do until now
+        indices = [self._owed[number].index for number in numbers]
+        self._crew.post(worker.id, Tasks(self._epoch, numbers, indices, worker.slots.notices()))
 
     def _attend(self, timeout_s: float | None) -> bool:
         """Deal with what the workers did, waiting for it if need be; say whether there was anything."""
@@ -198,54 +234,56 @@ class ProcessIterator(AheadIterator):
         """Receive a result."""
         self._meter.add(result.seconds, result.counts)
         self._generators[worker.id] = result.generators or self._generators[worker.id]
+        size_bytes = sum(result.slots.values()) // len(result.made)
+        arrival = _Arrival(Leases(worker.slots, result.slots), size_bytes, result.dataset_state)
         if result.epoch != self._epoch:
-            for slot in result.parcel.slots:
-                worker.slots.give_back(slot)
             return
         self._restarts[worker.id] = 0
-        if result.status == Status.EXHAUSTED:
-            self._is_active[worker.id] = False
-            for number in self._owed_by(worker):
-                del self._owed[number]
-                self._dispatch()
-            return
-        self._owed[result.number].made = result
-        if not self._in_order:
-            self._arrived.append(result.number)
-        if self._is_iterable:
-            self._received[worker.id] += 1
-            self._received_states[worker.id] = result.dataset_state
+        for made in result.made:
+            if made.status == Status.EXHAUSTED:
+                self._is_active[worker.id] = False
+                for number in self._owed_by(worker):
+                    del self._owed[number]
+                    self._dispatch()
+                return
+            owed = self._owed[made.number]
+            owed.made, owed.arrival = made, arrival
+            if not self._in_order:
+                self._arrived.append(made.number)
+            if self._is_iterable:
+                self._received[worker.id] += 1
+                self._received_states[worker.id] = result.dataset_state
 
     def _deliver(self, number: int) -> Any:
         """Hand a batch to the caller, and ask for another one in its place."""
         owed = self._owed.pop(number)
         if not self._in_order:
             self._arrived.popleft()
-        result, worker = owed.made, owed.worker
-        assert result is not None
+        made, arrival, worker = owed.made, owed.arrival, owed.worker
+        assert made is not None
+        assert arrival is not None
         self._load[worker.id] -= 1
-        grown = self._depth.delivered(sum(result.parcel.slots.values()))
+        grown = self._depth.delivered(arrival.size_bytes)
         self._dispatch(1 + grown * self._num_workers)
         self._hand_out(number, owed.index)
         if self._is_iterable:
             progress = self._progress
             progress.shards[worker.id] += 1
-            progress.shard_states[worker.id] = result.dataset_state
+            progress.shard_states[worker.id] = arrival.dataset_state
             progress.next_shard = (worker.id + 1) % self._num_workers
-        self._note(result.bad_samples)
-        if result.status == Status.ERROR:
-            unpack(result.parcel, worker.slots).reraise()
+        self._note(made.bad_samples)
+        if made.status == Status.ERROR:
+            owed.unpack().reraise()
         if self._staging is None:
-            return unpack(result.parcel, worker.slots)
+            return owed.unpack()
         batch = self._staging.finish(self._stage(owed))
         self._stage_ahead()
         return batch
 
     def _stage(self, owed: _Owed) -> Future[Any]:
         """Start to bring a batch that is here to where the caller wants it, unless that was done before."""
-        assert owed.made is not None
         assert self._staging is not None
-        return owed.staged or self._staging.begin(unpack(owed.made.parcel, owed.worker.slots))
+        return owed.staged or self._staging.begin(owed.unpack())
 
     def _stage_ahead(self) -> None:
         """Bring over the next batch while the caller works on this one, if it has arrived."""
@@ -270,9 +308,11 @@ class ProcessIterator(AheadIterator):
         self._meter.add({}, {"workers.replaced": 1})
         begin = self._beginning(worker_id)._replace(generators=self._generators[worker_id])
         self._crew.replace(worker_id, begin)
+        successor = self._crew.workers[worker_id]
         for number in owed:
-            self._owed[number].worker = self._crew.workers[worker_id]
-            self._ask(number)
+            self._owed[number].worker = successor
+        if owed:
+            self._ask(successor, owed)
 
     def _owed_by(self, worker: Worker) -> list[int]:
         return sorted(number for number, owed in self._owed.items() if owed.worker is worker and owed.made is None)

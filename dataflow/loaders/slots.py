@@ -43,6 +43,7 @@ __all__ = [
     "Bytes",
     "Holdings",
     "Lease",
+    "Leases",
     "NewSlot",
     "Notices",
     "Placement",
@@ -348,6 +349,32 @@ class SlotMap:
         # What lives over the slot keeps its memory; neither side will look at it again.
         self._memory.pop(number, None)
         self._retired.append(number)
+
+
+class Leases:
+    """The slots of parcels that came together. Each is lent when the first of them needs it.
+
+    Those that were not lent until nobody refers to the leases any more go back unused.
+
+    Args:
+        slots: The trainer's side of the worker's slots.
+        used_bytes: By number of slot.
+    """
+
+    def __init__(self, slots: SlotMap, used_bytes: dict[int, int]) -> None:
+        self._slots = slots
+        self._waiting = used_bytes
+        self._lent: dict[int, Lease] = {}
+
+    def __getitem__(self, number: int) -> Lease:
+        lease = self._lent.get(number)
+        if lease is None:
+            lease = self._lent[number] = self._slots.lease(number, self._waiting.pop(number))
+        return lease
+
+    def __del__(self) -> None:
+        for number in self._waiting:
+            self._slots.give_back(number)
 
 
 def _take_all(queue: deque[int]) -> list[int]:

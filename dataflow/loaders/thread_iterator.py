@@ -22,9 +22,10 @@ from torch.utils.data import IterDataPipe, MapDataPipe, graph_settings
 
 from dataflow.loaders.ahead import AheadIterator
 from dataflow.loaders.collate import Fetch
+from dataflow.loaders.depth import AHEAD_BYTES, Depth
 from dataflow.loaders.device import Staging
 from dataflow.loaders.rehearsal import REOPENING
-from dataflow.loaders.state import Ledger, is_stateful, snapshot_order
+from dataflow.loaders.state import Ledger, draws_unseen, is_stateful, snapshot_order
 from dataflow.loaders.threads import Made, Order, Threads
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ class ThreadIterator(AheadIterator):
 
     def __init__(self, loader: DataLoader[Any], ledger: Ledger) -> None:
         super().__init__(loader, ledger)
-        self._ahead = (loader.prefetch_factor or 0) * self._num_workers
+        may_grow = not self._is_iterable and draws_unseen(self._index_sampler) and ledger.foresight is None
+        self._depth = Depth(loader.prefetch_factor or 0, may_grow=may_grow)
         if isinstance(self._dataset, (IterDataPipe, MapDataPipe)):
             graph_settings.apply_sharding(self._dataset, self._world_size, self._rank)
         self._reset(loader, first_iter=True)
@@ -79,8 +81,8 @@ class ThreadIterator(AheadIterator):
         self._failure = None
         self._is_exhausted = False
         self._threads = self._start()
-        for _ in range(self._ahead):
-            self._dispatch()
+        self._due = 0
+        self._dispatch(self._depth.batches * self._num_workers)
 
     def _start(self) -> Threads:
         progress = self._progress
@@ -93,21 +95,28 @@ class ThreadIterator(AheadIterator):
             self._dataset.load_state_dict(progress.shard_states[0])
         return Threads(1, make_fetch, self._dataset.state_dict)
 
-    def _dispatch(self) -> None:
-        """Draw one more index and ask for its batch, if there is one."""
-        if self._is_exhausted:
-            return
-        try:
-            number, index = self._draw()
-        except StopIteration:
-            self._is_exhausted = True
-            return
-        self._owed[number] = owed = _Owed(Order(number, index))
-        self._threads.ask(owed.order)
+    def _dispatch(self, number_of_batches: int = 1) -> None:
+        """Draw more indices and ask for their batches, as far as there are any."""
+        self._due += number_of_batches
+        while self._due >= self._depth.at_once and not self._is_exhausted:
+            orders: list[Order] = []
+            try:
+                for _ in range(self._depth.at_once):
+                    self._due -= 1
+                    number, index = self._draw()
+                    orders.append(Order(number, index))
+                    self._owed[number] = _Owed(orders[-1])
+            except StopIteration:
+                self._is_exhausted = True
+            finally:
+                if orders:
+                    self._threads.ask(orders)
 
     def _attend(self, timeout_s: float | None) -> bool:
         """Deal with what the threads did, waiting for it if need be; say whether there was anything."""
         until_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        if timeout_s != 0:  # else the caller only looks
+            self._depth.waited()
         while True:
             # A thread takes an order unseen; one that is taken from now on is not late before a whole deadline.
             now_s = time.monotonic()
@@ -118,7 +127,7 @@ class ThreadIterator(AheadIterator):
             now_s = time.monotonic()
             late = [owed for owed in self._owed.values() if self._is_late(owed, now_s)]
             for owed in late:
-                if self._failure is None:
+                if self._failure is None and self._is_late(owed, now_s):  # still, after others were given up
                     self._give_up(owed)
             if made is not None or late or time.monotonic() >= until_s:
                 return made is not None or bool(late)
@@ -145,7 +154,7 @@ class ThreadIterator(AheadIterator):
     def _give_up(self, owed: _Owed) -> None:
         """Leave the thread that hangs over a batch to itself, and have another one make it."""
         order = owed.order
-        self._threads.replace(order)
+        self._threads.replace(order.thread)
         what = f"a DataLoader worker thread made no batch for {time.monotonic() - order.begun_s:.3g} s"
         if self._is_iterable or not self._restarts_workers or owed.tries == _MAX_RESTARTS:
             self._failure = self._failure or RuntimeError(what)
@@ -153,8 +162,11 @@ class ThreadIterator(AheadIterator):
             return
         _log.warning("%s; another one starts and makes it", what)
         self._meter.add({}, {"workers.replaced": 1})
-        owed.order, owed.tries = Order(order.number, order.index), owed.tries + 1
-        self._threads.ask(owed.order)
+        owed.tries += 1
+        for other in self._owed.values():  # what waits behind it does not come either
+            if other.made is None and other.order.thread is order.thread:
+                other.order = Order(other.order.number, other.order.index)
+                self._threads.ask([other.order])
 
     def _deliver(self, number: int) -> Any:
         """Hand a batch to the caller, and ask for another one in its place."""
@@ -163,7 +175,8 @@ class ThreadIterator(AheadIterator):
             self._arrived.popleft()
         made = owed.made
         assert made is not None
-        self._dispatch()
+        grown = self._depth.delivered(AHEAD_BYTES if made.size_bytes is None else made.size_bytes)
+        self._dispatch(1 + grown * self._num_workers)
         self._hand_out(number, owed.order.index)
         if self._is_iterable:
             self._progress.shards[0] += 1

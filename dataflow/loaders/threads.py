@@ -14,14 +14,16 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, TypeAlias
 
 import torch
 
 from dataflow.loaders.bad_samples import BadSample
 from dataflow.loaders.collate import Fetch
+from dataflow.loaders.pace import Pace
 from dataflow.loaders.torch_private import JOIN_TIMEOUT_S
 from dataflow.observe.stages import Recorder
 
@@ -35,8 +37,8 @@ class Order:
     Attributes:
         number: Of the batch in its epoch.
         index: What the sampler says is in it.
-        begun_s: When a thread took it, on the monotonic clock.
-        thread: Which one.
+        begun_s: When a thread began with it, on the monotonic clock.
+        thread: Which one has it.
     """
 
     number: int
@@ -57,6 +59,7 @@ class Made:
         counts: Counters.
         bad_samples: Those that were found while it was made.
         dataset_state: After this batch, where the dataset has one.
+        size_bytes: Of the batch, where that was looked at.
     """
 
     order: Order
@@ -66,9 +69,10 @@ class Made:
     counts: dict[str, int]
     bad_samples: list[BadSample]
     dataset_state: Any
+    size_bytes: int | None
 
 
-_Orders: TypeAlias = "queue.SimpleQueue[Order | None]"
+_Orders: TypeAlias = "queue.SimpleQueue[list[Order] | None]"
 _Results: TypeAlias = "queue.SimpleQueue[Made]"
 
 
@@ -106,15 +110,15 @@ class Threads:
         self._threads.append(thread)
         thread.start()
 
-    def replace(self, order: Order) -> None:
-        """Start one more thread, and never wait again for the one that hangs over an order."""
-        if order.thread in self._threads:
-            self._threads.remove(order.thread)
+    def replace(self, thread: threading.Thread | None) -> None:
+        """Start one more thread, and never wait again for one that hangs."""
+        if thread in self._threads:
+            self._threads.remove(thread)
         self.add()
 
-    def ask(self, order: Order) -> None:
-        """Have a batch made."""
-        self._orders.put(order)
+    def ask(self, orders: list[Order]) -> None:
+        """Have batches made, all by one thread."""
+        self._orders.put(orders)
 
     def wait(self, timeout_s: float | None) -> Made | None:
         """Return what was made next; None if that takes longer than `timeout_s` (None waits for ever)."""
@@ -132,21 +136,80 @@ def _work(
     closing: threading.Event,
 ) -> None:
     torch.set_num_threads(1)
-    fetch: Fetch | None = None
-    while (order := orders.get()) is not None and not closing.is_set():
-        order.thread, order.begun_s = threading.current_thread(), time.monotonic()
-        batch, failure = None, None
+    maker = _Maker(make_fetch, dataset_state)
+    while (taken := orders.get()) is not None and not closing.is_set():
+        _serve(taken, maker, results, closing)
+        del taken  # or its batches would live until the next orders
+    orders.put(None)  # for the next thread
+
+
+def _serve(orders: list[Order], maker: _Maker, results: _Results, closing: threading.Event) -> None:
+    for order in orders:
+        order.thread = threading.current_thread()
+    while orders and not closing.is_set():
+        some, orders = orders[: maker.pace.batches], orders[maker.pace.batches :]
+        for made in maker.make(some):
+            results.put(made)
+            del made  # the caller may let go of it before the next one is made
+
+
+class _Maker:
+    """What one thread makes batches with.
+
+    Attributes:
+        pace: How many orders to give it at a time.
+    """
+
+    def __init__(self, make_fetch: Callable[[], Fetch], dataset_state: Callable[[], Any] | None) -> None:
+        self._make_fetch = make_fetch
+        self._dataset_state = dataset_state
+        self._fetch: Fetch | None = None
+        self.pace = Pace()
+
+    def make(self, orders: list[Order]) -> Iterator[Made]:
+        """Yield what becomes of the orders."""
+        for order in orders:
+            order.begun_s = time.monotonic()
+        if len(orders) > 1 and (made := self._make_together(orders)) is not None:
+            yield from made
+            return
+        for order in orders:
+            order.begun_s = time.monotonic()
+            yield self._make(order)
+
+    def _make_together(self, orders: list[Order]) -> list[Made] | None:
+        assert self._fetch is not None
         with Recorder() as recorder:
             try:
-                fetch = fetch or make_fetch()
-                batch = fetch(order.index)
+                batches = self._fetch.together([order.index for order in orders])
+            except Exception:  # one by one they tell which of them is to blame
+                return None
+        sizes = self._look(orders[0], batches)
+        records = [(dict(recorder.seconds), dict(recorder.counts)), *repeat(({}, {}), len(orders) - 1)]
+        return [
+            Made(order, batch, None, *record, [], None, size)
+            for order, batch, record, size in zip(orders, batches, records, sizes, strict=True)
+        ]
+
+    def _make(self, order: Order) -> Made:
+        batch, failure, size = None, None, None
+        with Recorder() as recorder:
+            try:
+                self._fetch = self._fetch or self._make_fetch()
+                batch = self._fetch(order.index)
+                if self._fetch.joins:
+                    (size,) = self._look(order, [batch])
             except Exception as error:
                 failure = error
-        bad = [] if fetch is None or fetch.sieve is None else fetch.sieve.take_found()
-        state = dataset_state() if dataset_state is not None and failure is None else None
-        results.put(Made(order, batch, failure, dict(recorder.seconds), dict(recorder.counts), bad, state))
-        del order, batch, failure, state  # or they would live until the next order
-    orders.put(None)  # for the next thread
+        bad = [] if self._fetch is None or self._fetch.sieve is None else self._fetch.sieve.take_found()
+        state = self._dataset_state() if self._dataset_state is not None and failure is None else None
+        return Made(order, batch, failure, dict(recorder.seconds), dict(recorder.counts), bad, state, size)
+
+    def _look(self, first: Order, batches: list[dict[str, Any]]) -> list[int]:
+        """Return the sizes of batches that could be gathered together, after adapting the pace to them."""
+        sizes = [sum(getattr(column, "nbytes", 0) for column in batch.values()) for batch in batches]
+        self.pace.made(len(batches), time.monotonic() - first.begun_s, sum(sizes))
+        return sizes
 
 
 def _close(orders: _Orders, closing: threading.Event, threads: list[threading.Thread]) -> None:

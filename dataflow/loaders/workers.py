@@ -15,8 +15,9 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -27,6 +28,7 @@ from dataflow.loaders.channel import Channel
 from dataflow.loaders.collate import Fetch, collate_into_slots
 from dataflow.loaders.depth import AHEAD_BYTES
 from dataflow.loaders.generators import GeneratorStates, GeneratorWatch, seed_worker
+from dataflow.loaders.pace import Pace
 from dataflow.loaders.packing import Parcel, pack
 from dataflow.loaders.slots import NewSlot, Notices, Placement, SlotPool
 from dataflow.loaders.state import is_stateful
@@ -41,10 +43,11 @@ from dataflow.observe.stages import Recorder, stage
 __all__ = [
     "BeginEpoch",
     "Job",
+    "Made",
     "Order",
     "Result",
     "Status",
-    "Task",
+    "Tasks",
     "decode_order",
     "decode_result",
     "encode_order",
@@ -105,22 +108,30 @@ class BeginEpoch(NamedTuple):
 
 
 class Task(NamedTuple):
-    """Make one batch. `notices` are about slots and are read on arrival, before it is the task's turn."""
+    """Make one batch."""
 
     epoch: int
     number: int
     index: Any
+
+
+class Tasks(NamedTuple):
+    """Make some batches. `notices` are about slots and are read on arrival, before it is the tasks' turn."""
+
+    epoch: int
+    numbers: list[int]
+    indices: list[Any]
     notices: Notices
 
 
-Order: TypeAlias = BeginEpoch | Task
+Order: TypeAlias = BeginEpoch | Tasks
 
 
 def encode_order(order: Order) -> bytes:
     """Turn an order into a message. Plain tuples are pickled twice as fast as named ones."""
     if isinstance(order, BeginEpoch):
         return pickle.dumps((True, *order), 5)
-    return pickle.dumps((False, order.epoch, order.number, order.index, *order.notices), 5)
+    return pickle.dumps((False, order.epoch, order.numbers, order.indices, *order.notices), 5)
 
 
 def decode_order(message: bytes) -> Order:
@@ -128,8 +139,8 @@ def decode_order(message: bytes) -> Order:
     begins, *fields = pickle.loads(message)
     if begins:
         return BeginEpoch(*fields)
-    epoch, number, index, returned, retired = fields
-    return Task(epoch, number, index, Notices(returned, retired))
+    epoch, numbers, indices, returned, retired = fields
+    return Tasks(epoch, numbers, indices, Notices(returned, retired))
 
 
 class Status:
@@ -140,48 +151,63 @@ class Status:
     EXHAUSTED = 2
 
 
-class Result(NamedTuple):
-    """The answer to a task.
+class Made(NamedTuple):
+    """What became of a task.
 
     Attributes:
         status: A `Status`.
         parcel: The batch, or the wrapped exception.
+        bad_samples: Those that were found while it was made.
+    """
+
+    number: int
+    status: int
+    parcel: Parcel
+    bad_samples: list[BadSample]
+
+
+class Result(NamedTuple):
+    """The answer to tasks.
+
+    Attributes:
+        made: By task.
+        slots: Those of the parcels, and how much of each.
         new_slots: Slots to adopt; their descriptors came with the message, in this order.
         dropped_slots: Slots to forget.
         seconds: Time by stage since the last result.
         counts: Counters since the last result.
-        dataset_state: After this batch, for iterable datasets that have `state_dict` and `load_state_dict`.
-        generators: After this batch, if it has drawn from them.
-        bad_samples: Those that were found while it was made.
+        dataset_state: After the last of them, for iterable datasets that have `state_dict` and `load_state_dict`.
+        generators: After the last of them, if they have drawn from them.
     """
 
     epoch: int
-    number: int
-    status: int
-    parcel: Parcel
+    made: list[Made]
+    slots: dict[int, int]
     new_slots: list[NewSlot]
     dropped_slots: list[int]
     seconds: dict[str, float]
     counts: dict[str, int]
     dataset_state: Any
     generators: GeneratorStates | None
-    bad_samples: list[BadSample]
 
 
 def encode_result(result: Result) -> bytes:
     """Turn a result into a message."""
-    stream, buffers, slots = result.parcel
-    plain = stream if isinstance(stream, bytes) else tuple(stream)
-    head = (plain, [tuple(buffer) for buffer in buffers], slots, [tuple(slot) for slot in result.new_slots])
-    return pickle.dumps((*head, result.epoch, result.number, result.status, *result[5:]), 5)
+    made = [
+        (number, status, stream if isinstance(stream, bytes) else tuple(stream), [tuple(one) for one in buffers], bad)
+        for number, status, (stream, buffers), bad in result.made
+    ]
+    return pickle.dumps((result.epoch, made, result.slots, [tuple(slot) for slot in result.new_slots], *result[4:]), 5)
 
 
 def decode_result(message: bytes) -> Result:
     """Turn a message back into a result."""
-    stream, buffers, slots, new_slots, epoch, number, status, *rest = pickle.loads(message)
-    stream = stream if isinstance(stream, bytes) else Placement(*stream)
-    parcel = Parcel(stream, [Placement(*buffer) for buffer in buffers], slots)
-    return Result(epoch, number, status, parcel, [NewSlot(*slot) for slot in new_slots], *rest)
+    epoch, fields, slots, new_slots, *rest = pickle.loads(message)
+    made = []
+    for number, status, stream, buffers, bad in fields:
+        where = stream if isinstance(stream, bytes) else Placement(*stream)
+        made.append(Made(number, status, Parcel(where, [Placement(*one) for one in buffers]), bad))
+    return Result(epoch, made, slots, [NewSlot(*slot) for slot in new_slots], *rest)
 
 
 def worker_main(job: Job, worker_id: int, sock: socket.socket, begin: BeginEpoch) -> None:
@@ -195,13 +221,20 @@ def worker_main(job: Job, worker_id: int, sock: socket.socket, begin: BeginEpoch
         pass  # the trainer raises, or has left
 
 
+class _Outcome(NamedTuple):
+    status: int
+    batch: Any
+    bad_samples: list[BadSample]
+
+
 class _Worker:
     def __init__(self, job: Job, worker_id: int, channel: Channel, recorder: Recorder) -> None:
         self._job = job
         self._where = f"in DataLoader worker process {worker_id}"
         self._channel = channel
         self._recorder = recorder
-        self._orders: deque[Order] = deque()
+        self._orders: deque[BeginEpoch | Task] = deque()
+        self._pace = Pace()
         self._pool = SlotPool(max_slots=job.max_slots, max_free=job.max_free_slots, free_bytes=2 * AHEAD_BYTES)
         self._fetch: Fetch | None = None
         self._epoch = 0
@@ -230,16 +263,29 @@ class _Worker:
             if isinstance(order, BeginEpoch):
                 self._begin(order)
             elif order.epoch == self._epoch and not self._exhausted:
-                self._work(order)
+                self._work([order, *self._orders_like(order)])
             del order
 
-    def _next_order(self) -> Order | None:
+    def _next_order(self) -> BeginEpoch | Task | None:
         for message in self._channel.receive(block=not self._orders):
             order = decode_order(message)
-            if isinstance(order, Task):
+            if isinstance(order, BeginEpoch):
+                self._orders.append(order)
+            else:
                 self._pool.take_back(order.notices)
-            self._orders.append(order)
+                self._orders += map(Task, repeat(order.epoch), order.numbers, order.indices)
         return self._orders.popleft() if self._orders else None
+
+    def _orders_like(self, first: Task) -> Iterator[Task]:
+        """Take the tasks that follow, of the same epoch, as far as their batches travel together."""
+        if self._job.kind == DatasetKind.Iterable:
+            return  # each batch of a stream has a state of its own, and may be the last
+        for _ in range(1, self._pace.batches):
+            following = self._orders[0] if self._orders else None
+            if not isinstance(following, Task) or following.epoch != first.epoch:
+                return
+            self._orders.popleft()
+            yield following
 
     def _begin(self, begin: BeginEpoch) -> None:
         self._epoch, self._exhausted = begin.epoch, False
@@ -274,27 +320,44 @@ class _Worker:
         self._shared_rng.manual_seed(shared_seed)
         return graph_settings.apply_random_seed(self._dataset, self._shared_rng)
 
-    def _work(self, task: Task) -> None:
-        status, batch = self._make(task.index)
+    def _work(self, tasks: list[Task]) -> None:
+        began_s = time.perf_counter()
+        outcomes = self._make_together(tasks) or [self._make(task.index) for task in tasks]
         with stage("handover"):
-            try:
-                parcel = pack(batch, self._pool)
-            except Exception:
-                status, parcel = Status.ERROR, pack(self._wrap(), self._pool)
-            del batch
-            self._send(task, status, parcel)
+            slots: dict[int, int] = {}
+            made = [self._pack(task, *outcome, slots) for task, outcome in zip(tasks, outcomes, strict=True)]
+            del outcomes
+            self._pace.made(len(tasks), time.perf_counter() - began_s, sum(slots.values()))
+            self._send(made, slots)
 
-    def _make(self, index: Any) -> tuple[int, Any]:
-        """Return what became of the task, and the batch or the exception."""
-        if self._failure is not None or self._fetch is None:
-            return Status.ERROR, self._failure
+    def _make_together(self, tasks: list[Task]) -> list[_Outcome] | None:
+        """Return what became of several tasks, where one call makes all of their batches."""
+        if len(tasks) == 1 or self._fetch is None or not self._fetch.joins:
+            return None
         try:
-            return Status.BATCH, self._fetch(index)
+            return [_Outcome(Status.BATCH, batch, []) for batch in self._fetch.together([task.index for task in tasks])]
+        except Exception:  # one by one they tell which of them is to blame
+            return None
+
+    def _make(self, index: Any) -> _Outcome:
+        """Return what became of a task."""
+        fetch = self._fetch
+        if self._failure is not None or fetch is None:
+            return _Outcome(Status.ERROR, self._failure, [])
+        status, batch = Status.BATCH, None
+        try:
+            batch = fetch(index)
         except Exception as error:
-            if isinstance(error, StopIteration) and self._job.kind == DatasetKind.Iterable:
-                self._exhausted = True
-                return Status.EXHAUSTED, None
-            return Status.ERROR, self._wrap()
+            self._exhausted = isinstance(error, StopIteration) and self._job.kind == DatasetKind.Iterable
+            status, batch = (Status.EXHAUSTED, None) if self._exhausted else (Status.ERROR, self._wrap())
+        return _Outcome(status, batch, [] if fetch.sieve is None else fetch.sieve.take_found())
+
+    def _pack(self, task: Task, status: int, batch: Any, bad_samples: list[BadSample], slots: dict[int, int]) -> Made:
+        try:
+            parcel = pack(batch, self._pool, slots)
+        except Exception:
+            status, parcel = Status.ERROR, pack(self._wrap(), self._pool, slots)
+        return Made(task.number, status, parcel, bad_samples)
 
     def _wrap(self) -> ExceptionWrapper:
         """Wrap the exception that is being handled, so that it can be sent."""
@@ -305,19 +368,15 @@ class _Worker:
             wrapper.exc_type = RuntimeError  # its class exists in this process only
         return wrapper
 
-    def _send(self, task: Task, status: int, parcel: Parcel) -> None:
-        new_slots, dropped_slots, fds = self._pool.ship(parcel.slots)
+    def _send(self, made: list[Made], slots: dict[int, int]) -> None:
+        new_slots, dropped_slots, fds = self._pool.ship(slots)
         recorder = self._recorder
         seconds, counts = dict(recorder.seconds), dict(recorder.counts)
         recorder.seconds.clear()
         recorder.counts.clear()
-        state = self._dataset.state_dict() if self._is_stateful and status == Status.BATCH else None
+        state = self._dataset.state_dict() if self._is_stateful and made[-1].status == Status.BATCH else None
         drawn = self._watch.changed() if self._job.reports_generators else None
-        sieve = None if self._fetch is None else self._fetch.sieve
-        bad = [] if sieve is None else sieve.take_found()
-        result = Result(
-            task.epoch, task.number, status, parcel, new_slots, dropped_slots, seconds, counts, state, drawn, bad
-        )
+        result = Result(self._epoch, made, slots, new_slots, dropped_slots, seconds, counts, state, drawn)
         try:
             self._channel.send(encode_result(result), fds)
         finally:

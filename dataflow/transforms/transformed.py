@@ -72,6 +72,11 @@ class TransformedDataset:
         return self._dataset
 
     @property
+    def is_rowwise(self) -> bool:
+        """As that of the dataset; only casts are known to keep it."""
+        return getattr(self._dataset, "is_rowwise", False) and all(isinstance(step, Cast) for step in self._steps)
+
+    @property
     def fingerprint(self) -> Any:
         """That of the dataset: transforms change no order."""
         return self.dataset.fingerprint

@@ -10,19 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataflow.loaders.packing import pack, unpack
-from dataflow.loaders.slots import Holdings, SlotMap, SlotPool
+from dataflow.loaders.slots import Holdings, Leases, SlotMap, SlotPool
 from dataflow.loaders.testing import Point
 
 
 def send(batch, max_slots=50):
     """Return the parcel and the trainer's slots, which have arrived."""
     pool, slots = SlotPool(max_slots=max_slots, max_free=3, free_bytes=0), SlotMap(Holdings())
-    parcel = pack(batch, pool)
-    new, dropped, fds = pool.ship(parcel.slots)
+    used = {}
+    parcel = pack(batch, pool, used)
+    new, dropped, fds = pool.ship(used)
     assert not dropped
     for slot, fd in zip(new, fds, strict=True):
         slots.adopt(slot, fd)
-    return parcel, slots
+    return parcel, Leases(slots, used)
 
 
 def travel(batch, max_slots=50):

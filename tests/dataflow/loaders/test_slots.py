@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dataflow.loaders import slots
 from dataflow.loaders.packing import pack, unpack
-from dataflow.loaders.slots import Holdings, Notices, SlotMap, SlotPool
+from dataflow.loaders.slots import Holdings, Leases, Notices, SlotMap, SlotPool
 from dataflow.loaders.testing import slot_mappings
 
 
@@ -34,13 +34,14 @@ class Pair:
 
     def send(self, batch):
         """Pack a batch, ship it, and return it as the trainer gets it."""
-        parcel = pack(batch, self.pool)
+        used = {}
+        parcel = pack(batch, self.pool, used)
         del batch
-        new, dropped, fds = self.pool.ship(parcel.slots)
+        new, dropped, fds = self.pool.ship(used)
         for slot, fd in zip(new, fds, strict=True):
             self.map.adopt(slot, fd)
         self.map.forget(dropped)
-        return unpack(parcel, self.map)
+        return unpack(parcel, Leases(self.map, used))
 
     def return_slots(self):
         self.pool.take_back(self.map.notices())
@@ -143,10 +144,11 @@ def test_a_slot_that_the_worker_still_refers_to_is_not_used_again():
     pair = Pair()
     inside = pair.pool.allocate(8000)
     inside[:] = 1
-    parcel = pack(torch.from_numpy(inside), pair.pool)
-    new, _, fds = pair.pool.ship(parcel.slots)
+    used = {}
+    parcel = pack(torch.from_numpy(inside), pair.pool, used)
+    new, _, fds = pair.pool.ship(used)
     pair.map.adopt(new[0], fds[0])
-    unpack(parcel, pair.map)
+    unpack(parcel, Leases(pair.map, used))
     pair.return_slots()
     assert (pair.send(torch.full((8000,), 2, dtype=torch.uint8)) == 2).all()
     assert (inside == 1).all()

@@ -176,6 +176,14 @@ def test_a_thread_that_hangs_is_left_behind_and_its_batch_comes_in_order():
     dataset.let_go.set()
 
 
+def test_what_waits_behind_a_batch_that_hangs_is_made_by_others():
+    dataset = Waits(64, at=33)
+    iterator = iter(open_loader(dataset, num_workers=1, worker_deadline_s=1.0))
+    iterator._depth.at_once = 2  # so that a thread takes several batches at a time
+    assert [numbers_of(batch) for batch in iterator] == [list(range(first, first + 4)) for first in range(0, 64, 4)]
+    dataset.let_go.set()
+
+
 @pytest.mark.parametrize("answer", ["restart", "raise"])
 def test_a_batch_that_always_hangs_is_an_error(answer):
     dataset = Waits(16, at=0, once=False)
