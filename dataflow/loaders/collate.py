@@ -186,17 +186,26 @@ class _StackInto:
 
     def __call__(self, batch: Any, *, collate_fn_map: Any = None) -> torch.Tensor:
         first = batch[0]
-        if type(first) is not torch.Tensor or first.layout is not torch.strided or first.is_nested or not first.is_cpu:
-            return collate_tensors(batch, collate_fn_map=collate_fn_map)
-        shape = (len(batch), *first.shape)
         size_bytes = first.numel() * len(batch) * first.element_size()
-        memory = self._memory.allocate(size_bytes) if size_bytes >= DIVERT_BYTES else None
-        if memory is None and self._shares:
-            return torch.stack(batch, 0, out=first.new_empty(shape))
-        # In a worker torch's own stacks into memory of the first tensor's type too, whatever the others are.
-        if memory is None or (not self._shares and _needs_torch(batch)):
+        # In a worker torch's own stacks into memory of the first tensor's type, whatever the others are.
+        if not _is_plain(first) or (not self._shares and (size_bytes < DIVERT_BYTES or _needs_torch(batch))):
             return collate_tensors(batch, collate_fn_map=collate_fn_map)
-        return torch.stack(batch, 0, out=torch.frombuffer(memory, dtype=first.dtype).view(shape))
+        memory = self._memory.allocate(size_bytes) if size_bytes >= DIVERT_BYTES else None
+        shape = (len(batch), *first.shape)
+        if memory is not None:
+            return torch.stack(batch, 0, out=torch.frombuffer(memory, dtype=first.dtype).view(shape))
+        if self._shares:
+            return torch.stack(batch, 0, out=first.new_empty(shape))
+        return collate_tensors(batch, collate_fn_map=collate_fn_map)
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return (
+        type(tensor) is torch.Tensor
+        and tensor.layout is torch.strided
+        and tensor.is_cpu
+        and not (tensor.is_nested or tensor.is_quantized)
+    )
 
 
 def _needs_torch(batch: Any) -> bool:

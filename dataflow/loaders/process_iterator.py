@@ -118,6 +118,8 @@ class ProcessIterator(AheadIterator):
         order = snapshot_order(loader) if self._ledger.resume is None else None
         # Draws the shared seed of data pipes, and calls the sampler's iter() again, as torch does.
         super()._reset(loader, first_iter)
+        if first_iter:
+            self._shared_seed = shared_seed  # torch draws one more here, of which no worker hears
         self._begin(loader, self._sampler_iter, order)
         progress = self._progress
         self._epoch += 1

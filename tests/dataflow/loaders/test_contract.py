@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.utils.data
 from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler, TensorDataset, default_collate
+from torch.utils.data.datapipes.iter import IterableWrapper
 
 import dataflow.loaders
 from dataflow.loaders.testing import (
@@ -652,3 +653,49 @@ def test_the_loop_can_be_profiled_under_torchs_name(loader_class):
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             list(loader_class(Numbers(3)))
     assert any(event.key.startswith("enumerate(DataLoader)#") for event in profile.key_averages())
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_data_pipes_are_shuffled_as_torch_shuffles_them(num_workers):
+    orders = []
+    for loader_class in (TORCH, OURS):
+        torch.manual_seed(3)
+        pipe = IterableWrapper(list(range(20))).shuffle().sharding_filter()
+        loader = loader_class(pipe, 4, shuffle=True, num_workers=num_workers)
+        orders.append([[batch.tolist() for batch in loader] for _ in range(2)])
+    assert orders[0] == orders[1]
+
+
+class Odd(torch.utils.data.Dataset):
+    """Tensors that torch's default collate treats in its own way, or refuses."""
+
+    def __init__(self, make):
+        self.make = make
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return self.make(index)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the kinds themselves
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda index: torch.quantize_per_tensor(torch.rand(3000), 0.1, 0, torch.quint8),
+        lambda index: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        lambda index: torch.ones(3).to_sparse(),
+    ],
+    ids=["quantized", "nested", "sparse"],
+)
+def test_tensors_of_odd_kinds_are_collated_as_torch_does(make, num_workers):
+    outcomes = []
+    for loader_class in (TORCH, OURS):
+        try:
+            batch = next(iter(loader_class(Odd(make), 2, num_workers=num_workers)))
+            outcomes.append((type(batch), batch.layout, batch.shape, batch.dtype))
+        except Exception as error:
+            outcomes.append(type(error))
+    assert outcomes[0] == outcomes[1]
