@@ -52,19 +52,24 @@ class Recorder:
 
 
 class stage:  # noqa: N801  reads as a statement: `with stage("fetch"):`
-    """Account the time inside the block to `name`. Not reusable, not shared between threads."""
+    """Account the time inside the block to `name`. Not reusable, not shared between threads.
 
-    __slots__ = ("_began_s", "_name", "_outer_inner_s", "_recorder")
+    Attributes:
+        name: May be changed inside the block, where only its end tells what the time went to.
+    """
+
+    __slots__ = ("_began_s", "_outer_inner_s", "_recorder", "name")
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        self.name = name
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> stage:
         recorder = self._recorder = _active.recorder
         if recorder is not None:
             self._outer_inner_s = recorder.inner_s
             recorder.inner_s = 0.0
             self._began_s = time.perf_counter()
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -72,7 +77,7 @@ class stage:  # noqa: N801  reads as a statement: `with stage("fetch"):`
         recorder = self._recorder
         if recorder is not None:
             elapsed_s = time.perf_counter() - self._began_s
-            recorder.seconds[self._name] += elapsed_s - recorder.inner_s
+            recorder.seconds[self.name] += elapsed_s - recorder.inner_s
             recorder.inner_s = self._outer_inner_s + elapsed_s
 
 

@@ -16,9 +16,13 @@ from dataflow.observe import name_bottleneck
         ({"wait": 50, "model": 0, "transfer": 2, "fetch": 1}, {}, "copying to the device"),
         ({"wait": 50, "model": 0, "tokenise": 2, "fetch": 1}, {}, "the stage 'tokenise'"),
         ({"wait": 9, "model": 0, "fetch": 1}, {}, "reading samples"),
-        ({"wait": 9, "model": 0, "fetch": 1}, {"bytes.origin": 3, "bytes.ram": 1}, r"the origin \(75% of the bytes\)"),
-        ({"wait": 9, "model": 0, "fetch": 1}, {"bytes.origin": 1, "bytes.ram": 3}, "blocks that are here"),
-        ({"wait": 9, "model": 0, "fetch": 1}, {"bytes.disk": 3}, "from the tier 'disk'"),
+        ({"wait": 9, "model": 0, "fetch": 1, "fetch.ram": 9}, {"bytes.ram": 3}, "blocks that are here, from 'ram'"),
+        ({"wait": 9, "model": 0, "fetch.disk": 9}, {"bytes.disk": 3}, "from the tier 'disk'"),
+        (
+            {"wait": 50, "model": 0, "fetch.origin": 3, "fetch.ram": 1, "decode": 3.5},
+            {"bytes.origin": 1, "bytes.ram": 9},
+            r"the origin \(75% of the time of reading, 10% of the bytes\).* fetch is 53% of the work",
+        ),
     ],
 )
 def test_the_slowest_stage_of_a_late_loop_is_named(seconds, counts, words):

@@ -39,6 +39,15 @@ def test_a_stage_that_raises_is_still_accounted(monkeypatch):
     assert recorder.seconds == {"decode": 5, "fetch": 0}
 
 
+def test_a_stage_may_learn_its_name_on_the_way(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    with Recorder() as recorder, stage("fetch") as reading:
+        clock.now_s += 5
+        reading.name = "fetch.disk"
+    assert recorder.seconds == {"fetch.disk": 5}
+
+
 def test_counts_add_up_and_only_while_a_recorder_listens():
     count("blocks.ram", 7)
     with Recorder() as recorder:
