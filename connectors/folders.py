@@ -15,6 +15,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 from connectors.objects import ObjectMeta
@@ -53,13 +54,17 @@ def create_partial(folder: str) -> tuple[str, int]:
         os.close(descriptor)
 
 
-def sweep_partials(folder: str | os.PathLike[str]) -> int:
-    """Remove below `folder` what writers of this machine left when they were killed; return how many files that were.
+def sweep_partials(folder: str | os.PathLike[str], *, recursive: bool = True) -> int:
+    """Remove from `folder` what writers of this machine left when they were killed; return how many files that were.
 
     What somebody still writes, what another machine wrote, and what was there before the last boot stays.
+
+    Args:
+        folder: Where to look; nothing is removed from one that is missing.
+        recursive: Look into the folders below it too.
     """
     swept = 0
-    for parent, _, names in os.walk(folder):
+    for parent, _, names in islice(os.walk(folder), None if recursive else 1):
         for name in names:
             if not (is_partial(name) and name.startswith(f"{_PARTIAL_PREFIX}{_boot()}-")):
                 continue

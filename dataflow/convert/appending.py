@@ -98,6 +98,7 @@ def append(
             )
         if not dry_run:
             _insist_on_fit(destination, base, staging)
+            destination.sweep(recursive=False)
             publish_revision(destination, base)
     return replace(result, url=url)
 

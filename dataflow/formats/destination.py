@@ -85,10 +85,10 @@ class Destination:
         self.delete(sorted(found, key=lambda name: not is_manifest(name)))
         self.sweep()
 
-    def sweep(self) -> None:
-        """Remove what killed writers of this machine left half written here."""
+    def sweep(self, *, recursive: bool = True) -> None:
+        """Remove what killed writers of this machine left half written here, and by default in folders below."""
         if self.url.startswith("file://"):
-            sweep_partials("/" + split_uri(self.url)[1])
+            sweep_partials("/" + split_uri(self.url)[1], recursive=recursive)
 
     def insist_on_room(self, *, overwrite: bool, owns: Callable[[str], bool]) -> list[str]:
         """Return what has to be removed before a dataset is written here; change nothing. Errors as `clear`."""

@@ -269,6 +269,7 @@ def _write(target: str | None, name: str, data: bytes, *, may_fall_back: bool) -
         folder, _, key = target.rpartition("/")
         try:
             with Destination(folder) as destination:
+                destination.sweep(recursive=False)
                 destination.put(key, [data])
         except DataError as error:
             if not may_fall_back:

@@ -26,7 +26,9 @@ def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
         assert process.returncode == -signal.SIGKILL
     (tmp_path / "mine").write_text("mine")
     assert sum(is_partial(path.name) for path in tmp_path.rglob("*")) == 2
-    assert sweep_partials(tmp_path) == 2
+    assert sweep_partials(tmp_path, recursive=False) == 1
+    assert sum(is_partial(path.name) for path in tmp_path.iterdir()) == 0
+    assert sweep_partials(tmp_path) == 1
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["below", "mine"]
 
 
