@@ -18,7 +18,7 @@ from dataflow.loaders.bad_samples import BadSample
 from dataflow.loaders.collate import Fetch
 from dataflow.loaders.device import Staging
 from dataflow.loaders.foresight import Foresight, foresee
-from dataflow.loaders.recycling import Recycler
+from dataflow.loaders.recycling import Recycler, keep_freed_memory
 from dataflow.loaders.rehearsal import INLINE_OPENING, REOPENING, Setting
 from dataflow.loaders.state import (
     Ledger,
@@ -57,6 +57,7 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
 
     def __init__(self, loader: DataLoader[Any], ledger: Ledger) -> None:
         self._ledger = ledger
+        keep_freed_memory()
         self._prepare(loader, self._opening)
         super().__init__(loader)
         self._meter = ledger.meter

@@ -15,12 +15,23 @@ import numpy as np
 
 from dataflow.loaders.slots import Bytes, Watch
 
-__all__ = ["RECYCLE_BYTES", "Recycler"]
+__all__ = ["RECYCLE_BYTES", "Recycler", "keep_freed_memory"]
 
 # Below, fresh pages cost less than keeping memory does.
 RECYCLE_BYTES = 1 << 16
 # Fields of a batch, and the batch that the caller still holds while the next one is made.
 _MAX_FREE = 8
+# The largest block whose end changes glibc's mind is 32 MiB, with its header.
+_LARGE_BYTES = (32 << 20) - (64 << 10)
+
+
+def keep_freed_memory() -> None:
+    """Have the allocator of this process keep what is freed, up to 64 MiB, for what is allocated next.
+
+    Until a program has freed one large block, glibc gives everything above 128 KiB back to the system at once, and a
+    batch of files as `bytes` is a page fault for each 4 KiB again: 3.7 ms for 7 MB, where 0.5 ms are the copy.
+    """
+    np.empty(_LARGE_BYTES, np.uint8)  # nobody writes to it, so it takes no memory
 
 
 class Recycler:

@@ -30,6 +30,7 @@ from dataflow.loaders.depth import AHEAD_BYTES
 from dataflow.loaders.generators import GeneratorStates, GeneratorWatch, seed_worker
 from dataflow.loaders.pace import Pace
 from dataflow.loaders.packing import Parcel, pack
+from dataflow.loaders.recycling import keep_freed_memory
 from dataflow.loaders.slots import NewSlot, Notices, Placement, SlotPool
 from dataflow.loaders.state import is_stateful
 from dataflow.loaders.torch_private import (
@@ -244,6 +245,7 @@ class _Worker:
         self._shared_rng = torch.Generator()
         self._is_stateful = job.kind == DatasetKind.Iterable and is_stateful(job.dataset)
         torch.set_num_threads(1)
+        keep_freed_memory()
         gc.freeze()  # what was inherited is neither searched for garbage nor, by that, copied page by page
         seed_worker(job.base_seed, worker_id)
         self._dataset = self._reseeded(job.shared_seed)

@@ -1,6 +1,12 @@
 import gc
+import os
+import platform
+import subprocess
+import sys
+import textwrap
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -98,3 +104,28 @@ def test_what_cannot_be_written_in_place_is_collated_as_torch_does() -> None:
         ours, torchs = (next(iter(kind(dataset, batch_size=4))) for kind in (DataLoader, torch.utils.data.DataLoader))
         assert (ours.dtype, ours.requires_grad) == (torchs.dtype, torchs.requires_grad)
         assert torch.equal(ours, torchs)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's allocator")
+def test_freed_memory_is_kept_for_the_next_batch_of_files():
+    code = """
+        import resource
+        from dataflow.loaders.recycling import keep_freed_memory
+
+        def faults_of_batches():
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            for _ in range(20):
+                [bytes(100_000) for _ in range(64)]
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+        keep_freed_memory()
+        faults_of_batches()
+        print(faults_of_batches())
+    """
+    tuning = ("MALLOC_", "GLIBC_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(tuning)}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 1000  # a page each 4 KiB would be 32,000
