@@ -10,6 +10,8 @@ import numpy as np
 
 from dataflow.formats.protocol import Source
 from dataflow.index import Pieces
+from dataflow.observe import stage
+from dataflow.observe.sources import find_farthest
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -27,6 +29,7 @@ __all__ = [
     "decode_block",
     "fetch_blocks",
     "pieces_of",
+    "read_blocks",
     "selected",
 ]
 
@@ -116,8 +119,21 @@ def fetch_blocks(reader: BlockReader, index: Index, blocks: Iterable[int]) -> li
         DataError: As `BlockReader.read_blocks`.
     """
     refs = [index.block_refs(block) for block in blocks]
-    found = iter(reader.read_blocks([ref for pieces in refs for ref in pieces]))
+    found = iter(read_blocks(reader, [ref for pieces in refs for ref in pieces]))
     return [list(_take(found, len(pieces))) for pieces in refs]
+
+
+def read_blocks(reader: BlockReader, refs: Sequence[BlockRef]) -> list[BlockData]:
+    """Read blocks, and account the time to the farthest place that one of them came from, which the read waited for.
+
+    Raises:
+        DataError: As `BlockReader.read_blocks`.
+    """
+    with stage("fetch") as reading:
+        found = reader.read_blocks(refs)
+        if found:
+            reading.name = f"fetch.{find_farthest({data.source for data in found})}"
+    return found
 
 
 def decode_block(source: Source, block: int, pieces: Sequence[BlockData]) -> pa.RecordBatch:

@@ -13,8 +13,8 @@ from dataflow.observe.stages import Recorder
 
 __all__ = ["LoaderStats", "Meter", "Percentiles"]
 
-# In this order in every report; stages that a dataset names itself follow.
-_WORKER_STAGES = ("fetch", "decode", "transform", "collate")
+# In this order in every report, with the sources of blocks behind `fetch`; stages that a dataset names itself follow.
+_WORKER_STAGES = ("decode", "transform", "collate")
 
 
 # Steps whose times are kept one by one.
@@ -46,7 +46,9 @@ class LoaderStats:
         seconds: By stage. `wait` is the time inside `next()` and `iter()`, `model` the time between two `next()` calls:
             together all of a loop over the loader. `fetch`, `decode`, `transform`, `collate` and `handover` are the
             time of the workers, summed over them and beside the other two; with no workers they happen inside `wait`
-            and are part of it. `transfer` is the time of the trainer for copies to a device, part of `wait`.
+            and are part of it. What is read in blocks counts to `fetch.origin`, `fetch.ram` and so on, for the farthest
+            place that a block of the same read came from, and the rest to `fetch`. `transfer` is the time of the
+            trainer for copies to a device, part of `wait`.
         counts: What was counted on the way: blocks and bytes by source, workers replaced.
         num_workers: Over how many processes or threads the workers' seconds are summed; 0 for the trainer itself.
         rank: Of this process in its job.
@@ -149,7 +151,9 @@ class Meter:
 
     def stats(self, num_workers: int, rank: int) -> LoaderStats:
         """Return the sums. May be called by any thread."""
-        stages = dict.fromkeys(_WORKER_STAGES, 0.0) | self.recorder.seconds
+        recorded = dict(self.recorder.seconds)
+        reads = sorted(name for name in recorded if name.startswith("fetch."))
+        stages = dict.fromkeys(("fetch", *reads, *_WORKER_STAGES), 0.0) | recorded
         seconds = {**stages, "wait": self._wait_s, "model": self._model_s}
         steps = list(self._steps)
         return LoaderStats(

@@ -13,7 +13,7 @@ import pyarrow as pa
 from connectors.errors import BadInputError, ChangedError
 from dataflow.dataset.batch import Batch, Sample
 from dataflow.formats.fields import tensor_field
-from dataflow.formats.pieces import CroppableSource
+from dataflow.formats.pieces import CroppableSource, read_blocks
 from dataflow.observe.stages import stage
 from dataflow.transforms.draws import Draws
 from dataflow.transforms.epoch import current_epoch
@@ -183,8 +183,7 @@ class CroppedDataset:
         refs = {ref: None for plan, _ in plans for ref in plan.refs}
         if not plans:
             return
-        with stage("fetch"):
-            found = dict(zip(refs, self.reader.read_blocks(list(refs)), strict=True))
+        found = dict(zip(refs, read_blocks(self.reader, list(refs)), strict=True))
         with stage("decode"):
             for plan, out in plans:
                 plan.assemble([found[ref].view for ref in plan.refs], out)

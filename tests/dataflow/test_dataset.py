@@ -185,7 +185,7 @@ def test_the_recorder_learns_where_blocks_came_from(url: str) -> None:
         dataset.get_batch([0, 199])
     assert recorder.counts["blocks.in_place"] == 2
     assert recorder.counts["bytes.in_place"] == sum(dataset.index.blocks.length[[0, -1]])
-    assert recorder.seconds.keys() == {"fetch", "decode"}
+    assert recorder.seconds.keys() == {"fetch", "fetch.in_place", "decode"}
 
 
 def test_columns_choose_fields_and_their_order(url: str) -> None:
