@@ -1,11 +1,11 @@
-"""LitData chunks: `index.json` and chunk files that begin with a table of where their items lie.
+"""LitData chunks: `index.json`, and chunk files with tables of where their items lie (`litdata_chunks`).
 
-    uint32 items | uint32 offset of every item and of the end | items
     item: uint32 size of every leaf | leaves in the order of `data_format`
 
-A block is about 1 MiB of items. Items are mappings, tuples, lists or single leaves; mappings inside mappings, encodings
-that run code when they are read (`pickle`), compressed chunks and token streams (whose samples only their reader cuts)
-are refused. Arrays of two and more axes must all have the shape of the first.
+A block is about 1 MiB of items as they are stored; a chunk that is compressed as a whole is one. Items are mappings,
+tuples, lists or single leaves; mappings inside mappings, encodings that run code when they are read (`pickle`),
+encrypted chunks and token streams (whose samples only their reader cuts) are refused. Arrays of two and more axes must
+all have the shape of the first.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import pyarrow as pa
 
 from connectors.errors import BadInputError, CorruptError
 from dataflow.formats.fields import media_field, tensor_field
-from dataflow.formats.scan import BLOCK_BYTES, BlockTable, Scan, cut_blocks, remembered
+from dataflow.formats.litdata_chunks import Wrap, find_blocks, unwrap, wrap_of
+from dataflow.formats.scan import BLOCK_BYTES, BlockTable, Scan, remembered
 
 if TYPE_CHECKING:
     from connectors.objects import ObjectMeta
@@ -51,6 +52,7 @@ class _Config(msgspec.Struct):
     data_format: list[str]
     data_spec: str
     compression: str | None = None
+    compression_level: str | None = None
     encryption: Any = None
 
 
@@ -67,11 +69,13 @@ class LitdataSource:
         schema: A field per leaf.
         index: Blocks of whole items.
         encodings: Of every leaf.
+        wrap: How the chunks are compressed.
     """
 
     schema: pa.Schema
     index: Index
     encodings: tuple[str, ...]
+    wrap: Wrap
     format: str = field(default="litdata", init=False)
 
     @property
@@ -83,6 +87,7 @@ class LitdataSource:
         """Take the items of a block apart."""
         blocks, ref = self.index.blocks, self.index.block_ref(block)
         count = int(blocks.first_sample[block + 1] - blocks.first_sample[block])
+        data = unwrap(data, count, self.wrap, ref.uri)
         columns: list[list[Any]] = [[] for _ in self.encodings]
         try:
             _take_items(data, count, columns)
@@ -114,22 +119,28 @@ class LitdataFormat:
             return None
         uri, index = found
         config = index.config
-        if config.compression or config.encryption or any(chunk.dim is not None for chunk in index.chunks):
+        if config.encryption or any(chunk.dim is not None for chunk in index.chunks):
             raise BadInputError(
-                f"{uri} describes compressed or encrypted chunks, or streams of tokens; write them plain, as items",
-                uri=uri,
+                f"{uri} describes encrypted chunks, or streams of tokens; write them plain, as items", uri=uri
+            )
+        wrap = wrap_of(config.compression, config.compression_level)
+        if wrap is None:
+            raise BadInputError(
+                f"{uri}: compression {config.compression!r} by {config.compression_level!r} is not supported", uri=uri
             )
         names = _names(config.data_spec, len(config.data_format), uri)
-        files = place.expected(((chunk.filename, chunk.chunk_bytes) for chunk in index.chunks), uri)
+        # Of a chunk that is compressed as a whole, the size is told before that.
+        sizes = ((chunk.filename, None if wrap == "chunk" else chunk.chunk_bytes) for chunk in index.chunks)
+        files = place.expected(sizes, uri)
         for encoding in config.data_format:
             if encoding.partition(":")[0] not in _LEAVES:
                 raise BadInputError(
                     f"{uri}: the encoding {encoding!r} is not supported; known are {', '.join(_LEAVES)}"
                 )
         table, scan = remembered(
-            place, self.name, files, lambda: _scan(place, index.chunks, files, names, config.data_format)
+            place, self.name, files, lambda: _scan(place, index.chunks, files, names, config.data_format, wrap)
         )
-        return LitdataSource(scan.schema, table, tuple(config.data_format))
+        return LitdataSource(scan.schema, table, tuple(config.data_format), wrap)
 
 
 def _names(spec: str, count: int, uri: str) -> list[str]:
@@ -151,31 +162,29 @@ def _names(spec: str, count: int, uri: str) -> list[str]:
 
 
 def _scan(
-    place: Place, chunks: Sequence[_Chunk], files: Sequence[ObjectMeta], names: list[str], encodings: list[str]
+    place: Place,
+    chunks: Sequence[_Chunk],
+    files: Sequence[ObjectMeta],
+    names: list[str],
+    encodings: list[str],
+    wrap: Wrap,
 ) -> Scan:
     table, schema = BlockTable(), None
     for shard, (chunk, meta) in enumerate(zip(chunks, files, strict=True)):
         uri = place.uri(meta)
-        head = place.read(meta, 0, 4 * (chunk.chunk_size + 2))
-        offsets = np.frombuffer(head, "<u4", offset=4).astype(np.int64)
-        count = int.from_bytes(head[:4], "little")
-        if count != chunk.chunk_size or offsets[0] != len(head) or (np.diff(offsets) < 0).any():
-            raise CorruptError(f"the table of {uri} at offset 0 is damaged", uri=uri)
-        if offsets[-1] != meta.size_bytes:
-            raise CorruptError(f"{uri} has {meta.size_bytes} bytes, its table ends at {offsets[-1]}", uri=uri)
-        start = int(offsets[0])
-        for offset, length, number in cut_blocks(offsets[1:] - start, BLOCK_BYTES):
-            table.add(shard, start + offset, length, number)
-        if schema is None and count:
-            schema = _schema(place.read(meta, start, int(offsets[1]) - start), names, encodings, uri)
+        for offset, length, number in find_blocks(place, meta, chunk.chunk_size, wrap, BLOCK_BYTES):
+            table.add(shard, offset, length, number)
+            if schema is None:
+                items = unwrap(place.read(meta, offset, length), number, wrap, uri)
+                schema = _schema(items, names, encodings, uri)
     return Scan(table.finish(), pa.schema([]) if schema is None else schema)
 
 
-def _schema(item: memoryview, names: list[str], encodings: list[str], uri: str) -> pa.Schema:
+def _schema(items: memoryview, names: list[str], encodings: list[str], uri: str) -> pa.Schema:
     """Return the fields: shapes are those of the first item."""
     columns: list[list[Any]] = [[] for _ in encodings]
     try:
-        _take_item(item, 0, columns)
+        _take_item(items, 0, columns)
         fields = []
         for name, encoding, (value,) in zip(names, encodings, columns, strict=True):
             kind, _, detail = encoding.partition(":")

@@ -145,8 +145,8 @@ class Place:
         except msgspec.MsgspecError:
             return None
 
-    def expected(self, sizes: Iterable[tuple[str, int]], said_by: str) -> list[ObjectMeta]:
-        """Return the files that a description names, each with its bytes.
+    def expected(self, sizes: Iterable[tuple[str, int | None]], said_by: str) -> list[ObjectMeta]:
+        """Return the files that a description names, each with its bytes, where those are told.
 
         Raises:
             CorruptError: One of them is missing or of another size.
@@ -155,10 +155,11 @@ class Place:
         files = []
         for key, size_bytes in sizes:
             meta = found.get(key)
-            if meta is None or meta.size_bytes != size_bytes:
+            if meta is None or size_bytes not in (None, meta.size_bytes):
                 what = "is missing" if meta is None else f"has {meta.size_bytes} bytes"
+                told = "names it" if size_bytes is None else f"says {size_bytes} bytes"
                 uri = join_uri(self.root, key)
-                raise CorruptError(f"{uri} {what}, {said_by} says {size_bytes} bytes", uri=uri)
+                raise CorruptError(f"{uri} {what}, {said_by} {told}", uri=uri)
             files.append(meta)
         return files
 

@@ -1,10 +1,13 @@
 """LitData chunks, written by the library (tests/dataflow/data)."""
 
+import itertools
 import json
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from connectors.errors import BadInputError, CorruptError, DataError
@@ -72,6 +75,93 @@ def test_it_converts_with_everything_it_has(copy: Path, tmp_path: Path) -> None:
             np.testing.assert_array_equal(row[name], value)
 
 
+WRAPS = ["chunk", "batch", "sample"]
+
+
+def packed(data: bytes) -> bytes:
+    return pa.Codec("zstd").compress(data, asbytes=True)
+
+
+def wrapped(data: bytes, wrap: str) -> bytes:
+    """A plain chunk, compressed; the library itself writes them in test_other_libraries.py."""
+    if wrap == "chunk":
+        return packed(data)
+    count = int.from_bytes(data[:4], "little")
+    offsets = np.frombuffer(data, "<u4", count + 1, 4)
+    begins = [*range(0, count, 3 if wrap == "batch" else 1), count]
+    frames = [packed(data[offsets[a] : offsets[b]]) for a, b in itertools.pairwise(begins)]
+    begin = offsets[0] if wrap == "sample" else 24 + 4 * (count + 1) + 24 * len(frames)
+    ends = (begin + np.cumsum([0, *map(len, frames)])).astype(np.uint32)
+    if wrap == "sample":
+        return data[:4] + ends.tobytes() + b"".join(frames)
+    table = b"".join(
+        struct.pack("<IIQII", a, b - a, end, len(frame), offsets[b] - offsets[a])
+        for (a, b), end, frame in zip(itertools.pairwise(begins), ends[:-1], frames, strict=True)
+    )
+    head = struct.pack("<8sHHIII", b"LDFZ01\0\0", 1, 0, count, 3, len(frames))
+    return head + (offsets - offsets[0]).tobytes() + table + b"".join(frames)
+
+
+def compress(path: Path, wrap: str) -> None:
+    index = json.loads((path / "index.json").read_text())
+    for chunk in index["chunks"]:
+        plain = path / chunk["filename"]
+        data = wrapped(plain.read_bytes(), wrap)
+        if wrap == "chunk":
+            chunk["filename"] = plain.with_suffix(".zstd:4.bin").name
+            plain.unlink()
+        else:
+            chunk["chunk_bytes"] = len(data)
+        (path / chunk["filename"]).write_bytes(data)
+    (path / "index.json").write_text(json.dumps(index))
+    change(path, compression="zstd:4", compression_level=None if wrap == "chunk" else wrap)
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize("block_bytes", [200, 1 << 20])
+def test_compressed_chunks_are_read(copy: Path, monkeypatch: pytest.MonkeyPatch, wrap: str, block_bytes: int) -> None:
+    monkeypatch.setattr(litdata, "BLOCK_BYTES", block_bytes)
+    compress(copy, wrap)
+    dataset = open_dataset(copy)
+    assert (len(dataset), len(dataset.index.shards)) == (COUNT, 3)
+    assert (dataset.index.num_blocks > 3) == (block_bytes == 200 and wrap != "chunk")
+    for number in (19, 0, 7, 3, 8):
+        for name, value in expected(number).items():
+            np.testing.assert_array_equal(dataset[number][name], value)
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize("damage", ["cut", "empty", "content"])
+def test_a_damaged_compressed_chunk_is_named(copy: Path, wrap: str, damage: str) -> None:
+    compress(copy, wrap)
+    (path,) = copy.glob("chunk-0-2*.bin")
+    data = path.read_bytes()
+    last = bytes(byte ^ 0xFF for byte in data[-60:])
+    path.write_bytes({"cut": data[:-1], "empty": b"", "content": data[:-60] + last}[damage])
+    with pytest.raises(CorruptError, match=r"chunk-0-2.*\.bin"):
+        open_dataset(copy)[COUNT - 1]
+
+
+@pytest.mark.parametrize("position", [0, 8, 12, 20, 24 + 4 * 8 + 4, 24 + 4 * 8 + 8, 24 + 4 * 8 + 16])
+def test_a_damaged_table_of_frames_is_named(copy: Path, position: int) -> None:
+    compress(copy, "batch")
+    data = bytearray((copy / "chunk-0-1.bin").read_bytes())
+    assert int.from_bytes(data[12:16], "little") == 7
+    data[position] ^= 0x01
+    (copy / "chunk-0-1.bin").write_bytes(data)
+    with pytest.raises(CorruptError, match=r"table of frames of .*chunk-0-1\.bin"):
+        open_dataset(copy)
+
+
+def test_a_chunk_of_another_number_of_items_is_named(copy: Path) -> None:
+    compress(copy, "chunk")
+    index = json.loads((copy / "index.json").read_text())
+    index["chunks"][1]["chunk_size"] -= 1
+    (copy / "index.json").write_text(json.dumps(index))
+    with pytest.raises(CorruptError, match=r"table of .*chunk-0-1\.zstd.*\.bin"):
+        open_dataset(copy)[10]
+
+
 @pytest.mark.parametrize("encoding", ["audio:wav", "image:png", "video:mp4", "file:pdf", "text"])
 def test_files_are_fields_of_their_kind(copy: Path, encoding: str) -> None:
     formats = json.loads((copy / "index.json").read_text())["config"]["data_format"]
@@ -94,7 +184,8 @@ def test_items_that_are_tuples_have_numbered_fields(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"compression": "zstd"}, "compressed"),
+        ({"compression": "lz4"}, "compression 'lz4'"),
+        ({"compression": "zstd", "compression_level": "row"}, "'zstd' by 'row'"),
         ({"encryption": {"algorithm": "x"}}, "encrypted"),
         ({"data_format": ["pickle"] * 10}, "'pickle' is not supported"),
         ({"data_format": ["int"] * 3}, "names 10 leaves and has 3"),
@@ -104,7 +195,7 @@ def test_items_that_are_tuples_have_numbered_fields(copy: Path) -> None:
             "another layout",
         ),
     ],
-    ids=["compression", "encryption", "encoding", "count", "spec", "layout"],
+    ids=["compression", "level", "encryption", "encoding", "count", "spec", "layout"],
 )
 def test_what_is_not_supported_is_named(copy: Path, changes: dict, message: str) -> None:
     change(copy, **changes)

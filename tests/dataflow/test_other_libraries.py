@@ -150,11 +150,16 @@ from litdata.streaming.writer import BinaryWriter
 
 with open("samples.pickle", "rb") as file:
     samples = pickle.load(file)
-writer = BinaryWriter("theirs", chunk_bytes=5000)
-for number, sample in enumerate(samples):
-    writer[number] = sample | {"sound": Audio(bytes=sample["sound"]), "clip": Video(bytes=sample["data"] + b"-")}
-writer.done()
-writer.merge()
+wraps = {"plain": {}}
+for level in ("chunk", "batch", "sample"):
+    wraps[level] = {"compression": "zstd", "compression_level": level}
+wraps["batch"]["compression_batch_size"] = 2
+for name, options in wraps.items():
+    writer = BinaryWriter(name, chunk_bytes=5000, **options)
+    for number, sample in enumerate(samples):
+        writer[number] = sample | {"sound": Audio(bytes=sample["sound"]), "clip": Video(bytes=sample["data"] + b"-")}
+    writer.done()
+    writer.merge()
 with open("result.pickle", "wb") as file:
     pickle.dump(None, file)
 """
@@ -164,13 +169,15 @@ def test_litdata_is_read(tmp_path: Path) -> None:
     rows = [{name: value for name, value in sample(number).items() if name != "photo"} for number in range(COUNT)]
     (tmp_path / "samples.pickle").write_bytes(pickle.dumps(rows))
     run(LITDATA, tmp_path)
-    theirs = open_dataset(tmp_path / "theirs")
-    assert len(theirs.index.shards) > 1
-    assert {field_kind(theirs.schema.field(name)) for name in ("sound", "clip")} == {"audio", "video"}
-    for number, row in enumerate(theirs):
-        assert differences(number, row) == []
-        assert row["clip"] == sample(number)["data"] + b"-"
-        assert row.keys() == rows[0].keys() | {"clip"}
+    for wrap in ("plain", "chunk", "batch", "sample"):
+        theirs = open_dataset(tmp_path / wrap)
+        assert len(theirs) == COUNT
+        assert len(theirs.index.shards) > 1
+        assert {field_kind(theirs.schema.field(name)) for name in ("sound", "clip")} == {"audio", "video"}
+        for number, row in enumerate(theirs):
+            assert differences(number, row) == []
+            assert row["clip"] == sample(number)["data"] + b"-"
+            assert row.keys() == rows[0].keys() | {"clip"}
 
 
 DATASETS = """
