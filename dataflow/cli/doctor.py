@@ -38,9 +38,13 @@ _FEW_DESCRIPTORS = 4096
 # crashes while it is loaded is then a finding too.
 _ASK_TORCH = """
 import json, torch
-accelerator = torch.accelerator.current_accelerator() if hasattr(torch, "accelerator") else None
-count = torch.accelerator.device_count() if accelerator else 0
-print(json.dumps([torch.__version__, [f"{accelerator.type}:{i}" for i in range(count)]]))
+if not hasattr(torch, "accelerator"):  # before torch 2.6
+    kind, count = "cuda", torch.cuda.device_count()
+elif torch.accelerator.is_available():
+    kind, count = torch.accelerator.current_accelerator().type, torch.accelerator.device_count()
+else:
+    kind, count = "cpu", 0
+print(json.dumps([torch.__version__, [f"{kind}:{i}" for i in range(count)]]))
 """
 _TORCH_TIMEOUT_S = 120
 _DAEMON_TIMEOUT_S = 5

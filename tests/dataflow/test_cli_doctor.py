@@ -65,6 +65,39 @@ def test_a_torch_that_cannot_be_imported_is_wrong(tmp_path: Path, monkeypatch: p
     assert "libcudart.so is missing" in finding.found
 
 
+OLD_TORCH = """
+__version__ = "2.4.1"
+
+class cuda:
+    device_count = staticmethod(lambda: 2)
+"""
+TORCH_WITHOUT_A_DRIVER = """
+__version__ = "2.7.1"
+
+class accelerator:
+    is_available = staticmethod(lambda: False)
+
+    def device_count():
+        raise RuntimeError("Found no NVIDIA driver on your system")
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "found"),
+    [
+        (OLD_TORCH, "2.4.1, devices: cuda:0, cuda:1"),
+        (TORCH_WITHOUT_A_DRIVER, "2.7.1, devices: cpu only"),
+    ],
+    ids=["before torch.accelerator", "without a driver"],
+)
+def test_devices_are_counted_under_any_torch(
+    module: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch.py").write_text(module)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert doctor._torch() == doctor.Finding("torch", found)
+
+
 def test_a_daemon_that_was_named_and_does_not_answer_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     address = str(tmp_path / "cache.sock")
     assert doctor._daemon([address]).level == "fine"
