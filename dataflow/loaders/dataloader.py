@@ -19,10 +19,10 @@ from dataflow.loaders.collate import _gathers_columns
 from dataflow.loaders.generators import generators_kept
 from dataflow.loaders.iterators import InlineIterator
 from dataflow.loaders.process_iterator import ProcessIterator
-from dataflow.loaders.state import Ledger, is_elastic, load_state, make_state
+from dataflow.loaders.state import Ledger, is_elastic, load_state, make_state, sampler_parts
 from dataflow.loaders.stats import LoaderStats
 from dataflow.loaders.thread_iterator import ThreadIterator
-from dataflow.loaders.torch_private import DatasetKind, dataset_kind
+from dataflow.loaders.torch_private import DatasetKind, dataset_kind, index_sampler
 from dataflow.order import rank_from_environment
 
 __all__ = ["DataLoader"]
@@ -164,6 +164,16 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
     def num_shards(self) -> int:
         """Among how many readers a stream is dealt out."""
         return self.num_workers if self.has_worker_processes else 1
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next `iter()` walk this epoch; frameworks that count epochs tell their loaders.
+
+        Samplers that count epochs are told; of the others' epochs, transforms hear the number.
+        """
+        for part in sampler_parts(index_sampler(self)):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
+        self._ledger.next_epoch = epoch
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the newest iterator stands, counted in batches handed to the caller.

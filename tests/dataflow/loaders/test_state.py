@@ -447,9 +447,28 @@ def test_an_elastic_state_goes_on_with_other_ranks_and_workers():
     assert batches + run(second) + run(second) == expected
 
 
-def test_set_epoch_after_an_epoch_is_what_the_state_says():
+@pytest.mark.parametrize("told", ["loader", "batch_sampler"])
+def test_set_epoch_after_an_epoch_is_what_the_state_says(told):
     data = Numbers(LENGTH)
     loader = DataLoader(data, batch_sampler=ElasticBatchSampler(data, 8, rank=0, world_size=1))
     list(loader)
-    loader.batch_sampler.set_epoch(7)
+    {"loader": loader, "batch_sampler": loader.batch_sampler}[told].set_epoch(7)
     assert loader.state_dict()["sampler"]["epoch"] == 7
+
+
+def test_a_loader_tells_the_epoch_to_a_sampler_inside_of_torchs_batch_sampler():
+    data = Numbers(LENGTH)
+    sampler = DistributedSampler(data, num_replicas=1, rank=0)
+    loader = DataLoader(data, sampler=sampler, batch_size=8)
+    loader.set_epoch(7)
+    assert sampler.epoch == 7
+    list(loader)
+    assert loader.state_dict()["next_epoch"] == 8
+
+
+def test_a_loader_counts_on_from_the_epoch_that_it_was_told():
+    loader = DataLoader(Numbers(LENGTH), batch_size=8)
+    loader.set_epoch(7)
+    assert loader.state_dict()["next_epoch"] == 7
+    list(loader)
+    assert loader.state_dict()["next_epoch"] == 8
