@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from dataflow.loaders.torch_private import pin_memory
+from dataflow.loaders.torch_private import accelerator, pin_memory
 from dataflow.observe.stages import stage
 
 __all__ = ["Staged", "Staging", "map_tensors"]
@@ -45,7 +45,7 @@ class Staging:
     Args:
         device: Where to; None for host memory.
         pins: Whether host memory is to be pinned.
-        pin_device: The accelerator to pin for, where torch names one.
+        pin_device: The accelerator to pin for, where torch names one; by default the one that there is.
     """
 
     def __init__(self, device: torch.device | None, *, pins: bool, pin_device: str | None) -> None:
@@ -110,7 +110,9 @@ class Staging:
 
     def _current_device(self) -> tuple[Any, int | None]:
         """What the thread has to be told: accelerators have a current device for each thread."""
-        backend = self._backend or _backend_of(torch.device(self._pin_device or "cpu"))
+        backend = self._backend
+        if backend is None and self._pins:
+            backend = _backend_of(torch.device(self._pin_device) if self._pin_device else accelerator())
         return backend, backend.current_device() if hasattr(backend, "set_device") else None
 
 

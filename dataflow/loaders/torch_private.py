@@ -19,6 +19,7 @@ __all__ = [
     "DatasetKind",
     "ExceptionWrapper",
     "JOIN_TIMEOUT_S",
+    "accelerator",
     "collate_tensors",
     "collate_with",
     "create_fetcher",
@@ -76,6 +77,11 @@ def set_worker_info(worker_id: int, num_workers: int, seed: int, dataset: Any) -
 def sharding_init_fn(init_fn: Callable[[int], None] | None, world_size: int, rank: int) -> Callable[[int], None]:
     """Return a worker_init_fn that also deals out a data pipe among ranks and workers."""
     return functools.partial(dataloader._sharding_worker_init_fn, init_fn, world_size, rank)
+
+
+def accelerator() -> torch.device | None:
+    """Return what memory is pinned for where a loader names no device; before torch 2.6 that is CUDA."""
+    return torch.accelerator.current_accelerator() if hasattr(torch, "accelerator") else torch.device("cuda")
 
 
 def interpreter_is_leaving() -> bool:

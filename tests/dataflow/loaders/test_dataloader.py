@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -346,23 +347,52 @@ class Pinnable:
         return self
 
 
+@pytest.fixture
+def accelerator(monkeypatch):
+    """An accelerator, as far as anybody looks for one before memory is pinned."""
+    known = torch.accelerator if hasattr(torch, "accelerator") else torch.cuda
+    monkeypatch.setattr(known, "is_available", lambda: True)
+    monkeypatch.setattr(known, "current_accelerator", lambda: torch.device("meta"), raising=False)
+    monkeypatch.setattr(dataflow.loaders.device, "accelerator", lambda: torch.device("meta"))
+
+
+@pytest.mark.usefixtures("accelerator")
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_memory_is_pinned_by_torchs_own_rules(monkeypatch, num_workers):
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("meta"))
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 100)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, device=None: tensor + 100)
     plain = DataLoader(Numbers(3, 600), pin_memory=True, num_workers=num_workers)
     assert [batch[0, 0].item() for batch in plain] == [100, 101, 102]
     custom = DataLoader(Numbers(3, 600), pin_memory=True, num_workers=num_workers, collate_fn=Pinnable)
     assert all(batch.is_pinned for batch in custom)
 
 
+@pytest.mark.usefixtures("accelerator")
+@pytest.mark.parametrize("named", ["meta", None])
+def test_the_thread_that_pins_is_told_which_device_is_current(monkeypatch, named):
+    told = []
+
+    class Meta:
+        @staticmethod
+        def current_device():
+            return 3
+
+        @staticmethod
+        def set_device(index):
+            told.append((index, threading.current_thread() is threading.main_thread()))
+
+    monkeypatch.setattr(torch, "get_device_module", {torch.device("meta"): Meta}.__getitem__)
+    monkeypatch.setattr(dataflow.loaders.device, "pin_memory", lambda batch, device: (batch, device))
+    staging = dataflow.loaders.device.Staging.for_loader(None, pins=True, pin_device=named)
+    assert staging.finish(staging.begin(5)) == (5, named)
+    staging.close()
+    assert told == [(3, False)]
+
+
+@pytest.mark.usefixtures("accelerator")
 def test_errors_of_staging_reach_the_caller(monkeypatch):
     def fail(batch, device):
         raise MemoryError("no pinned memory left")
 
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("meta"))
     monkeypatch.setattr(dataflow.loaders.device, "pin_memory", fail)
     with pytest.raises(MemoryError, match="no pinned memory left"):
         list(DataLoader(Numbers(3), pin_memory=True, num_workers=1))
