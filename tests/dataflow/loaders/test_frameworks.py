@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,9 @@ def run_trainer(folder, rank):
     import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
+    # With `use_cpu` the checkpoints name a device that torch could not load from at first, also without our loader.
+    torch.serialization.register_package(5, lambda storage: None, lambda data, at: data if at == "cpu:0" else None)
+
     class Model(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -192,6 +196,8 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("framework", sorted(JOBS))
 def test_two_ranks_resume_in_the_middle_of_an_epoch(framework, tmp_path):
+    if framework == "trainer" and tuple(map(int, version("torch").split(".")[:2])) < (2, 6):
+        pytest.skip("the Trainer itself resumes with torch 2.6 and later only")
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-P", __file__, framework, str(tmp_path)],
