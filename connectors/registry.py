@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from connectors.errors import BadInputError
 from connectors.objects import split_uri
 from connectors.protocols import Store
 from connectors.wrappers import PrefixStore
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 __all__ = ["open_store"]
 
@@ -59,6 +61,9 @@ def open_store(url: str | os.PathLike[str], **options: Any) -> Store:
 def _find_opener(scheme: str) -> Callable[..., Store]:
     if scheme in _BUILT_IN:
         return _load(_BUILT_IN[scheme])
+    # Imported here: it brings e-mail and zip files, which every start of a cache server would wait for.
+    from importlib.metadata import entry_points
+
     plugins = entry_points(group=_GROUP)
     if scheme in plugins.names:
         return _load_plugin(plugins[scheme])

@@ -1,10 +1,11 @@
+import importlib.metadata
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
 import pytest
 
-from connectors import BadInputError, open_store, registry, run_sync
+from connectors import BadInputError, open_store, run_sync
 from connectors._fsspec import FsspecStore
 from connectors._memory import MemoryStore
 from connectors._object import ObjectStore
@@ -73,7 +74,7 @@ def test_an_option_reaches_the_store():
 class TestPlugins:
     def _install(self, monkeypatch, value):
         plugin = EntryPoint("plugged", value, "dataflow.stores")
-        monkeypatch.setattr(registry, "entry_points", lambda group: EntryPoints([plugin]).select(group=group))
+        monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: EntryPoints([plugin]).select(group=group))
 
     def test_an_entry_point_serves_its_scheme(self, monkeypatch):
         self._install(monkeypatch, "connectors._memory:MemoryStore")
