@@ -1,5 +1,7 @@
 """What opening a dataset asks for: the same few requests, however large it is."""
 
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 
@@ -106,3 +108,26 @@ def test_a_manifest_cannot_name_an_index_elsewhere(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace(f'"{INDEX_NAME}"', f'"../{INDEX_NAME}"'))
     with pytest.raises(CorruptError, match="outside of the dataset"):
         opened((tmp_path / "set").as_uri())
+
+
+PROGRAM = """
+import sys
+
+looked_for = set()
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        looked_for.add(name)
+
+sys.meta_path.insert(0, Watch())
+from dataflow import open_dataset
+numbers = open_dataset(sys.argv[1]).__getitems__([30, 7]).columns["n"]
+print(numbers.tolist(), "dataflow" in looked_for, "pandas" in looked_for)
+"""
+
+
+def test_nobody_waits_for_pandas_to_open_and_read_a_native_dataset(tmp_path: Path) -> None:
+    write(str(tmp_path / "set"), 50)
+    command = [sys.executable, "-P", "-c", PROGRAM, str(tmp_path / "set")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.stderr, ended.stdout) == ("", "[30, 7] True False\n")
