@@ -1,7 +1,7 @@
 """Batches from a real S3 server, cold and warm, beside streaming, litdata, webdataset and a raw client, in one run.
 
     python benchmarks/loader_s3.py [--rounds 3] [--fraction 1] [--only "jpeg bytes" tokens] [--loaders dataflow litdata]
-                                   [--workers 2] [--data FOLDER] [--json FILE]
+                                   [--workers 2] [--latency-ms 30 --connection-mb 90] [--data FOLDER] [--json FILE]
 
 The server is SeaweedFS on loopback, so it takes its share of the same cores. Each loader has the samples of loader.py
 in its own form there, and each measurement a process and a local cache of its own: the loader is made, the first batch
@@ -12,14 +12,19 @@ nothing with it; of three sizes of range the best.
 A figure is the median of the rounds, with the lowest and the highest; rounds go through all loaders in turn. Cold rates
 count the first batch. Requests and bytes are what our cache server counted; the peers do not tell theirs. webdataset
 has no cache by default, so its later epochs are as cold as the first. A loader that gives another number of samples or
-bytes than were stored is said to have failed. CPU seconds are those of all processes, the server's among them, for the
-cold epoch: on a machine that does other things they are steadier than rates.
+bytes than were stored is said to have failed; streaming gives some samples twice and others not, so its bytes may be
+off a little. CPU seconds are those of the cold epoch, by part: the S3 server, our cache server, and the loader with its
+workers. On a machine that does other things they are steadier than rates.
+
+With `--latency-ms` and `--connection-mb` the server is at a distance (`distance.py`): requests arrive so much later, a
+connection carries so many MB/s. Then rates are not limited by the server's share of the cores alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import compileall
 import contextlib
 import datetime as dt
 import functools
@@ -35,7 +40,7 @@ import tempfile
 import time
 import traceback
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -46,6 +51,7 @@ import loader_peers
 import numpy as np
 import psutil
 import torch
+from distance import Distance
 from loader_workloads import BATCH_SIZES, TOKENS, Scale, Source, collate, finish, photograph
 
 from connectors.testing.seaweed import SeaweedServer
@@ -63,6 +69,9 @@ _RAW_RANGES = ((_MIB, 32), (4 * _MIB, 16), (8 * _MIB, 8))
 # A request costs a server about as much as a few megabytes do, so blocks are larger than by default; as many bytes are
 # shuffled with each other.
 _BLOCK_BYTES, _WINDOW_BYTES = 4 * _MIB, 64 * _MIB
+# How far bytes may be off where a loader fills up the parts of its workers with samples that it gave already.
+_BYTES_OFF = 0.002
+_RELAY = "LOADER_S3_RELAY_PID"
 # The folder of each form; the peers' as loader_peers names them.
 _FORMS = {"dataflow": "blocks-4m", "streaming": "mds", "litdata": "litdata", "webdataset": "webdataset"}
 
@@ -81,13 +90,25 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Cpu:
+    """CPU seconds of the S3 server, our cache server, and everything else that was started."""
+
+    store_s: float = 0.0
+    cache_s: float = 0.0
+    loader_s: float = 0.0
+
+    def since(self, before: Cpu) -> Cpu:
+        return Cpu(self.store_s - before.store_s, self.cache_s - before.cache_s, self.loader_s - before.loader_s)
+
+
+@dataclass(frozen=True, slots=True)
 class Round:
     """One measurement."""
 
     first_batch_s: float
     cold_samples_per_s: float
     warm_samples_per_s: float
-    cold_cpu_s: float
+    cold_cpu: Cpu
     requests: int | None
     origin_bytes: int | None
 
@@ -217,35 +238,39 @@ def epoch(loader: Iterable, began_s: float, expected: tuple[int, int]) -> tuple[
         samples += loader_peers.batch_length(batch)
         size_bytes += size_bytes_of(batch)
     ended_s = time.perf_counter() - began_s
-    if (samples, size_bytes) != expected:
+    if samples != expected[0] or abs(size_bytes - expected[1]) > _BYTES_OFF * expected[1]:
         raise RuntimeError(f"{samples:,} samples of {size_bytes:,} bytes came, not {expected[0]:,} of {expected[1]:,}")
     return first_s, ended_s
 
 
 def measure(name: str, workload: str, place: Place, num_workers: int, expected: tuple[int, int]) -> Round:
-    used_s, began_s = cpu_s(), time.perf_counter()
+    used, began_s = cpu(), time.perf_counter()
     loader, stats = LOADERS[name](workload, place, num_workers)
     first_s, cold_s = epoch(loader, began_s, expected)
-    used_s = cpu_s() - used_s
+    used = cpu().since(used)
     origin = stats()["origin"] if stats else {}
     warm_s = min(epoch(loader, time.perf_counter(), expected)[1] for _ in range(2))
     rates = expected[0] / cold_s, expected[0] / warm_s
-    return Round(first_s, *rates, used_s, origin.get("requests"), origin.get("bytes"))
+    return Round(first_s, *rates, used, origin.get("requests"), origin.get("bytes"))
 
 
-def cpu_s() -> float:
-    """CPU seconds so far of what the benchmark has started: its children, among them the store, and our cache server.
+def cpu() -> Cpu:
+    """What the benchmark has started has used so far: its children, among them the store, and our cache server.
 
-    That one has left the family; it is known by the store's credentials in its environment.
+    That one has left the family; it is known by the store's credentials in its environment. The relay is not counted.
     """
-    benchmark, credentials, total = os.getppid(), os.environ["AWS_ACCESS_KEY_ID"], 0.0
+    benchmark, credentials = os.getppid(), os.environ["AWS_ACCESS_KEY_ID"]
+    used = dict.fromkeys(("store", "cache", "loader"), 0.0)
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
+            is_cache = "cache.embedded" in process.cmdline()
             is_ours = benchmark in [parent.pid for parent in process.parents()]
-            if is_ours or process.environ().get("AWS_ACCESS_KEY_ID") == credentials:
+            is_known = is_ours or process.environ().get("AWS_ACCESS_KEY_ID") == credentials
+            if is_known and str(process.pid) != os.environ.get(_RELAY):
+                part = "cache" if is_cache else "store" if process.name() == "weed" else "loader"
                 times = process.cpu_times()
-                total += times.user + times.system + times.children_user + times.children_system
-    return total
+                used[part] += times.user + times.system + times.children_user + times.children_system
+    return Cpu(used["store"], used["cache"], used["loader"])
 
 
 def serve(name: str, arguments: tuple[Any, ...], answer: Connection) -> None:
@@ -339,6 +364,7 @@ def store_data(workload: str, loaders: list[str], folder: Path) -> None:
     from obstore.store import S3Store
 
     store = S3Store(_BUCKET, client_options={"allow_http": True})
+    loader_peers.STORED = sys.maxsize  # all have the same samples here
     for name in loaders:
         if name == "dataflow":
             write_ours(workload, folder)
@@ -395,10 +421,13 @@ def contest(workload: str, names: list[str], folder: Path, options: argparse.Nam
         share = statistics.median(mine / theirs for mine, theirs in zip(cold, raw, strict=False))
         asked = "-" if rounds[0].requests is None else f"{statistics.median(one.requests or 0 for one in rounds):,.0f}"
         got = [(one.origin_bytes or 0) / _MIB for one in rounds]
-        cpu = [one.cold_cpu_s * 1000 / expected[0] for one in rounds]
+        gib = stored_bytes / (1 << 30)
+        parts = [[seconds / gib for seconds in asdict(one.cold_cpu).values()] for one in rounds]
+        cpu_s = " + ".join(f"{statistics.median(part):.1f}" for part in zip(*parts, strict=True))
+        cpu_s += f" = {spread([sum(one) for one in parts], 1)}"
         print(
             f"| {workload} | {name} | {spread([one.first_batch_s for one in rounds], 2)} | {spread(cold)} "
-            f"| {share:.2f} | {spread(cpu, 2)} | {spread(warm)} | {asked} | {statistics.median(got):,.0f} |",
+            f"| {share:.2f} | {cpu_s} | {spread(warm)} | {asked} | {statistics.median(got):,.0f} |",
             flush=True,
         )
     return [
@@ -407,18 +436,37 @@ def contest(workload: str, names: list[str], folder: Path, options: argparse.Nam
     ]
 
 
+@contextlib.contextmanager
+def at_distance(server: SeaweedServer, latency_s: float, connection_bytes_s: float) -> Iterator[None]:
+    """Put the server at a distance for every process started meanwhile, where one is given."""
+    if not latency_s:
+        yield
+        return
+    port = int(server.url.rpartition(":")[2])
+    with Distance(port, latency_s=latency_s, connection_bytes_s=connection_bytes_s) as distance:
+        os.environ.update({"AWS_ENDPOINT_URL": distance.url, _RELAY: str(distance.pid)})
+        yield
+    os.environ["AWS_ENDPOINT_URL"] = server.url
+
+
 def main() -> None:
     """Run and print a table, in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--fraction", type=float, default=1.0)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--latency-ms", type=float, default=0)
+    parser.add_argument("--connection-mb", type=float, default=90)
     parser.add_argument("--only", nargs="*", default=["jpeg bytes", "tokens"])
     parser.add_argument("--loaders", nargs="*", default=list(LOADERS))
     parser.add_argument("--data", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    # As when it is installed: a server that is started does not compile its sources first.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    for package in ("connectors", "cache", "dataflow"):
+        compileall.compile_dir(importlib.util.find_spec(package).submodule_search_locations[0], quiet=1)
     report = []
     with tempfile.TemporaryDirectory(prefix="dataflow-s3-") as scratch, SeaweedServer() as server:
         folder = options.data or Path(scratch)
@@ -428,12 +476,18 @@ def main() -> None:
             prepare(workload, folder, Scale.of(options.fraction))
             store_data(workload, options.loaders, folder)
         load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
-        print(f"{dt.date.today()}, {os.cpu_count()} CPUs, load {load} at the start, {options.workers} workers\n")
-        columns = "first batch s | cold samples/s | of raw | cold CPU s / 1,000 | warm samples/s | requests | MiB"
+        print(f"{dt.date.today()}, {os.cpu_count()} CPUs, load {load} at the start, {options.workers} workers")
+        if options.latency_ms:
+            print(f"{options.latency_ms:g} ms away, {options.connection_mb:g} MB/s a connection")
+        print()
+        columns = (
+            "first batch s | cold samples/s | of raw | CPU s/GiB: S3 + cache + loader | warm samples/s | requests | MiB"
+        )
         print(f"| workload | loader | {columns} |")
         print("|---|---|---|---|---|---|---|---|---|", flush=True)
-        for workload in options.only:
-            report += contest(workload, options.loaders, folder, options)
+        with at_distance(server, options.latency_ms / 1000, options.connection_mb * 1e6):
+            for workload in options.only:
+                report += contest(workload, options.loaders, folder, options)
         print(f"\nload at the end {', '.join(f'{one:.1f}' for one in os.getloadavg())}")
     if options.json:
         options.json.write_text(json.dumps(report, indent=1))
