@@ -12,15 +12,15 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cache
 from itertools import islice
 from pathlib import Path
 
-from connectors.objects import ObjectMeta
+from connectors.objects import ObjectMeta, split_uri
 
-__all__ = ["create_partial", "file_version", "is_partial", "sweep_partials", "walk_files"]
+__all__ = ["create_partial", "file_version", "has_changed_folders", "is_partial", "sweep_partials", "walk_files"]
 
 _PARTIAL_PREFIX, _PARTIAL_SUFFIX = ".", ".dataflow-partial"
 
@@ -78,6 +78,28 @@ def sweep_partials(folder: str | os.PathLike[str], *, recursive: bool = True) ->
                 finally:
                     os.close(descriptor)
     return swept
+
+
+def has_changed_folders(url: str, names: Iterable[str], *, since: str) -> bool:
+    """Say whether files came into or left the folders of some files after another file was put in its place.
+
+    No folder is listed. Now and then the answer is yes without need: a clock has its steps.
+
+    Args:
+        url: What the names are relative to; where it is not `file://`, the answer is no.
+        names: The files.
+        since: URL of the other file; as `url`.
+    """
+    if not (url.startswith("file://") and since.startswith("file://")):
+        return False
+    root = Path("/" + split_uri(url)[1])
+    parents = {Path(name) for name in set(map(os.path.dirname, names))}
+    folders = {root / folder for parent in parents for folder in (parent, *parent.parents)}
+    try:
+        put_ns = os.stat("/" + split_uri(since)[1]).st_ctime_ns  # a rename changes no mtime
+        return any(os.stat(folder).st_mtime_ns > put_ns for folder in {root, *folders})
+    except OSError:  # a folder is gone, say
+        return True
 
 
 @cache

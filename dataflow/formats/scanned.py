@@ -8,6 +8,9 @@ A sidecar beside the data is believed after a look at the versions of a few of i
 is found when it is read, because every read asks for the version that was scanned. One that does not hold is said so in
 the log and brought up to date in the cache folder. What `dataflow index` was told to write elsewhere, and does not
 hold, is refused: who names an index wants that one.
+
+Files that were added are no part of the data set: it is what was indexed, so that a job which is resumed goes on with
+the same samples. Where that costs a look at some folders (`file://`), the log says that there are more.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import numpy as np
 import xxhash
 
 from connectors.errors import BadInputError, CorruptError, NotFoundError
+from connectors.folders import has_changed_folders
 from connectors.objects import join_uri
 from dataflow.formats.sidecar import FileScan, Sidecar, known_parts, make_sidecar
 from dataflow.index import kept
@@ -168,7 +172,7 @@ def open_indexed(place: Place, formats: Sequence[Format]) -> Source | None:
         )
         place.outdated = sidecar
         return None
-    return _believed(place, formats, sidecar)
+    return _believed(place, formats, sidecar, uri)
 
 
 def open_given(place: Place, formats: Sequence[Format], location: str, reader: BlockReader) -> Source:
@@ -194,14 +198,26 @@ def open_given(place: Place, formats: Sequence[Format], location: str, reader: B
             f"{location} is not the index of {place.url} as it is now: {changed}; write it again with `dataflow index`",
             uri=location,
         )
-    source = _believed(place, formats, sidecar)
+    source = _believed(place, formats, sidecar, location)
     assert source is not None
     return source
 
 
-def _believed(place: Place, formats: Sequence[Format], sidecar: Sidecar) -> Source | None:
+def _believed(place: Place, formats: Sequence[Format], sidecar: Sidecar, uri: str) -> Source | None:
     """Open a place by a sidecar that holds; a folder by its listing."""
     form = scanned_format(formats, sidecar.format)
+    names = sidecar.shards.names.to_pylist()
+    if has_changed_folders(place.url, names, since=uri):
+        files = place.files if form is None else form.files(place)
+        if added := sorted({meta.key for meta in files} - {SIDECAR_NAME, *names}):
+            logger.warning(
+                "%d files at %s were added after the index %s was written (%s, ...) and are left out: "
+                "run `dataflow index --resume` to take them in",
+                len(added),
+                place.url,
+                uri,
+                added[0],
+            )
     if form is not None:
         return form.source(sidecar.index(place.root), sidecar.schema, sidecar.facts)
     place.files = sidecar.listing()

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 import uuid
 from pathlib import Path
@@ -172,6 +173,59 @@ def test_resume_scans_what_is_new_and_without_it_everything(place: Path, scanned
     assert (grown.num_files, grown.num_scanned) == (6, 1)
     assert build_index(place, workers=0).num_scanned == 6
     assert numbers(open_dataset(place)) == list(range(6 * ROWS))
+
+
+def set_times(index: Path, *, older: list[Path], newer: list[Path]) -> None:
+    """Make folders older and newer than an index, whatever the steps of the clock are."""
+    put_ns = index.stat().st_ctime_ns
+    for folders, ns in ((older, put_ns - 1), (newer, put_ns + 1)):
+        for folder in folders:
+            os.utime(folder, ns=(ns, ns))
+
+
+@pytest.mark.parametrize("name", ["5.jsonl", "below/5.jsonl", "below/more/5.jsonl"])
+@pytest.mark.parametrize("beside", [True, False])
+def test_files_that_were_added_are_left_out_and_said_so(
+    place: Path, name: str, beside: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders = [place, place / "below"]
+    (place / "below").mkdir()
+    (place / "4.jsonl").rename(place / "below" / "4.jsonl")
+    out = None if beside else tmp_path / "elsewhere.arrow"
+    build_index(place, out=out)
+    changed = place if name == "5.jsonl" else place / "below"
+    (place / name).parent.mkdir(exist_ok=True)
+    (place / name).write_bytes(content(5))
+    (place / name).with_name("notes.md").write_text("no data")
+    folders.remove(changed)
+    set_times(out or place / SIDECAR_NAME, older=folders, newer=[changed])
+    assert numbers(open_dataset(place, index=out)) == list(range(FILES * ROWS))
+    assert f"1 files at {place.as_uri()} were added" in caplog.text
+    assert f"({name}, ...) and are left out: run `dataflow index --resume`" in caplog.text
+    build_index(place, out=out, resume=True)
+    caplog.clear()
+    assert sorted(numbers(open_dataset(place, index=out))) == list(range(6 * ROWS))
+    assert not caplog.text
+
+
+def test_pictures_that_were_added_to_a_folder_are_said_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "set" / "cat").mkdir(parents=True)
+    (tmp_path / "set" / "cat" / "1.png").write_bytes(b"1")
+    build_index(tmp_path / "set")
+    (tmp_path / "set" / "cat" / "2.png").write_bytes(b"2")
+    set_times(tmp_path / "set" / SIDECAR_NAME, older=[tmp_path / "set"], newer=[tmp_path / "set" / "cat"])
+    assert len(open_dataset(tmp_path / "set")) == 1
+    assert "(cat/2.png, ...) and are left out" in caplog.text
+
+
+def test_a_folder_that_has_not_changed_is_not_listed(place: Path) -> None:
+    build_index(place)
+    set_times(place / SIDECAR_NAME, older=[place], newer=[])
+    _, reader = counted(place.as_uri())
+    assert not reader.listed
+    set_times(place / SIDECAR_NAME, older=[], newer=[place])
+    _, reader = counted(place.as_uri())
+    assert reader.listed == [place.as_uri()]
 
 
 def test_an_index_that_does_not_hold_is_said_so_and_brought_up_to_date(
