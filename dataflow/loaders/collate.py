@@ -54,6 +54,7 @@ class Fetch:
         memory: Where large batches are made.
         epoch: What random transforms depend on beside the sample.
         bad_samples: What to do about samples that cannot be read; None raises.
+        may_join: Whether several batches may be made at once, and so be late together.
 
     Attributes:
         sieve: Knows the bad samples, where there is a policy.
@@ -71,6 +72,7 @@ class Fetch:
         memory: Memory,
         epoch: int,
         bad_samples: BadSamples | None,
+        may_join: bool,
     ) -> None:
         self._dataset = dataset
         self._epoch = epoch
@@ -81,7 +83,8 @@ class Fetch:
         self._is_native = native and _is_default_collate(collate_fn)
         self.sieve: Sieve | None = None
         self._make: Callable[[Any], Any] = self._gather if self._is_native else self._torch.fetch
-        self.joins = self._is_native and bad_samples is None and getattr(dataset, "is_rowwise", False)
+        joins = may_join and self._is_native and bad_samples is None
+        self.joins = joins and getattr(dataset, "is_rowwise", False)
         if bad_samples is not None:
             self.sieve = Sieve(bad_samples, make=self._make, probe=self._probe, num_samples=len(dataset))
             self._make = self.sieve.make_batch if auto_collation else self.sieve.make_sample

@@ -1,10 +1,10 @@
 """How many batches to ask each worker for ahead of the caller.
 
 As many as `prefetch_factor` says, until the caller is found waiting again and again for batches that are small. What a
-batch costs is then less its making than the waking of a worker and of the trainer for it, which takes long on a busy
-machine. With more batches asked for, a worker goes from one to the next, and whoever wakes finds several.
+batch costs is then less its making than the message for it, and the waking of a worker and of the trainer. With more
+batches asked for, and several by each message, a worker goes from one to the next and whoever wakes finds several.
 
-    every so many batches: did the caller wait, and are they small? -> twice as many
+    every so many messages: did the caller wait, and are batches small? -> twice as many
 
 More is only asked for where nobody can tell: of samplers that draw the same however early they are drawn from, and not
 of data that comes through a cache, where ranks that read further apart need more of its ring.
@@ -14,15 +14,15 @@ from __future__ import annotations
 
 __all__ = ["AHEAD_BYTES", "MAX_DEPTH", "Depth"]
 
-MAX_DEPTH = 16
+MAX_DEPTH = 32
 # Of one worker, beyond what `prefetch_factor` asks for.
 AHEAD_BYTES = 8 << 20
-# How many batches are looked at, and in how many of them a caller who is kept waiting has waited: not in each, since
-# several arrive at a time.
-_BATCHES = 16
-# In how many messages what is asked of a worker is at least.
-_MESSAGES = 2
+# How many messages of batches are looked at, and in how many of them a caller who is kept waiting has waited: not in
+# each, since several arrive at a time.
+_LOOK_MESSAGES = 16
 _WAITS = 4
+# In how many messages what is asked of a worker is at least, so that there is always some in the making.
+_MESSAGES = 2
 
 
 class Depth:
@@ -53,7 +53,7 @@ class Depth:
         """The caller got a batch of so many bytes; return by how much the number has grown."""
         self._delivered += 1
         self._largest_bytes = max(self._largest_bytes, size_bytes)
-        if self._delivered < _BATCHES:
+        if self._delivered < _LOOK_MESSAGES * self.at_once:
             return 0
         is_kept_waiting = self._waits >= _WAITS
         self._delivered = self._waits = 0
@@ -61,5 +61,5 @@ class Depth:
         if not self._may_grow or not is_kept_waiting or grown * self._largest_bytes > AHEAD_BYTES:
             return 0
         more, self.batches = max(0, grown - self.batches), max(grown, self.batches)
-        self.at_once = max(1, self.batches // _MESSAGES)  # so that there is always some in the making
+        self.at_once = max(1, self.batches // _MESSAGES)
         return more

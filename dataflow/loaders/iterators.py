@@ -168,7 +168,7 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
             self._sampler_iter = itertools.chain(after, self._sampler_iter)
             progress.finished = not after
 
-    def _fetch_maker(self) -> Callable[[], Fetch]:
+    def _fetch_maker(self, *, may_join: bool = False) -> Callable[[], Fetch]:
         """Return what makes fetches for threads of this process, one for each; it does not refer to the iterator."""
         kind, dataset = self._dataset_kind, self._dataset
         options = {
@@ -177,6 +177,7 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
             "drop_last": self._drop_last,
             "epoch": self._progress.epoch,
             "bad_samples": self._bad_samples,
+            "may_join": may_join,
         }
         return lambda: Fetch(kind, dataset, memory=Recycler(), **options)
 

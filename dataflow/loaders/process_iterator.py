@@ -156,6 +156,7 @@ class ProcessIterator(AheadIterator):
             bad_samples=self._bad_samples,
             trainer_pid=os.getpid(),
             reports_generators=self._restarts_workers,
+            may_join=self._deadline_s == math.inf,
             max_slots=max(self._prefetch_factor, MAX_DEPTH) + HELD_SLOTS + _SPARE_SLOTS,
             max_free_slots=self._prefetch_factor + _SPARE_SLOTS,
         )

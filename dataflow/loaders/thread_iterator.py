@@ -86,7 +86,7 @@ class ThreadIterator(AheadIterator):
 
     def _start(self) -> Threads:
         progress = self._progress
-        make_fetch = self._fetch_maker()
+        make_fetch = self._fetch_maker(may_join=self._deadline_s == math.inf)
         if not self._is_iterable:
             return Threads(self._num_workers, make_fetch)
         if not is_stateful(self._dataset):

@@ -28,7 +28,7 @@ from dataflow.loaders.channel import Channel
 from dataflow.loaders.collate import Fetch, collate_into_slots
 from dataflow.loaders.depth import AHEAD_BYTES
 from dataflow.loaders.generators import GeneratorStates, GeneratorWatch, seed_worker
-from dataflow.loaders.pace import Pace
+from dataflow.loaders.pace import PARCEL_S, Pace
 from dataflow.loaders.packing import Parcel, pack
 from dataflow.loaders.recycling import keep_freed_memory
 from dataflow.loaders.slots import NewSlot, Notices, Placement, SlotPool
@@ -66,6 +66,7 @@ class Job:
     Attributes:
         trainer_pid: The process whose end is theirs.
         reports_generators: Whether results say where the global generators are.
+        may_join: Whether several batches may be made at once.
         max_slots: Limit on the slots of one worker.
         max_free_slots: Free slots that one worker keeps.
         bad_samples: What to do about samples that cannot be read.
@@ -85,6 +86,7 @@ class Job:
     bad_samples: BadSamples | None
     trainer_pid: int
     reports_generators: bool
+    may_join: bool
     max_slots: int
     max_free_slots: int
 
@@ -307,6 +309,7 @@ class _Worker:
                 memory=self._pool,
                 epoch=begin.number,
                 bad_samples=job.bad_samples,
+                may_join=job.may_join,
             )
             if begin.dataset_state is None:
                 self._fetch.skip(begin.skip)
@@ -324,12 +327,13 @@ class _Worker:
 
     def _work(self, tasks: list[Task]) -> None:
         began_s = time.perf_counter()
-        outcomes = self._make_together(tasks) or [self._make(task.index) for task in tasks]
+        outcomes = self._make_together(tasks) or self._make_some(tasks, began_s + PARCEL_S)
         with stage("handover"):
             slots: dict[int, int] = {}
-            made = [self._pack(task, *outcome, slots) for task, outcome in zip(tasks, outcomes, strict=True)]
+            made = [self._pack(task, *outcome, slots) for task, outcome in zip(tasks, outcomes, strict=False)]
             del outcomes
-            self._pace.made(len(tasks), time.perf_counter() - began_s, sum(slots.values()))
+            self._orders.extendleft(reversed(tasks[len(made) :]))
+            self._pace.made(len(made), time.perf_counter() - began_s, sum(slots.values()))
             self._send(made, slots)
 
     def _make_together(self, tasks: list[Task]) -> list[_Outcome] | None:
@@ -340,6 +344,15 @@ class _Worker:
             return [_Outcome(Status.BATCH, batch, []) for batch in self._fetch.together([task.index for task in tasks])]
         except Exception:  # one by one they tell which of them is to blame
             return None
+
+    def _make_some(self, tasks: list[Task], until_s: float) -> list[_Outcome]:
+        """Return what became of the first tasks; when it takes too long, the others wait until these are sent."""
+        outcomes: list[_Outcome] = []
+        for task in tasks:
+            outcomes.append(self._make(task.index))
+            if time.perf_counter() > until_s:
+                break
+        return outcomes
 
     def _make(self, index: Any) -> _Outcome:
         """Return what became of a task."""

@@ -1,6 +1,7 @@
 """How many batches are handed over together, and that nobody can tell by what arrives."""
 
 import random
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch.utils.data import Dataset
 
 from dataflow import ShardWriter, open_dataset, tensor_field
 from dataflow.loaders import DataLoader
+from dataflow.loaders.collate import Fetch
 from dataflow.loaders.pace import MAX_BATCHES, PARCEL_BYTES, PARCEL_S, Pace
 from dataflow.loaders.process_iterator import ProcessIterator
 from dataflow.loaders.testing import Failing, Numbers
@@ -158,3 +160,24 @@ def test_threads_gather_several_batches_by_one_call(together, native, monkeypatc
     assert sorted(int(batch["values"][0, 0]) for batch in iterator) == list(range(0, 1200, 3))
     assert sum(calls) == 400
     assert max(calls) > 1
+
+
+class Slow(Numbers):
+    """Numbers that take longer than batches wait for each other."""
+
+    def __getitem__(self, index):
+        time.sleep(1.5 * PARCEL_S)
+        return super().__getitem__(index)
+
+
+def test_batches_that_take_long_do_not_wait_for_each_other(together):
+    loader = DataLoader(Slow(20), num_workers=1, prefetch_factor=8)
+    assert [int(batch[0, 0]) for batch in loader] == list(range(20))
+    assert set(together) == {1}
+
+
+@pytest.mark.parametrize("workers", ["process", "thread"])
+def test_batches_with_a_deadline_are_made_one_by_one(together, native, monkeypatch, workers):
+    monkeypatch.setattr(Fetch, "together", None)
+    loader = DataLoader(native, num_workers=1, workers=workers, prefetch_factor=8, worker_deadline_s=100)
+    assert len(list(loader)) == 400
