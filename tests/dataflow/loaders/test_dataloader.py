@@ -156,6 +156,21 @@ def test_every_second_of_the_loop_is_accounted_for(clock):
     assert stats.counts == {"samples.read": 6}
 
 
+class Read(Numbers):
+    """Numbers whose bytes come from two places."""
+
+    def __getitem__(self, index):
+        with stage("fetch.ram" if index % 2 else "fetch.origin"):
+            return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_reads_are_told_apart_by_where_they_came_from(num_workers):
+    loader = DataLoader(Read(4), num_workers=num_workers)
+    list(loader)
+    assert list(loader.stats().seconds)[:4] == ["fetch", "fetch.origin", "fetch.ram", "decode"]
+
+
 def test_a_loop_left_early_does_not_count_what_comes_after_as_model(clock):
     loader = DataLoader(Numbers(6))
     for _ in loader:
