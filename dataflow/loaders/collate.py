@@ -77,6 +77,7 @@ class Fetch:
         self._dataset = dataset
         self._epoch = epoch
         self._collate_fn = collate_into(memory) if collate_fn is default_collate else collate_fn
+        self._memory = memory
         self._allocate = allocate_from(memory)
         self._torch = create_fetcher(kind, dataset, auto_collation, self._collate, drop_last)
         native = kind == DatasetKind.Map and auto_collation and _gathers_columns(dataset)
@@ -106,7 +107,7 @@ class Fetch:
         """
         ends = [0, *accumulate(map(len, indices))]
         with stage("fetch"), reading_epoch(self._epoch):
-            columns = self._dataset.get_batch([*chain(*indices)], self._allocate)
+            columns = self._dataset.get_batch([*chain(*indices)], allocate_from(self._memory, batches=len(indices)))
             with stage("collate"):
                 return [
                     {name: _as_collated(column[start:stop]) for name, column in columns.items()}
@@ -146,12 +147,15 @@ class Memory(Protocol):
         ...
 
 
-def allocate_from(memory: Memory) -> Allocate:
-    """Return a function that gives such memory, or fresh one for small fields and where there is none to be had."""
+def allocate_from(memory: Memory, batches: int = 1) -> Allocate:
+    """Return a function that gives such memory, or fresh one for small fields and where there is none to be had.
+
+    Who keeps the small fields of batches, such as labels, does not keep the memory of the large ones.
+    """
 
     def allocate(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:  # noqa: ARG001
         size_bytes = math.prod(shape) * dtype.itemsize
-        block = memory.allocate(size_bytes) if size_bytes >= DIVERT_BYTES else None
+        block = memory.allocate(size_bytes) if size_bytes >= DIVERT_BYTES * batches else None
         return np.empty(shape, dtype) if block is None else block.view(dtype).reshape(shape)
 
     return allocate

@@ -186,7 +186,7 @@ def _reduce_tensor(tensor: torch.Tensor, placer: _Placer) -> Any:
     if size_bytes and tensor.is_contiguous() and _travels_alone(tensor.untyped_storage().nbytes(), size_bytes):
         dtype = _NAMES.get(tensor.dtype)
         if dtype is not None and not tensor.requires_grad:  # nearly all that a collate function makes
-            place = placer.find(tensor.data_ptr(), size_bytes)
+            place = placer.find(tensor.data_ptr(), size_bytes) if size_bytes >= DIVERT_BYTES else None
             if place is not None:
                 return _rebuild_placed, (place.slot, place.offset, dtype, tuple(tensor.shape))
             return _rebuild_whole, (_buffer(tensor), dtype, tuple(tensor.shape))

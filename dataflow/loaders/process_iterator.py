@@ -238,7 +238,8 @@ class ProcessIterator(AheadIterator):
         self._meter.add(result.seconds, result.counts)
         self._generators[worker.id] = result.generators or self._generators[worker.id]
         size_bytes = sum(result.slots.values()) // len(result.made)
-        arrival = _Arrival(Leases(worker.slots, result.slots), size_bytes, result.dataset_state)
+        leases = Leases(worker.slots, result.slots, shared=len(result.made) > 1)
+        arrival = _Arrival(leases, size_bytes, result.dataset_state)
         if result.epoch != self._epoch:
             return
         self._restarts[worker.id] = 0

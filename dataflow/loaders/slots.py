@@ -17,8 +17,9 @@ and a trainer that forks a child while it holds a batch (the child sees the same
 forgotten on both sides instead of reused).
 
 A caller who keeps batches keeps slots. Past `HELD_SLOTS` or `HELD_BYTES` per iterator a large batch takes its slot with
-it for good, which is retired and replaced by a new one, and a small batch is copied out. So a worker always finds a
-slot after at most `prefetch_factor + HELD_SLOTS` of them, and nobody ever waits for the caller to let go.
+it for good, which is retired and replaced by a new one, and a batch that is small or shares its slot is copied out. So
+a worker always finds a slot after at most `prefetch_factor + HELD_SLOTS` of them, and nobody ever waits for the caller
+to let go.
 """
 
 from __future__ import annotations
@@ -303,8 +304,8 @@ class SlotMap:
         for number in numbers:
             self._memory.pop(number, None)
 
-    def lease(self, number: int, size_bytes: int) -> Lease:
-        """Lend the slot's memory to a batch.
+    def lease(self, number: int, size_bytes: int, *, shared: bool) -> Lease:
+        """Lend the slot's memory to a batch, or to several that share it.
 
         When the memory of the lease and everything that was made from it have died, the worker gets the slot back.
         """
@@ -313,7 +314,7 @@ class SlotMap:
         memory: Bytes = np.frombuffer(self._memory[number], np.uint8)
         holdings = self._holdings
         keep = holdings.has_room(size_bytes)
-        if not keep and size_bytes >= GIVE_BYTES and len(holdings.given) < GIVEN_SLOTS:
+        if not keep and not shared and size_bytes >= GIVE_BYTES and len(holdings.given) < GIVEN_SLOTS:
             holdings.given.add(Watch(memory, holdings.given.discard))
             self._retire(number)
             return Lease(memory, keep=True)
@@ -359,17 +360,20 @@ class Leases:
     Args:
         slots: The trainer's side of the worker's slots.
         used_bytes: By number of slot.
+        shared: Whether there are several parcels: who keeps one of them would keep the memory of all.
     """
 
-    def __init__(self, slots: SlotMap, used_bytes: dict[int, int]) -> None:
+    def __init__(self, slots: SlotMap, used_bytes: dict[int, int], *, shared: bool) -> None:
         self._slots = slots
+        self._shared = shared
         self._waiting = used_bytes
         self._lent: dict[int, Lease] = {}
 
     def __getitem__(self, number: int) -> Lease:
         lease = self._lent.get(number)
         if lease is None:
-            lease = self._lent[number] = self._slots.lease(number, self._waiting.pop(number))
+            lease = self._slots.lease(number, self._waiting.pop(number), shared=self._shared)
+            self._lent[number] = lease
         return lease
 
     def __del__(self) -> None:

@@ -4,6 +4,7 @@ import random
 import time
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch.utils.data import DataLoader as TorchLoader
@@ -120,8 +121,6 @@ def test_batches_that_nobody_wants_give_their_slots_back(together):
 @pytest.fixture
 def native(tmp_path):
     values = np.arange(1200, dtype=np.uint16).reshape(400, 3)
-    import pyarrow as pa
-
     fields = [tensor_field("values", "uint16", (3,)), pa.field("name", pa.string())]
     with ShardWriter(tmp_path / "data", pa.schema(fields)) as writer:
         for number, row in enumerate(values):
@@ -181,3 +180,16 @@ def test_batches_with_a_deadline_are_made_one_by_one(together, native, monkeypat
     monkeypatch.setattr(Fetch, "together", None)
     loader = DataLoader(native, num_workers=1, workers=workers, prefetch_factor=8, worker_deadline_s=100)
     assert len(list(loader)) == 400
+
+
+def test_who_keeps_small_fields_keeps_no_slots(together, tmp_path):
+    schema = pa.schema([tensor_field("row", "float32", (600,)), pa.field("label", pa.int64())])
+    with ShardWriter(tmp_path / "data", schema) as writer:
+        for number in range(400):
+            writer.write({"row": np.full(600, number, np.float32), "label": number})
+    loader = DataLoader(open_dataset(tmp_path / "data"), batch_size=2, num_workers=1, prefetch_factor=8)
+    iterator = iter(loader)
+    labels = [batch["label"] for batch in iterator]
+    assert torch.cat(labels).tolist() == list(range(400))
+    assert not iterator._crew._holdings.ring
+    assert max(together) > 1

@@ -23,7 +23,7 @@ def send(batch, max_slots=50):
     assert not dropped
     for slot, fd in zip(new, fds, strict=True):
         slots.adopt(slot, fd)
-    return parcel, Leases(slots, used)
+    return parcel, Leases(slots, used, shared=False)
 
 
 def travel(batch, max_slots=50):

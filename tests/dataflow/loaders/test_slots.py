@@ -32,7 +32,7 @@ class Pair:
         self.holdings = Holdings()
         self.map = SlotMap(self.holdings)
 
-    def send(self, batch):
+    def send(self, batch, *, shared=False):
         """Pack a batch, ship it, and return it as the trainer gets it."""
         used = {}
         parcel = pack(batch, self.pool, used)
@@ -41,7 +41,7 @@ class Pair:
         for slot, fd in zip(new, fds, strict=True):
             self.map.adopt(slot, fd)
         self.map.forget(dropped)
-        return unpack(parcel, Leases(self.map, used))
+        return unpack(parcel, Leases(self.map, used, shared=shared))
 
     def return_slots(self):
         self.pool.take_back(self.map.notices())
@@ -148,7 +148,7 @@ def test_a_slot_that_the_worker_still_refers_to_is_not_used_again():
     parcel = pack(torch.from_numpy(inside), pair.pool, used)
     new, _, fds = pair.pool.ship(used)
     pair.map.adopt(new[0], fds[0])
-    unpack(parcel, Leases(pair.map, used))
+    unpack(parcel, Leases(pair.map, used, shared=False))
     pair.return_slots()
     assert (pair.send(torch.full((8000,), 2, dtype=torch.uint8)) == 2).all()
     assert (inside == 1).all()
@@ -206,6 +206,18 @@ def test_what_a_forked_child_sees_never_changes():
     may_read.set()
     assert receiver.recv() == [1]
     child.join()
+
+
+def test_a_batch_beyond_the_limit_that_shares_its_slot_is_copied_out(monkeypatch, mapped):
+    monkeypatch.setattr(slots, "HELD_SLOTS", 1)
+    monkeypatch.setattr(slots, "GIVE_BYTES", 10_000)
+    pair = Pair()
+    kept = []
+    for tag in range(6):
+        kept.append(pair.send(tagged(tag, 5000), shared=True))
+        pair.return_slots()
+    assert mapped() == 4  # the slot that is held, and one more that all the others came in; on both sides
+    assert [int(batch[0]) for batch in kept] == list(range(6))
 
 
 def test_an_unknown_notice_is_a_bug_not_a_shrug():
