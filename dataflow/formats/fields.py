@@ -45,7 +45,7 @@ def image_field(name: str) -> pa.Field:
 
 
 def audio_field(name: str) -> pa.Field:
-    """Declare encoded sound (FLAC, MP3, Ogg, WAV); samples carry the `bytes` of a file, for `DecodeAudio`."""
+    """Declare encoded sound (FLAC, M4A, MP3, Ogg, WAV); samples carry the `bytes` of a file, for `DecodeAudio`."""
     return media_field(name, "audio")
 
 

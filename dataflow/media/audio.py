@@ -1,4 +1,4 @@
-"""From the bytes of a sound file to samples, by libsndfile: WAV, FLAC, Ogg (Vorbis, Opus) and MP3.
+"""From the bytes of a sound file to samples, by libsndfile: WAV, FLAC, Ogg (Vorbis, Opus) and MP3. M4A goes to FFmpeg.
 
 `open_audio` reads the header; `EncodedAudio.decode` then seeks to what is wanted and decodes that alone (Vorbis is
 decoded from its front on). A file that is shorter than it says is an error, never a shorter sound; damage inside is
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from connectors.errors import BadInputError, CorruptError
 from dataflow.media.containers import insist_on_whole
+from dataflow.media.m4a import DecodedFile
 from dataflow.media.sniffing import sniff
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def open_audio(data: bytes | bytearray | memoryview) -> EncodedAudio:
     """Read the header of a sound file.
 
     Raises:
-        CorruptError: It is none, or cut off.
+        CorruptError: It is none, cut off, or (M4A, which is decoded whole) too long.
         BadInputError: The package that decodes is not installed.
     """
     soundfile, view = insist_on_soundfile(), memoryview(data)
@@ -91,8 +92,11 @@ def open_audio(data: bytes | bytearray | memoryview) -> EncodedAudio:
         raise CorruptError(f"not readable audio: it looks like {codec.name}")
     try:
         insist_on_whole(view)
-        file = soundfile.SoundFile(io.BytesIO(view))
+        is_m4a = codec is not None and codec.name == "m4a"
+        file = DecodedFile(view) if is_m4a else soundfile.SoundFile(io.BytesIO(view))
     except (CorruptError, RuntimeError, ValueError) as error:
+        if isinstance(error, BadInputError):  # the package for this one is missing
+            raise
         raise CorruptError(f"not readable audio: {error}") from error
     return EncodedAudio(file.samplerate, file.channels, file.frames, file)
 

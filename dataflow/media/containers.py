@@ -4,7 +4,7 @@
 |---|---|
 | RIFF (wav, avi, webp) | the length of every chunk, and of all |
 | Ogg | every page, and that the last one is marked as the last |
-| MP4, QuickTime | the length of every outer box |
+| MP4, M4A, QuickTime | the length of every outer box |
 | Matroska, WebM | the length of the segment |
 | GIF | every block, and the end mark |
 
@@ -134,6 +134,7 @@ def _gif_colours(data: memoryview, offset: int) -> int:
 _CHECKS: dict[str, Callable[[memoryview], None]] = {
     "avi": _riff,
     "gif": _gif,
+    "m4a": _boxes,
     "mkv": _segment,
     "mov": _boxes,
     "mp4": _boxes,

@@ -31,6 +31,7 @@ class Codec(NamedTuple):
 
 _CODECS = {
     Codec("audio", "flac"): (".flac",),
+    Codec("audio", "m4a"): (".m4a",),
     Codec("audio", "mp3"): (".mp3",),
     Codec("audio", "ogg"): (".oga", ".ogg", ".opus"),
     Codec("audio", "wav"): (".wav",),
@@ -74,7 +75,9 @@ def sniff(data: bytes | bytearray | memoryview) -> Codec | None:
         return None if b"\x80theora" in head else Codec("audio", "ogg")
     if head[:4] == b"\x1aE\xdf\xa3":
         return Codec("video", "webm" if b"webm" in head[:64] else "mkv")
-    if head[4:8] == b"ftyp" and head[8:11] != b"M4A":
+    if head[4:8] == b"ftyp":
+        if head[8:11] in (b"M4A", b"M4B"):
+            return Codec("audio", "m4a")
         return Codec("video", "mov" if head[8:12] == b"qt  " else "mp4")
     return Codec("audio", "mp3") if _is_mpeg_audio(head) else None
 

@@ -170,5 +170,7 @@ def insist_on_av() -> ModuleType:
     try:
         import av
     except ImportError as missing:
-        raise BadInputError(f"video is decoded by PyAV: pip install 'tiered-dataflow[media]' ({missing})") from missing
+        raise BadInputError(
+            f"video and M4A are decoded by PyAV: pip install 'tiered-dataflow[media]' ({missing})"
+        ) from missing
     return av

@@ -33,13 +33,28 @@ def sound(number: int, frames: int = 200, channels: int = 2) -> npt.NDArray[np.f
 
 
 def encode_audio(samples: npt.NDArray[np.float32], codec: str = "flac", rate_hz: int = 16000) -> bytes:
-    """Return `(channels, frames)` as a file: flac, mp3, ogg, opus, rf64 or wav."""
+    """Return `(channels, frames)` as a file: flac, m4a, mp3, ogg, opus, rf64 or wav."""
     import soundfile
 
     file = io.BytesIO()
+    if codec == "m4a":
+        _encode_aac(file, samples, rate_hz)
+        return file.getvalue()
     container, subtype = ("ogg", "opus") if codec == "opus" else (codec, None)
     soundfile.write(file, samples.T, rate_hz, format=container, subtype=subtype)
     return file.getvalue()
+
+
+def _encode_aac(file: io.BytesIO, samples: npt.NDArray[np.float32], rate_hz: int) -> None:
+    import av
+
+    with av.open(file, "w", format="ipod") as output:
+        layout = "mono" if len(samples) == 1 else "stereo"
+        stream: Any = output.add_stream("aac", rate=rate_hz, layout=layout)
+        whole: Any = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="fltp", layout=layout)
+        whole.sample_rate, whole.pts = rate_hz, 0
+        output.mux(stream.encode(whole))
+        output.mux(stream.encode(None))
 
 
 def frames(count: int, height: int = 16, width: int = 32) -> npt.NDArray[np.uint8]:

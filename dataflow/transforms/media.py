@@ -27,7 +27,7 @@ _STARTS = ("random", "first", "middle")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeAudio:
-    """Turns the bytes of WAV, FLAC, Ogg and MP3 files into float32 `(channels, frames)`, between -1 and 1.
+    """Turns the bytes of WAV, FLAC, Ogg, MP3 and M4A files into float32 `(channels, frames)`, between -1 and 1.
 
     A transform of samples and of batches; needs the extra `media`.
 
