@@ -24,6 +24,7 @@ from torch.utils.data import default_collate
 from dataflow.dataset.columns import Allocate
 from dataflow.loaders.bad_samples import BadSamples, Sieve
 from dataflow.loaders.packing import DIVERT_BYTES
+from dataflow.loaders.recycling import RECYCLE_BYTES
 from dataflow.loaders.slots import Bytes, SlotPool
 from dataflow.loaders.torch_private import (
     DatasetKind,
@@ -193,17 +194,17 @@ class _StackInto:
 
     def __call__(self, batch: Any, *, collate_fn_map: Any = None) -> torch.Tensor:
         first = batch[0]
-        size_bytes = first.numel() * len(batch) * first.element_size()
-        # In a worker torch's own stacks into memory of the first tensor's type, whatever the others are.
-        if not _is_plain(first) or (not self._shares and (size_bytes < DIVERT_BYTES or _needs_torch(batch))):
+        if not _is_plain(first):
             return collate_tensors(batch, collate_fn_map=collate_fn_map)
+        size_bytes = first.nbytes * len(batch)
+        # In a worker torch's own stacks into memory of the first tensor's type, whatever the others are.
+        if not self._shares and (size_bytes < RECYCLE_BYTES or _needs_torch(batch)):
+            return torch.stack(batch, 0)
         memory = self._memory.allocate(size_bytes) if size_bytes >= DIVERT_BYTES else None
         shape = (len(batch), *first.shape)
         if memory is not None:
             return torch.stack(batch, 0, out=torch.frombuffer(memory, dtype=first.dtype).view(shape))
-        if self._shares:
-            return torch.stack(batch, 0, out=first.new_empty(shape))
-        return collate_tensors(batch, collate_fn_map=collate_fn_map)
+        return torch.stack(batch, 0, out=first.new_empty(shape)) if self._shares else torch.stack(batch, 0)
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:

@@ -1,8 +1,7 @@
 """A worker process: receives indices, makes batches, hands them over.
 
 It is seeded, limited to one thread and told about itself exactly as torch's workers are. Between batches it sleeps in
-`recvmsg`; an end of file there is its order to leave. A thread of its own sleeps until the trainer is dead, however it
-died, and then ends the process after a short grace, also in the middle of a user's endless loop.
+`recvmsg`; an end of file there is its order to leave.
 """
 
 from __future__ import annotations
@@ -10,9 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import pickle
-import select
 import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -28,6 +25,7 @@ from dataflow.loaders.channel import Channel
 from dataflow.loaders.collate import Fetch, collate_into_slots
 from dataflow.loaders.depth import AHEAD_BYTES
 from dataflow.loaders.generators import GeneratorStates, GeneratorWatch, seed_worker
+from dataflow.loaders.lifeline import Lifeline
 from dataflow.loaders.pace import PARCEL_S, Pace
 from dataflow.loaders.packing import Parcel, pack
 from dataflow.loaders.recycling import keep_freed_memory
@@ -55,8 +53,6 @@ __all__ = [
     "encode_result",
     "worker_main",
 ]
-
-_GRACE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -215,13 +211,14 @@ def decode_result(message: bytes) -> Result:
 
 def worker_main(job: Job, worker_id: int, sock: socket.socket, begin: BeginEpoch) -> None:
     """Run a worker until the trainer closes the channel. The target of its process."""
-    _end_with(job.trainer_pid)
+    lifeline = Lifeline(job.trainer_pid)
     set_worker_signal_handlers()
     try:
         with Recorder() as recorder:
             _Worker(job, worker_id, Channel(sock), recorder).run(begin)
     except (KeyboardInterrupt, BrokenPipeError, ConnectionResetError):
         pass  # the trainer raises, or has left
+    lifeline.let_go()
 
 
 class _Outcome(NamedTuple):
@@ -397,22 +394,3 @@ class _Worker:
         finally:
             for fd in fds:
                 os.close(fd)
-
-
-def _end_with(trainer_pid: int) -> None:
-    """End this process as soon as the trainer has ended."""
-    try:
-        trainer = os.pidfd_open(trainer_pid)
-    except ProcessLookupError:
-        os._exit(0)
-    except OSError:  # a kernel or sandbox without pidfd: an end of file on the channel has to do
-        return
-
-    def watch() -> None:
-        poll = select.poll()
-        poll.register(trainer, select.POLLIN)
-        poll.poll()
-        time.sleep(_GRACE_S)  # an idle worker sees the end of file meanwhile and leaves in order
-        os._exit(1)
-
-    threading.Thread(target=watch, name="dataflow-trainer-watch", daemon=True).start()

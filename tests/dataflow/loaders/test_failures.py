@@ -324,6 +324,35 @@ def test_a_trainer_that_ends_leaves_no_process(ending, tmp_path):
     assert len(done.stdout.split()) == 2
 
 
+SERVED_TRAINER = """
+    import signal
+    from dataflow.loaders import DataLoader
+    from dataflow.loaders.testing import Hanging
+
+    if __name__ == "__main__":
+        loader = DataLoader(Hanging(100, at=6), num_workers=2, multiprocessing_context="forkserver")
+        iterator = iter(loader)
+        next(iterator)
+        print(*[process.pid for process in iterator._workers], flush=True)
+        signal.pause()
+"""
+
+
+def test_a_killed_trainer_leaves_no_socket_of_its_fork_server(tmp_path):
+    script, sockets = tmp_path / "trainer.py", tmp_path / "sockets"
+    script.write_text(textwrap.dedent(SERVED_TRAINER))
+    sockets.mkdir()
+    environment = {**os.environ, "TMPDIR": str(sockets)}
+    trainer = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
+    with trainer:
+        pids = [int(pid) for pid in trainer.stdout.readline().split()]
+        assert list(sockets.iterdir())
+        trainer.kill()
+    assert len(pids) == 2
+    assert all(dies_within(pid, 10) for pid in pids)
+    assert not list(sockets.iterdir())
+
+
 def test_a_loader_in_a_thread_leaves_no_process():
     before = children()
     with ThreadPoolExecutor(1) as threads:
