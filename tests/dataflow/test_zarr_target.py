@@ -179,10 +179,17 @@ def test_what_is_no_part_of_a_group_is_never_overwritten(source: Path, tmp_path:
     assert len(open_dataset(tmp_path / "out")) == COUNT
 
 
-def test_leaving_bad_samples_out_while_writing_is_refused(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match="equally many samples"):
-        convert(source, tmp_path / "out", to="zarr", on_error="skip")
+def test_leaving_bad_samples_out_while_writing_is_refused_and_done_as_the_refusal_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "in.csv").write_text("id\n1\n2,bad\n3\n")
+    with pytest.raises(BadInputError, match="convert to arrow with on_error='skip', and that to zarr"):
+        convert(tmp_path / "in.csv", tmp_path / "out", to="zarr", on_error="skip")
     assert not (tmp_path / "out").exists()
+    assert convert(tmp_path / "in.csv", tmp_path / "clean", on_error="skip").num_errors == 1
+    convert(tmp_path / "clean", tmp_path / "out", to="zarr", fields=["id"])
+    assert [int(sample["id"]) for sample in open_dataset(tmp_path / "out")] == [1, 3]
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", "__hidden", "zarr.json"])
