@@ -159,7 +159,7 @@ def convert(
     check_choice(sample_fraction=sample_fraction, split=split, shuffle=shuffle)
     policy = FaultPolicy(on_error, max_errors)
     if policy.lenient and isinstance(target, GridTarget):
-        raise BadInputError(f"{to} has equally long shards: convert to arrow with on_error={on_error!r}, and that to {to}")
+        raise BadInputError(f"{to} needs equal shards: convert to arrow with on_error={on_error!r}, and that to {to}")
     dst = normalise_url(dst)
     aside = normalise_url(quarantine) if quarantine is not None else f"{dst.rstrip('/')}.quarantine"
     if overwrite and resume:
