@@ -130,7 +130,7 @@ class FixedColumn:
         """View the values as an array of `(samples, *shape)`; booleans are unpacked from bits."""
         valid = None
         if array.null_count:
-            valid = array.is_valid().to_numpy(zero_copy_only=False)
+            valid = _flat(array.is_valid(), _BOOL)
         length = len(array)
         if isinstance(array, pa.ExtensionArray):
             array = array.storage
@@ -138,14 +138,8 @@ class FixedColumn:
             width = array.type.list_size
             array = array.values.slice(array.offset * width, length * width)
             if array.null_count and valid is None:
-                valid = array.is_valid().to_numpy(zero_copy_only=False).reshape(length, width).all(axis=1)
-        if pa.types.is_boolean(array.type):
-            values = array.fill_null(False).to_numpy(zero_copy_only=False)
-        elif not len(array):
-            values = np.empty(0, self.dtype)
-        else:
-            start = array.offset * self.dtype.itemsize
-            values = np.frombuffer(array.buffers()[1], self.dtype, len(array), start)
+                valid = np.asarray(_flat(array.is_valid(), _BOOL).reshape(length, width).all(axis=1))
+        values = _flat(array, self.dtype)
         address = address_of(values)
         values = self._permuted(values.reshape(length, *self._stored_shape))
         return _Values(values, address, valid)
@@ -222,7 +216,7 @@ class VaryingColumn:
         """View offsets and data."""
         kind = array.type
         wide = pa.types.is_large_string(kind) or pa.types.is_large_binary(kind) or pa.types.is_large_list(kind)
-        valid = array.is_valid().to_numpy(zero_copy_only=False) if array.null_count else None
+        valid = _flat(array.is_valid(), _BOOL) if array.null_count else None
         buffer = array.buffers()[1]
         if buffer is None or not buffer.size:  # Arrow allows no offsets at all in an empty array
             return _Varying(np.zeros(len(array) + 1, np.int64), memoryview(b""), valid)
@@ -244,7 +238,9 @@ class VaryingColumn:
     def _list_values(self, values: pa.Array) -> npt.NDArray[Any]:
         if values.null_count:
             raise BadInputError(f"field {self.name!r} has nulls inside its lists: fill or drop them when converting")
-        return values.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+        dtype = _dtype(values.type)
+        assert dtype is not None  # else it would be another kind of column
+        return _flat(values, dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,6 +307,8 @@ class ObjectColumn:
         return selection.scatter(values)
 
 
+_BOOL = np.dtype(np.bool_)
+
 # What Pillow raises for files that are not images, or are damaged or too large.
 _UNDECODABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 _CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
@@ -337,6 +335,20 @@ def _shape(image: Image.Image | None) -> tuple[int, ...] | None:
     except ValueError:
         return None  # decoding says what is wrong
     return (image.height, image.width) if channels == 1 else (image.height, image.width, channels)
+
+
+def _flat(array: pa.Array, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """View a primitive array, whatever lies at its nulls; booleans are unpacked from bits.
+
+    Arrow's own `to_numpy` first imports pandas, if that is installed: 0.3 s in every worker.
+    """
+    start, length, buffer = array.offset, len(array), array.buffers()[1]
+    if not length or buffer is None:
+        return np.zeros(length, dtype)
+    if dtype != np.bool_:
+        return np.frombuffer(buffer, dtype, length, start * dtype.itemsize)
+    packed = np.frombuffer(buffer, np.uint8)[start // 8 :]
+    return np.unpackbits(packed, count=start % 8 + length, bitorder="little")[start % 8 :].view(np.bool_)
 
 
 def _text(data: memoryview) -> str:

@@ -1,0 +1,71 @@
+"""What a column sees of an Arrow array, also of a part of one."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dataflow.dataset.columns import column_of
+
+KINDS = {
+    pa.bool_(): st.booleans(),
+    pa.int16(): st.integers(-300, 300),
+    pa.float64(): st.integers(-9, 9).map(float),
+    pa.timestamp("s"): st.integers(0, 9).map(lambda second: np.datetime64(second, "s")),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@given(data=st.data())
+def test_values_and_their_absence_are_seen_at_any_offset(kind, data):
+    values = data.draw(st.lists(st.none() | KINDS[kind], max_size=30))
+    start = data.draw(st.integers(0, len(values)))
+    part = values[start : start + data.draw(st.integers(0, 30))]
+    seen = column_of(pa.field("x", kind), encoded=False).prepare(pa.array(values, kind).slice(start, len(part)))
+    valid = [value is not None for value in part]
+    assert len(seen.values) == len(part)
+    assert (seen.valid is None and all(valid)) or seen.valid.tolist() == valid
+    known = [value for value in part if value is not None]
+    assert (seen.values[np.array(valid, bool)] == np.array(known, seen.values.dtype)).all()
+
+
+@given(data=st.data())
+def test_lists_of_booleans_are_seen_at_any_offset(data):
+    values = data.draw(st.lists(st.none() | st.lists(st.booleans(), max_size=9), max_size=9))
+    start = data.draw(st.integers(0, len(values)))
+    part = values[start:]
+    column = column_of(pa.field("x", pa.list_(pa.bool_())), encoded=False)
+    seen = column.prepare(pa.array(values, pa.list_(pa.bool_())).slice(start))
+    spans = seen.spans(np.arange(len(part)))
+    assert [None if span is None else seen.data[slice(*span)].tolist() for span in spans] == part
+
+
+PROGRAM = """
+import sys
+import numpy as np
+import pyarrow as pa
+from dataflow.dataset.columns import column_of
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        assert name != "pandas"
+
+sys.meta_path.insert(0, Watch())
+batch = pa.ipc.open_file(sys.argv[1]).get_batch(0)
+for field, array in zip(batch.schema, batch.columns):
+    column_of(field, encoded=False).prepare(array)
+"""
+
+
+def test_nobody_waits_for_pandas_to_see_booleans_and_nulls(tmp_path):
+    values = {"bit": [True, None], "text": ["a", None], "list": [[1, 2], None], "number": [1.0, None]}
+    batch = pa.RecordBatch.from_pydict(values)
+    with pa.ipc.new_file(tmp_path / "batch", batch.schema) as writer:
+        writer.write(batch)
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "batch")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
