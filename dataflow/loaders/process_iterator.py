@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import operator
 import os
 import time
 from collections import deque
@@ -92,7 +93,7 @@ class ProcessIterator(AheadIterator):
 
     def __init__(self, loader: DataLoader[Any], ledger: Ledger) -> None:
         super().__init__(loader, ledger)
-        self._prefetch_factor: int = loader.prefetch_factor or 0
+        self._prefetch_factor = operator.index(loader.prefetch_factor or 0)
         if self._prefetch_factor <= 0:
             raise AssertionError("prefetch_factor must be greater than 0 for MultiProcessingDataLoaderIter")
         # Not where a plan is announced: the further apart ranks read, the more of the ring their blocks take.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import operator
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -64,7 +65,7 @@ class ThreadIterator(AheadIterator):
     def __init__(self, loader: DataLoader[Any], ledger: Ledger) -> None:
         super().__init__(loader, ledger)
         may_grow = not self._is_iterable and draws_unseen(self._index_sampler) and ledger.foresight is None
-        self._depth = Depth(loader.prefetch_factor or 0, may_grow=may_grow)
+        self._depth = Depth(operator.index(loader.prefetch_factor or 0), may_grow=may_grow)
         if isinstance(self._dataset, (IterDataPipe, MapDataPipe)):
             graph_settings.apply_sharding(self._dataset, self._world_size, self._rank)
         self._reset(loader, first_iter=True)
