@@ -6,6 +6,7 @@ A test fails that blocks the event loop, or that leaves a process, a descriptor 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import re
@@ -168,7 +169,12 @@ def _memory_files() -> Counter[str]:
 
 def _shared_memory() -> set[Path]:
     """Entries of this user in /dev/shm."""
-    return {entry for entry in Path("/dev/shm").iterdir() if entry.lstat().st_uid == os.getuid()}
+    found = set()
+    for entry in Path("/dev/shm").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another program has just removed it
+            if entry.lstat().st_uid == os.getuid():
+                found.add(entry)
+    return found
 
 
 def _orphans(before: set[Path]) -> set[Path]:
