@@ -84,9 +84,12 @@ def _show(found: Measurement, console: Console) -> None:
         facts.add_row(name, format_size(number) if name.startswith("bytes.") else f"{number:,}")
     facts.add_row("limited by", stats.bottleneck)
     console.print(facts)
-    stages = Table("stage", "seconds", "a step", "of")
+    stages = Table("stage", "seconds", "a step", "p50, p95, p99", "of")
     for name, seconds in stats.seconds.items():
         who = "the loop" if name in ("wait", "model", "transfer") else f"{stats.num_workers} workers"
         each_ms = seconds / max(1, stats.batches) * 1e3
-        stages.add_row(name, f"{seconds:.3f}", f"{each_ms:.2f} ms", who if stats.num_workers else "the loop")
+        newest = stats.stage_s.get(name)
+        percentiles = f"{newest.p50 * 1e3:.2f}, {newest.p95 * 1e3:.2f}, {newest.p99 * 1e3:.2f} ms" if newest else ""
+        who = who if stats.num_workers else "the loop"
+        stages.add_row(name, f"{seconds:.3f}", f"{each_ms:.2f} ms", percentiles, who)
     console.print(stages)

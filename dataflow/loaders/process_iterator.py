@@ -236,7 +236,7 @@ class ProcessIterator(AheadIterator):
 
     def _take(self, worker: Worker, result: Result) -> None:
         """Receive a result."""
-        self._meter.add(result.seconds, result.counts)
+        self._meter.add(result.seconds, result.counts, batches=len(result.made))
         self._generators[worker.id] = result.generators or self._generators[worker.id]
         size_bytes = sum(result.slots.values()) // len(result.made)
         leases = Leases(worker.slots, result.slots, shared=len(result.made) > 1)

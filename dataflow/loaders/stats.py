@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -54,6 +54,8 @@ class LoaderStats:
         rank: Of this process in its job.
         wait_s: What the newest 4,096 steps waited for their batch.
         step_s: What they took, waiting and model.
+        stage_s: What each stage took of the newest batches that it was part of; batches that were handed over together
+            count once, with their average.
     """
 
     batches: int
@@ -64,6 +66,7 @@ class LoaderStats:
     rank: int
     wait_s: Percentiles
     step_s: Percentiles
+    stage_s: dict[str, Percentiles]
 
     @property
     def bottleneck(self) -> str:
@@ -94,6 +97,7 @@ class LoaderStats:
             "rank": self.rank,
             "wait_s": asdict(self.wait_s),
             "step_s": asdict(self.step_s),
+            "stage_s": {name: asdict(percentiles) for name, percentiles in self.stage_s.items()},
             "bottleneck": self.bottleneck,
         }
 
@@ -102,11 +106,14 @@ class Meter:
     """Adds up what `LoaderStats` reports. Used by the thread that iterates.
 
     Attributes:
-        recorder: Stages and counts of all workers, or of this process where it makes the batches.
+        recorder: Stages and counts of this process, in the step that is under way.
     """
 
     def __init__(self) -> None:
         self.recorder = Recorder()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._counts: defaultdict[str, int] = defaultdict(int)
+        self._stages: deque[dict[str, float]] = deque(maxlen=_NEWEST_STEPS)
         self._since_s = 0.0
         self._is_in_loop = False
         self._newest_wait_s = 0.0
@@ -118,8 +125,9 @@ class Meter:
         """Forget what was added up."""
         self.batches = 0
         self.samples = 0
-        self.recorder.seconds.clear()
-        self.recorder.counts.clear()
+        self._seconds.clear()
+        self._counts.clear()
+        self._stages.clear()
         self._wait_s = 0.0
         self._model_s = 0.0
         self._newest_wait_s = 0.0
@@ -141,28 +149,40 @@ class Meter:
         self._wait_s += self._newest_wait_s
         self._since_s = now_s
         self._is_in_loop = in_loop
+        recorder = self.recorder
+        if recorder.seconds or recorder.counts:
+            self.add(recorder.seconds, recorder.counts, batches=1)
+            recorder.seconds.clear()
+            recorder.counts.clear()
 
-    def add(self, seconds: Mapping[str, float], counts: Mapping[str, int]) -> None:
-        """Take over what a worker recorded."""
+    def add(self, seconds: Mapping[str, float], counts: Mapping[str, int], *, batches: int = 0) -> None:
+        """Take over what was recorded while so many batches were made."""
         for name, value in seconds.items():
-            self.recorder.seconds[name] += value
+            self._seconds[name] += value
         for name, number in counts.items():
-            self.recorder.counts[name] += number
+            self._counts[name] += number
+        if batches:
+            self._stages.append({name: value / batches for name, value in seconds.items()})
 
     def stats(self, num_workers: int, rank: int) -> LoaderStats:
         """Return the sums. May be called by any thread."""
-        recorded = dict(self.recorder.seconds)
+        recorded = dict(self._seconds)
         reads = sorted(name for name in recorded if name.startswith("fetch."))
         stages = dict.fromkeys(("fetch", *reads, *_WORKER_STAGES), 0.0) | recorded
         seconds = {**stages, "wait": self._wait_s, "model": self._model_s}
         steps = list(self._steps)
+        times: defaultdict[str, list[float]] = defaultdict(list)
+        for made in list(self._stages):
+            for name, value in made.items():
+                times[name].append(value)
         return LoaderStats(
             batches=self.batches,
             samples=self.samples,
             seconds=seconds,
-            counts=dict(self.recorder.counts),
+            counts=dict(self._counts),
             num_workers=num_workers,
             rank=rank,
             wait_s=Percentiles.of(wait_s for wait_s, _ in steps),
             step_s=Percentiles.of(wait_s + model_s for wait_s, model_s in steps),
+            stage_s={name: Percentiles.of(values) for name, values in times.items()},
         )

@@ -140,7 +140,7 @@ class ThreadIterator(AheadIterator):
         return [owed.order.begun_s for owed in self._owed.values() if owed.made is None]
 
     def _take(self, made: Made) -> None:
-        self._meter.add(made.seconds, made.counts)
+        self._meter.add(made.seconds, made.counts, batches=1)
         owed = self._owed.get(made.order.number)
         if owed is None or owed.order is not made.order:
             return  # it was given up

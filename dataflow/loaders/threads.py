@@ -16,7 +16,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import chain, repeat
 from typing import Any, TypeAlias
 
 import torch
@@ -185,10 +185,11 @@ class _Maker:
             except Exception:  # one by one they tell which of them is to blame
                 return None
         sizes = self._look(orders[0], batches)
-        records = [(dict(recorder.seconds), dict(recorder.counts)), *repeat(({}, {}), len(orders) - 1)]
+        seconds = {name: value / len(orders) for name, value in recorder.seconds.items()}
+        counts: Iterator[dict[str, int]] = chain([dict(recorder.counts)], repeat({}))
         return [
-            Made(order, batch, None, *record, [], None, size)
-            for order, batch, record, size in zip(orders, batches, records, sizes, strict=True)
+            Made(order, batch, None, seconds, counted, [], None, size)
+            for order, batch, counted, size in zip(orders, batches, counts, sizes, strict=False)
         ]
 
     def _make(self, order: Order) -> Made:

@@ -60,3 +60,10 @@ class LoaderCollector(Collector):
             for quantile, value in stats[name].items():
                 gauge.add_metric([rank, f"0.{quantile[1:]}"], value)
             yield gauge
+        stages = GaugeMetricFamily(
+            f"{_PREFIX}stage_seconds", "Percentiles of the newest batches.", labels=["rank", "stage", "quantile"]
+        )
+        for name, percentiles in stats["stage_s"].items():
+            for quantile, value in percentiles.items():
+                stages.add_metric([rank, name, f"0.{quantile[1:]}"], value)
+        yield stages

@@ -21,5 +21,9 @@ def test_a_scrape_shows_what_the_loader_reports():
     assert 'dataflow_loader_batches_total{rank="0"} 3.0' in lines
     assert 'dataflow_loader_samples_total{rank="0"} 6.0' in lines
     assert 'dataflow_loader_events_total{event="samples.read",rank="0"} 6.0' in lines
-    for name in ('seconds_total{rank="0",stage="wait"}', 'step_seconds{quantile="0.99",rank="0"}'):
+    for name in (
+        'seconds_total{rank="0",stage="wait"}',
+        'step_seconds{quantile="0.99",rank="0"}',
+        'stage_seconds{quantile="0.50",rank="0",stage="fetch"}',
+    ):
         assert any(line.startswith(f"dataflow_loader_{name}") for line in lines)
