@@ -710,9 +710,9 @@ def test_tensors_of_odd_kinds_are_collated_as_torch_does(make, num_workers):
     assert outcomes[0] == outcomes[1]
 
 
-@pytest.mark.parametrize("options", [{}, {"workers": "thread"}])
-def test_a_fraction_of_a_batch_is_not_made_ahead(loader_class, options):
-    if loader_class is TORCH and options:
-        pytest.skip("torch has no such workers")
+@pytest.mark.parametrize(
+    "loader_class", [TORCH, OURS, partial(OURS, workers="thread")], ids=["torch", "ours", "threads"]
+)
+def test_a_fraction_of_a_batch_is_not_made_ahead(loader_class):
     with pytest.raises(TypeError, match="'float' object cannot be interpreted as an integer"):
-        iter(loader_class(Numbers(4), num_workers=1, prefetch_factor=1.5, **options))
+        iter(loader_class(Numbers(4), num_workers=1, prefetch_factor=1.5))

@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -339,18 +340,18 @@ SERVED_TRAINER = """
 
 
 def test_a_killed_trainer_leaves_no_socket_of_its_fork_server(tmp_path):
-    script, sockets = tmp_path / "trainer.py", tmp_path / "sockets"
+    script = tmp_path / "trainer.py"
     script.write_text(textwrap.dedent(SERVED_TRAINER))
-    sockets.mkdir()
-    environment = {**os.environ, "TMPDIR": str(sockets)}
-    trainer = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
-    with trainer:
-        pids = [int(pid) for pid in trainer.stdout.readline().split()]
-        assert list(sockets.iterdir())
-        trainer.kill()
-    assert len(pids) == 2
-    assert all(dies_within(pid, 10) for pid in pids)
-    assert not list(sockets.iterdir())
+    with tempfile.TemporaryDirectory() as sockets:  # a socket's path is no longer than 107 bytes
+        environment = {**os.environ, "TMPDIR": sockets}
+        trainer = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
+        with trainer:
+            pids = [int(pid) for pid in trainer.stdout.readline().split()]
+            assert os.listdir(sockets)
+            trainer.kill()
+        assert len(pids) == 2
+        assert all(dies_within(pid, 10) for pid in pids)
+        assert not os.listdir(sockets)
 
 
 def test_a_loader_in_a_thread_leaves_no_process():
