@@ -205,9 +205,9 @@ def ffcv(workload: str, folder: Path, num_workers: int) -> Iterable:
 
     if workload not in ("tokens", "records"):
         raise ValueError("its images are in images.py; it has no files")
-    where = folder / "ffcv" / f"{workload}.beton"
+    where = folder / "ffcv" / workload / "samples.beton"
     if not where.exists():
-        where.parent.mkdir(exist_ok=True)
+        where.parent.mkdir(parents=True, exist_ok=True)
         fields = {
             "tokens": {"tokens": NDArrayField(np.dtype("uint16"), (TOKENS,))},
             "records": {"values": NDArrayField(np.dtype("float32"), (16,)), "label": IntField()},
