@@ -9,7 +9,8 @@ Workloads: tokens (2,048 uint16, to int64, batches of 32), records (16 float32 a
 for `dataflow native`, finish them by the same function. `dataflow` is our loader over the dataset that `torch` has,
 `dataflow native` reads native shards. With `--fraction 1` there are 1 GiB of tokens and 2 million records.
 
-Each loader lives in a process of its own, and rounds go through all of them in turn. A figure is the median of the
+Each loader lives in a process of its own for each workload (what other workloads left in an allocator makes some of
+them twice as fast), and rounds go through all of them in turn. A figure is the median of the
 rounds, with the lowest and the highest; `x torch` is the median of the rounds' ratios. CPU seconds are those of the
 process and its children, per 1,000 samples, and steadier than rates on a machine that does other things too; memory is
 their proportional set size at the end of a round. Files are brought into the page cache before a workload is measured.
@@ -282,17 +283,15 @@ def main() -> None:
             "| workload | workers | loader | samples/s | x torch | per CPU s | CPU s / 1,000 | first batch ms | MiB |"
         )
         print("|---|---|---|---|---|---|---|---|---|", flush=True)
-        contenders = [Contender(name, folder) for name in arguments.loaders]
-        try:
-            report = [
-                line
-                for workload in arguments.only
-                for num_workers in arguments.workers
-                for line in contest(contenders, folder, workload, num_workers, arguments.rounds, arguments.seconds)
-            ]
-        finally:
-            for one in contenders:
-                one.close()
+        report = []
+        for workload in arguments.only:
+            contenders = [Contender(name, folder) for name in arguments.loaders]
+            try:
+                for num_workers in arguments.workers:
+                    report += contest(contenders, folder, workload, num_workers, arguments.rounds, arguments.seconds)
+            finally:
+                for one in contenders:
+                    one.close()
         print(f"\nload at the end {', '.join(f'{one:.1f}' for one in os.getloadavg())}")
     if arguments.json:
         arguments.json.write_text(json.dumps({"limits": found, "results": report}, indent=1))

@@ -32,6 +32,8 @@ Allocate: TypeAlias = Callable[[str, tuple[int, ...], np.dtype[Any]], npt.NDArra
 
 # Joining looks at each row from Python; above this width that costs less than the temporary of a gather does.
 WIDE_ROW_BYTES = 8192
+# Up to here offsets are cheaper looked up one by one than by three calls of numpy.
+_FEW_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,10 +197,16 @@ class _Varying:
 
     def spans(self, rows: npt.NDArray[np.int64]) -> list[tuple[int, int] | None]:
         """Return first and last offset of each row, None for nulls."""
-        spans = list(zip(self.offsets[rows].tolist(), self.offsets[rows + 1].tolist(), strict=True))
-        if self.valid is None:
+        offsets, valid = self.offsets, self.valid
+        if len(rows) <= _FEW_ROWS:
+            return [
+                (int(offsets[row]), int(offsets[row + 1])) if valid is None or valid[row] else None
+                for row in rows.tolist()
+            ]
+        spans = list(zip(offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True))
+        if valid is None:
             return spans  # type: ignore[return-value]
-        return [span if valid else None for span, valid in zip(spans, self.valid[rows].tolist(), strict=True)]
+        return [span if is_valid else None for span, is_valid in zip(spans, valid[rows].tolist(), strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
