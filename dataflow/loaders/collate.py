@@ -13,6 +13,7 @@ import inspect
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate, chain, islice, pairwise
 from typing import Any, Protocol
 
@@ -77,18 +78,20 @@ class Fetch:
     ) -> None:
         self._dataset = dataset
         self._epoch = epoch
-        self._collate_fn = collate_into(memory) if collate_fn is default_collate else collate_fn
         self._memory = memory
-        self._allocate = allocate_from(memory)
-        self._torch = create_fetcher(kind, dataset, auto_collation, self._collate, drop_last)
-        native = kind == DatasetKind.Map and auto_collation and _gathers_columns(dataset)
-        self._is_native = native and _is_default_collate(collate_fn)
+        # Nothing here refers to this object, so it ends with its last user, and the dataset with it.
+        collate = partial(_collate, collate_into(memory) if collate_fn is default_collate else collate_fn)
+        self._torch = create_fetcher(kind, dataset, auto_collation, collate, drop_last)
+        is_native = kind == DatasetKind.Map and auto_collation and _gathers_columns(dataset)
+        is_native = is_native and _is_default_collate(collate_fn)
         self.sieve: Sieve | None = None
-        self._make: Callable[[Any], Any] = self._gather if self._is_native else self._torch.fetch
-        joins = may_join and self._is_native and bad_samples is None
-        self.joins = joins and getattr(dataset, "is_rowwise", False)
+        self._make: Callable[[Any], Any] = self._torch.fetch
+        if is_native:
+            self._make = partial(_gather, dataset, allocate_from(memory))
+        self.joins = may_join and is_native and bad_samples is None and getattr(dataset, "is_rowwise", False)
         if bad_samples is not None:
-            self.sieve = Sieve(bad_samples, make=self._make, probe=self._probe, num_samples=len(dataset))
+            probe = partial(_probe, dataset, is_native)
+            self.sieve = Sieve(bad_samples, make=self._make, probe=probe, num_samples=len(dataset))
             self._make = self.sieve.make_batch if auto_collation else self.sieve.make_sample
 
     def __call__(self, index: Any) -> Any:
@@ -121,23 +124,26 @@ class Fetch:
             with reading_epoch(self._epoch):
                 deque(islice(self._torch.dataset_iter, samples), maxlen=0)
 
-    def _probe(self, item: Any) -> None:
-        """Read one sample, as it is read in a batch."""
-        if self._is_native:
-            self._dataset.get_batch([item])
-        elif getattr(self._dataset, "__getitems__", None):
-            self._dataset.__getitems__([item])
-        else:
-            self._dataset[item]
 
-    def _collate(self, samples: Any) -> Any:
-        with stage("collate"):
-            return self._collate_fn(samples)
+def _probe(dataset: Any, is_native: bool, item: Any) -> None:
+    """Read one sample, as it is read in a batch."""
+    if is_native:
+        dataset.get_batch([item])
+    elif getattr(dataset, "__getitems__", None):
+        dataset.__getitems__([item])
+    else:
+        dataset[item]
 
-    def _gather(self, indices: Sequence[int]) -> dict[str, Any]:
-        columns = self._dataset.get_batch(indices, self._allocate)
-        with stage("collate"):
-            return {name: _as_collated(column) for name, column in columns.items()}
+
+def _collate(collate_fn: Callable[[Any], Any], samples: Any) -> Any:
+    with stage("collate"):
+        return collate_fn(samples)
+
+
+def _gather(dataset: Any, allocate: Allocate, indices: Sequence[int]) -> dict[str, Any]:
+    columns = dataset.get_batch(indices, allocate)
+    with stage("collate"):
+        return {name: _as_collated(column) for name, column in columns.items()}
 
 
 class Memory(Protocol):

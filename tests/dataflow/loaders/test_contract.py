@@ -1,11 +1,13 @@
 """What torch's documentation promises of a DataLoader, asked of torch's own and of ours."""
 
 import copy
+import gc
 import inspect
 import pickle
 import random
 import traceback
 import warnings
+import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +20,7 @@ from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler, Ten
 from torch.utils.data.datapipes.iter import IterableWrapper
 
 import dataflow.loaders
+from dataflow.loaders import BadSamples
 from dataflow.loaders.testing import (
     Draws,
     Failing,
@@ -716,3 +719,20 @@ def test_tensors_of_odd_kinds_are_collated_as_torch_does(make, num_workers):
 def test_a_fraction_of_a_batch_is_not_made_ahead(loader_class):
     with pytest.raises(TypeError, match="'float' object cannot be interpreted as an integer"):
         iter(loader_class(Numbers(4), num_workers=1, prefetch_factor=1.5))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("loader_class", [TORCH, OURS, partial(OURS, bad_samples=BadSamples("skip"))])
+def test_a_dataset_ends_with_its_loader_without_a_garbage_collection(loader_class, num_workers):
+    gc.collect()
+    gc.disable()
+    try:
+        dataset = Numbers(8)
+        ended = weakref.ref(dataset)
+        loader = loader_class(dataset, num_workers=num_workers)
+        batches = iter(loader)
+        next(batches)
+        del dataset, loader, batches
+        assert ended() is None
+    finally:
+        gc.enable()
