@@ -62,7 +62,7 @@ class Job:
     Attributes:
         trainer_pid: The process whose end is theirs.
         reports_generators: Whether results say where the global generators are.
-        may_join: Whether several batches may be made at once.
+        may_join: Whether several batches may be made before the first of them is sent.
         max_slots: Limit on the slots of one worker.
         max_free_slots: Free slots that one worker keeps.
         bad_samples: What to do about samples that cannot be read.
@@ -279,7 +279,7 @@ class _Worker:
 
     def _orders_like(self, first: Task) -> Iterator[Task]:
         """Take the tasks that follow, of the same epoch, as far as their batches travel together."""
-        if self._job.kind == DatasetKind.Iterable:
+        if self._job.kind == DatasetKind.Iterable or not self._job.may_join:
             return  # each batch of a stream has a state of its own, and may be the last
         for _ in range(1, self._pace.batches):
             following = self._orders[0] if self._orders else None

@@ -180,6 +180,7 @@ def test_batches_with_a_deadline_are_made_one_by_one(together, native, monkeypat
     monkeypatch.setattr(Fetch, "together", None)
     loader = DataLoader(native, num_workers=1, workers=workers, prefetch_factor=8, worker_deadline_s=100)
     assert len(list(loader)) == 400
+    assert set(together) <= {1}
 
 
 def test_who_keeps_small_fields_keeps_no_slots(together, tmp_path):
