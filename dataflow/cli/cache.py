@@ -128,7 +128,7 @@ def status(*, address: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(stats, indent=2))
     else:
-        _show(address, stats, Console())
+        _show(address, stats, Console(markup=False))
 
 
 def _show(address: str, stats: dict[str, Any], console: Console) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -11,7 +13,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from connectors.errors import BadInputError
 from dataflow.cli.sizes import format_size
+from dataflow.convert.reading import read_samples
 from dataflow.dataset import Dataset, open_dataset
 from dataflow.formats import class_names, field_kind
 from dataflow.formats.arrow.reading import ArrowSource
@@ -44,14 +48,14 @@ def inspect(
     if as_json:
         click.echo(json.dumps(report, indent=2))
     else:
-        _show(report, Console())
+        _show(report, Console(markup=False, emoji=False))  # a text may be `[/INST]` or `:tada:`
 
 
 def describe(dataset: Dataset, num_shown: int) -> dict[str, Any]:
     """Return what there is to say of a dataset, as JSON types."""
     index = dataset.index
     shards, blocks = index.shards, index.blocks
-    shown = dataset.__getitems__(range(min(num_shown, len(dataset))))
+    shown = _first_samples(dataset, min(num_shown, len(dataset)))
     media = {field.name for field in dataset.schema if field_kind(field)}
     samples_per_shard = np.bincount(blocks.shard, np.diff(blocks.first_sample), len(shards)).astype(np.int64)
     return {
@@ -76,6 +80,21 @@ def describe(dataset: Dataset, num_shown: int) -> dict[str, Any]:
             {name: _describe_value(value, media=name in media) for name, value in sample.items()} for sample in shown
         ],
     }
+
+
+def _first_samples(dataset: Dataset, count: int) -> Sequence[Mapping[str, Any]]:
+    """Return samples for people to look at: with None for a null, for which an array of numbers has no place."""
+    try:
+        return dataset.__getitems__(range(count))
+    except BadInputError:
+        columns = [_first_values(dataset.select([name]), name, count) for name in dataset.schema.names]
+        return [dict(zip(dataset.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _first_values(dataset: Dataset, name: str, count: int) -> list[Any]:
+    batches = (batch for _, batch in read_samples(dataset, [name], np.arange(count)))
+    is_valid = [valid for batch in batches for valid in batch.column(name).is_valid().to_pylist()]
+    return [dataset[number][name] if valid else None for number, valid in enumerate(is_valid)]
 
 
 def _manifest_facts(dataset: Dataset) -> dict[str, Any]:
@@ -117,7 +136,13 @@ def _describe_value(value: Any, *, media: bool) -> Any:
     text = str(value)
     if len(text) > MAX_TEXT:
         return text[: MAX_TEXT - 3] + "..."
-    return value if isinstance(value, (bool, int, float)) or value is None else text
+    is_json = value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    return value if is_json else text
+
+
+def _cell(value: Any) -> str:
+    """Return what a table shows: nothing that a terminal would obey."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(value))
 
 
 def _statistics_cells(found: dict[str, Any]) -> tuple[str, str, str]:
@@ -147,7 +172,7 @@ def _show(report: dict[str, Any], console: Console) -> None:
     fields = Table("field", "type", "kind", "classes", *(("missing", "bytes", "length") if statistics else ()))
     for field in report["fields"]:
         classes = field.get("classes")
-        row = [field["name"], field["type"], field.get("kind", ""), str(len(classes)) if classes else ""]
+        row = [_cell(field["name"]), field["type"], field.get("kind", ""), str(len(classes)) if classes else ""]
         fields.add_row(*row, *(_statistics_cells(statistics[field["name"]]) if field["name"] in statistics else ()))
     console.print(fields)
     shards = Table("shard", "size", "samples")
@@ -157,7 +182,7 @@ def _show(report: dict[str, Any], console: Console) -> None:
         shards.add_row(f"and {hidden:,} more", "", "")
     console.print(shards)
     if report["samples"]:
-        samples = Table(*report["samples"][0])
+        samples = Table(*map(_cell, report["samples"][0]))
         for sample in report["samples"]:
-            samples.add_row(*map(str, sample.values()))
+            samples.add_row(*map(_cell, sample.values()))
         console.print(samples)

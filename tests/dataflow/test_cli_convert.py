@@ -1,6 +1,7 @@
 """`dataflow convert` and `dataflow inspect`."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -125,6 +126,31 @@ def test_a_format_that_no_name_gives_away_is_told(tmp_path: Path) -> None:
 def test_samples_of_python_have_no_format(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="have none"):
         convert([{"x": 1}], tmp_path / "out", format="jsonl")
+
+
+def test_inspect_shows_nulls_and_numbers_that_json_lacks(tmp_path: Path) -> None:
+    schema = pa.schema([("n", pa.int64()), ("x", pa.float64()), ("t", pa.string())])
+    with ShardWriter(tmp_path / "set", schema) as writer:
+        for n, x, t in [(1, math.nan, "a"), (None, math.inf, None), (3, None, "b")]:
+            writer.write({"n": n, "x": x, "t": t})
+    shown = run("inspect", tmp_path / "set", "--json")
+    assert "NaN" not in shown
+    assert "Infinity" not in shown
+    assert json.loads(shown)["samples"] == [
+        {"n": 1, "x": "nan", "t": "a"},
+        {"n": None, "x": "inf", "t": None},
+        {"n": 3, "x": None, "t": "b"},
+    ]
+    assert "None" in run("inspect", tmp_path / "set")
+
+
+def test_inspect_shows_any_text_as_it_is(tmp_path: Path) -> None:
+    rows = [{"[/x]": "[bold]hi [/INST] :tada:", "y": "one\ntwo\x1b[31m"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = run("inspect", tmp_path)
+    for word in ("[/x]", "[bold]hi [/INST] :tada:", r"one\ntwo\x1b[31m"):
+        assert word in shown
+    assert json.loads(run("inspect", tmp_path, "--json"))["samples"] == rows
 
 
 def test_inspect_of_nothing_is_an_error(tmp_path: Path) -> None:
