@@ -13,7 +13,8 @@ A daemon reads with its own credentials for everybody who may ask it, so what no
     uids = [1001]
 
 The daemon's own user and root may always ask for and change everything. Users are told apart by what the kernel says of
-the other end of the connection. A rule is about names: it does not follow links inside a file system.
+the other end of the connection. A rule is about names, however they are spelt (`s3a://` is `s3://`, a host has no upper
+case): it does not follow links inside a file system.
 """
 
 from __future__ import annotations
@@ -23,13 +24,18 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
+from cache.prefixes import covers
 from connectors.errors import BadInputError, PermissionDeniedError
 from connectors.objects import normalise_url
 
 __all__ = ["AccessConfig", "PrefixRule", "Rights", "check_name"]
 
 _MODE = re.compile(r"0?[0-7]{3}")
+# Other names by which fsspec opens a store of ours; http is here because one server mostly answers both.
+_SAME_STORE = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "http": "https"}
+_DEFAULT_PORT = re.compile(r":(80|443)?$")
 _MAX_REMEMBERED = 1024
 
 
@@ -50,8 +56,8 @@ class PrefixRule:
         object.__setattr__(self, "uids", tuple(self.uids))
 
     def covers(self, uri: str) -> bool:
-        """Say whether a normal URI lies at or below the prefix."""
-        return uri == self.prefix or uri.startswith(self.prefix.rstrip("/") + "/")
+        """Say whether a URI lies at or below the prefix."""
+        return covers(_spelling(self.prefix).rstrip("/"), _spelling(uri))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +85,7 @@ class AccessConfig:
             object.__setattr__(self, "allowed_uids", tuple(self.allowed_uids))
         object.__setattr__(self, "rules", tuple(self.rules))
         object.__setattr__(self, "operator_uids", tuple(self.operator_uids))
-        prefixes = [rule.prefix for rule in self.rules]
+        prefixes = [_spelling(rule.prefix) for rule in self.rules]
         if twice := {prefix for prefix in prefixes if prefixes.count(prefix) > 1}:
             raise BadInputError(f"access: two rules for {min(twice)}")
 
@@ -116,7 +122,7 @@ class Rights:
     def __init__(self, access: AccessConfig, uid: int) -> None:
         self.uid = uid
         self._may_change = _is_operator(uid) or uid in access.operator_uids
-        self._rules = () if _is_operator(uid) else sorted(access.rules, key=lambda rule: -len(rule.prefix))
+        self._rules = () if _is_operator(uid) else sorted(access.rules, key=lambda rule: -len(_spelling(rule.prefix)))
         self._readable: dict[str, bool] = {}
 
     @property
@@ -168,9 +174,6 @@ class Rights:
 
     def _may_read(self, uri: str) -> bool:
         check_name(uri)
-        if not self._rules:
-            return True
-        uri = normalise_url(uri)  # one object has many spellings
         return next((self.uid in rule.uids for rule in self._rules if rule.covers(uri)), True)
 
     def _refused(self, uri: str) -> PermissionDeniedError:
@@ -180,13 +183,26 @@ class Rights:
 
 
 def check_name(uri: str) -> None:
-    """Refuse a relative path, which would mean a file below the server's own folder.
+    """Refuse a relative path, which would mean a file below the server's own folder; so does fsspec's `local://`.
 
     Raises:
         BadInputError: It is one.
     """
-    if "://" not in uri and not uri.startswith("/"):
+    if ("://" not in uri and not uri.startswith("/")) or uri.lower().startswith("local:"):
         raise BadInputError(f"{uri!r} names no object: a cache server takes whole URIs and absolute paths", uri=uri)
+
+
+@lru_cache(maxsize=_MAX_REMEMBERED)
+def _spelling(uri: str) -> str:
+    """Return one URI for all by which stores would come to the same object. Pure."""
+    scheme, _, rest = normalise_url(uri).partition("://")
+    scheme = _SAME_STORE.get(scheme, scheme)
+    authority, slash, key = rest.partition("/")
+    if scheme == "az":
+        authority = authority.partition("@")[0]  # container@account
+    elif scheme == "https":
+        authority = _DEFAULT_PORT.sub("", authority.rpartition("@")[2]).rstrip(".")
+    return f"{scheme}://{authority.lower()}{slash}{key}"
 
 
 def _is_operator(uid: int) -> bool:

@@ -56,6 +56,36 @@ def test_another_spelling_of_a_name_opens_nothing(uri):
         Rights(access, STRANGER).check([uri])
 
 
+@pytest.mark.parametrize(
+    ("rule", "uri"),
+    [
+        ("s3://bucket/private", "s3a://bucket/private/x"),
+        ("s3a://bucket/private", "s3://bucket/private/x"),
+        ("s3://bucket", "s3a://bucket"),
+        ("gs://bucket/private", "gcs://bucket/private/x"),
+        ("az://box/private", "abfs://box@account.dfs.core.windows.net/private/x"),
+        ("https://host/private", "http://HOST.:80/private/x"),
+        ("http://host/private", "https://somebody@host:443/private/x"),
+        ("http://host:8080/private", "https://host:8080/private/x"),
+    ],
+)
+def test_another_scheme_or_spelling_of_the_same_store_opens_nothing(rule, uri):
+    rights = Rights(AccessConfig(rules=(PrefixRule(rule),)), STRANGER)
+    with pytest.raises(PermissionDeniedError):
+        rights.check([uri])
+    with pytest.raises(PermissionDeniedError):
+        rights.check_listing(uri)
+    assert not rights.sees(uri)
+
+
+def test_every_scheme_that_opens_a_store_of_ours_falls_under_its_rules():
+    registry = pytest.importorskip("fsspec.registry").known_implementations
+    for ours in ("s3", "gs", "az", "http", "https"):
+        rights = Rights(AccessConfig(rules=(PrefixRule(f"{ours}://name/private"),)), STRANGER)
+        same = [scheme for scheme, known in registry.items() if known["class"] == registry[ours]["class"]]
+        assert not [scheme for scheme in same if rights.sees(f"{scheme}://name/private/x")]
+
+
 def test_a_listing_that_would_name_what_is_private_is_refused():
     rights = Rights(ACCESS, STRANGER)
     rights.check_listing("s3://bucket/other")
@@ -172,7 +202,7 @@ def test_a_group_that_does_not_exist_is_named():
         AccessConfig(group="nosuchgroup").group_id()
 
 
-@pytest.mark.parametrize("uri", ["", "x", "../x", "s3:", "s3:/b"])
+@pytest.mark.parametrize("uri", ["", "x", "../x", "s3:", "s3:/b", "local://a/b", "Local://a/b"])
 @pytest.mark.parametrize("uid", [0, STRANGER])
 def test_a_name_that_depends_on_the_servers_folder_is_refused(uri, uid):
     for check in (Rights(ACCESS, uid).check_listing, lambda uri: Rights(AccessConfig(), uid).check([uri])):
