@@ -58,7 +58,8 @@ def socket_address(address: str) -> str:
 
 def default_address(environ: Mapping[str, str] = os.environ) -> str:
     """Return where a daemon of this user listens unless told otherwise."""
-    if runtime := environ.get("XDG_RUNTIME_DIR"):
+    runtime = environ.get("XDG_RUNTIME_DIR", "")
+    if os.path.isabs(runtime):  # else it is to be ignored, says its specification
         return os.path.join(runtime, "dataflow", "cache.sock")
     if os.geteuid() == 0:
         return SYSTEM_ADDRESS
@@ -151,7 +152,9 @@ def remove_socket(listener: socket.socket) -> None:
 
 def _make_folder(folder: str, mode: int) -> None:
     """Make the socket's folder; refuse one that another user could have prepared."""
-    Path(folder).mkdir(mode, parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        Path(folder).mkdir(mode, parents=True)
+        Path(folder).chmod(mode)  # the umask may have kept out those who are to be let in
     found = os.stat(folder)
     shared = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     if found.st_uid not in (os.geteuid(), 0) or (shared and not found.st_mode & stat.S_ISVTX):
@@ -189,7 +192,7 @@ def answers(address: str) -> bool:
         probe.setblocking(False)
         try:
             probe.connect(socket_address(address))
-        except (ConnectionRefusedError, FileNotFoundError, NotADirectoryError, PermissionError):
+        except (ConnectionRefusedError, FileNotFoundError, NotADirectoryError, PermissionError, BadInputError):
             return False
         except BlockingIOError:  # its backlog is full: busy, not dead
             return True

@@ -67,6 +67,12 @@ def test_an_object_store_is_read_through_a_server():
     assert rungs(open_reader("s3://bucket/set", "/run/some.sock")) == [CacheClient, CacheClient]
 
 
+@pytest.mark.parametrize("runtime", ["relative", "/" + "x" * 108], ids=["relative", "too long for a socket"])
+def test_a_runtime_directory_where_no_daemon_can_listen_keeps_nobody_from_reading(monkeypatch, runtime):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
+    assert rungs(open_reader("s3://bucket/set")) == [CacheClient]
+
+
 def test_a_configuration_is_used_for_local_files_too(path):
     with contextlib.closing(open_reader(path, RAM)) as reader:
         for source in ("origin", "ram"):

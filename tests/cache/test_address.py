@@ -34,6 +34,16 @@ def test_a_daemon_listens_where_its_clients_look():
     assert daemon_addresses({"DATAFLOW_CACHE": "/my/socket", "XDG_RUNTIME_DIR": "/r"}) == ["/my/socket"]
 
 
+@pytest.mark.parametrize("runtime", ["", "run/user", "./run"])
+def test_a_runtime_directory_that_is_not_absolute_counts_as_none(runtime):
+    assert default_address({"XDG_RUNTIME_DIR": runtime}) == default_address({})
+
+
+@pytest.mark.parametrize("address", ["", "cache.sock", "/" + "x" * 108])
+def test_nobody_answers_where_no_socket_can_be(address):
+    assert not answers(address)
+
+
 def test_an_ordinary_user_without_a_runtime_directory_has_a_folder_of_its_own(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 77)
     assert default_address({}) == "/tmp/dataflow-77/cache.sock"
@@ -51,6 +61,25 @@ def test_private_servers_of_the_same_directories_share_an_address(tmp_path):
     assert address(one) != address(two)
     assert address() != address()
     assert len(socket_address(address(one))) < 100
+
+
+@pytest.mark.parametrize(("mode", "folder_mode"), [(0o666, 0o755), (0o660, 0o755), (0o600, 0o700)])
+def test_a_new_folder_lets_in_whom_the_socket_lets_in_whatever_the_umask(tmp_path, mode, folder_mode):
+    umask = os.umask(0o077)
+    try:
+        listener = listen(str(tmp_path / "new" / "s"), mode=mode)
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE(os.stat(tmp_path / "new").st_mode) == folder_mode
+    assert stat.S_IMODE(os.stat(tmp_path / "new" / "s").st_mode) == mode
+    remove_socket(listener)
+
+
+def test_a_folder_that_is_there_keeps_its_mode(tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own").chmod(0o711)
+    remove_socket(listen(str(tmp_path / "own" / "s"), mode=0o666))
+    assert stat.S_IMODE(os.stat(tmp_path / "own").st_mode) == 0o711
 
 
 def test_an_abstract_address_cannot_be_taken_twice():
