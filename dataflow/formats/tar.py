@@ -18,6 +18,7 @@ MAX_EXTENSION_BYTES = 1 << 20
 _REGULAR = b"0\0" + b"7"
 _WITHOUT_CONTENT = b"123456"  # links, devices, folders, pipes: a size in their header does not count
 _SPARSE = b"S"
+_HARD_LINK = b"1"
 
 
 class TarError(ValueError):
@@ -33,6 +34,7 @@ class Member(NamedTuple):
         content: Where its content begins.
         size_bytes: Length of the content.
         regular: Whether it is a file, not a link or a folder.
+        hard_link: Whether it stands for a file whose content is that of another member.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Member(NamedTuple):
     content: int
     size_bytes: int
     regular: bool
+    hard_link: bool
 
 
 def members(archive: IO[bytes]) -> Iterator[Member]:
@@ -72,7 +75,8 @@ def members(archive: IO[bytes]) -> Iterator[Member]:
             archive.seek(content + size_bytes - 1)
             _insist_on_end(archive.read(1), 1, position)
         if kind not in b"gK":  # global headers and long link names: nothing that a file's place depends on
-            yield Member(extensions.get("path") or _name(header), begin, content, size_bytes, kind in _REGULAR)
+            name = extensions.get("path") or _name(header)
+            yield Member(name, begin, content, size_bytes, kind in _REGULAR, kind == _HARD_LINK)
             begin, extensions = end, {}
         position = end
         archive.seek(position)

@@ -6,7 +6,8 @@ integers (text where one of them is none), text and JSON as strings, anything el
 is null.
 
 A block is about 1 MiB of whole samples: a range of the archive that is a small archive itself. A compressed archive is
-one block. Links and folders are passed over; sparse members are refused.
+one block. Folders and symbolic links are passed over; sparse members and hard links, whose content lies in another
+member, are refused.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ SUFFIXES = (".tar", ".tar.bz2", ".tar.gz", ".tar.lz4", ".tar.zst", ".tgz")
 INTEGER_NAMES = frozenset({"class", "cls", "cls2", "count", "id", "index", "inx"})
 TEXT_NAMES = frozenset({"jsn", "json", "text", "transcript", "txt"})
 
-_NAME = re.compile(r"((?:.*/|)[^.]+)\.([^/]*)")
+# Of a member: key and field.
+MEMBER_NAME = re.compile(r"((?:.*/|)[^.]+)\.([^/]*)")
 
 
 @dataclass(slots=True)
@@ -101,7 +103,7 @@ class WebdatasetFormat:
 
         Raises:
             CorruptError: An archive is damaged; names it and the offset.
-            BadInputError: A sample has two files of one suffix, or a member is sparse.
+            BadInputError: A sample has two files of one suffix, or a member is a hard link.
         """
         return cast("WebdatasetSource | None", open_scanned(self, place))
 
@@ -149,9 +151,9 @@ class WebdatasetFormat:
 
 
 def _blocks(offsets: Sequence[int], end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield offset, length and number of samples of each block."""
+    """Yield offset, length and number of samples of each block; nothing where there are no samples."""
     first = 0
-    for position, stop in enumerate([*offsets[1:], end], 1):
+    for position, stop in enumerate([*offsets[1:], end][: len(offsets)], 1):
         if stop - offsets[first] >= BLOCK_BYTES or position == len(offsets):
             yield offsets[first], stop - offsets[first], position - first
             first = position
@@ -164,7 +166,13 @@ def _samples(archive: IO[bytes], uri: str, at: int) -> tuple[list[_Sample], int]
     try:
         for member in members(archive):
             end = member.content + -(-member.size_bytes // BLOCK) * BLOCK
-            match = _NAME.fullmatch(member.name)
+            match = MEMBER_NAME.fullmatch(member.name)
+            if match and member.hard_link:
+                raise BadInputError(
+                    f"{uri} has a hard link, {member.name}, and a sample needs its own content: write the archive with "
+                    "--hard-dereference",
+                    uri=uri,
+                )
             if match and member.regular:
                 _add(samples, member, match, uri)
     except TarError as error:

@@ -189,6 +189,26 @@ def test_names_that_webdataset_knows_are_kept(tmp_path: Path) -> None:
     gc.collect()
 
 
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"x": [1, None], "t": ["a", None]}, "all fields of sample 1 are null"),
+        ({"__key__": ["a", "b"], "x": [1, None]}, "all fields of sample 1 are null"),
+        ({"__key__": ["a", "img.2024"], "x": [1, 2]}, "sample 1 has the __key__ 'img.2024'"),
+        ({"__key__": ["a", "b\0c"], "x": [1, 2]}, "sample 1 has the __key__"),
+        ({"__key__": ["a", "a"], "x": [1, None], "t": [None, "b"]}, "samples 0 and 1 have the same __key__, 'a'"),
+        ({"__key__": ["000000001", None], "x": [1, 2]}, "samples 0 and 1 have the same __key__"),
+        ({"x": [1, 2], "x.cls": [3, 4]}, "two fields of sample 0 would be the same file"),
+    ],
+)
+def test_a_sample_that_an_archive_would_lose_or_merge_is_refused(
+    tmp_path: Path, columns: dict[str, list], message: str
+) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "in.parquet")
+    with pytest.raises(BadInputError, match=message):
+        convert(tmp_path / "in.parquet", tmp_path / "out", to="webdataset")
+
+
 @pytest.mark.parametrize("compression", ["none", "zstd"])
 def test_mds_is_laid_out_as_streaming_does(source: Path, tmp_path: Path, compression: str) -> None:
     fields = [name for name in SCHEMA.names if name != "many"]

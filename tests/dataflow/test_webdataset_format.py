@@ -106,6 +106,23 @@ def test_links_folders_and_names_without_suffix_are_passed_over(tmp_path: Path) 
     assert dataset.schema.names == ["__key__", "txt"]
 
 
+def test_a_hard_link_whose_content_lies_elsewhere_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(put(tmp_path / "a.tar", [("1.txt", b"x")]), "a") as tar:
+        info = tarfile.TarInfo("2.txt")
+        info.type, info.linkname = tarfile.LNKTYPE, "1.txt"
+        tar.addfile(info)
+    with pytest.raises(BadInputError, match=r"a\.tar has a hard link, 2\.txt.*--hard-dereference"):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("members", [[], [("README", b"no sample")]])
+def test_an_archive_without_samples_adds_none(tmp_path: Path, members: list[tuple[str, bytes]]) -> None:
+    put(tmp_path / "a.tar", members)
+    assert len(open_dataset(tmp_path)) == 0
+    put(tmp_path / "b.tar", [("1.txt", b"x")])
+    assert [sample["txt"] for sample in open_dataset(tmp_path)] == ["x"]
+
+
 def test_two_files_of_one_suffix_are_refused(tmp_path: Path) -> None:
     put(tmp_path / "a.tar", [("1.txt", b"a"), ("1.TXT", b"b")])
     with pytest.raises(BadInputError, match=r"a\.tar has two files 1\.txt in one sample"):

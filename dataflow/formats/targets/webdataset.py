@@ -15,7 +15,7 @@ import pyarrow as pa
 from connectors.errors import BadInputError
 from dataflow.formats.fields import field_kind, storable_schema, tensor_values
 from dataflow.formats.targets.files import FileTarget, refuse
-from dataflow.formats.webdataset import INTEGER_NAMES, KEY, TEXT_NAMES
+from dataflow.formats.webdataset import INTEGER_NAMES, KEY, MEMBER_NAME, TEXT_NAMES
 from dataflow.media import SUFFIXES, sniff
 
 if TYPE_CHECKING:
@@ -63,21 +63,53 @@ class WebdatasetTarget(FileTarget):
     def build(
         self, schema: pa.Schema, batches: Iterable[pa.RecordBatch], first_sample: int
     ) -> tuple[Part, list[Buffer]]:
-        """Build one archive."""
+        """Build one archive.
+
+        Raises:
+            BadInputError: A sample has no files, or a `__key__` by which readers would not find it.
+        """
         chunks: list[Buffer] = []
+        before = None
         for batch in batches:
             members: list[bytes] = []
             columns = [_values(column, field) for column, field in zip(batch.columns, schema, strict=True)]
             for values in zip(*columns, strict=True):
                 sample = dict(zip(schema.names, values, strict=True))
                 key = sample.pop(KEY, None) or f"{first_sample:09d}"
-                for name, value in sample.items():
-                    if value is not None:
-                        members += _member(f"{key}.{_file_name(name, schema.field(name), value)}", value)
+                files = [
+                    (_file_name(name, schema.field(name), value), value)
+                    for name, value in sample.items()
+                    if value is not None
+                ]
+                _insist_on_sample(first_sample, key, before, [name for name, _ in files])
+                for name, value in files:
+                    members += _member(f"{key}.{name}", value)
+                before = key
                 first_sample += 1
             chunks.append(b"".join(members))
         chunks.append(bytes(2 * tarfile.BLOCKSIZE))
         return {"size_bytes": sum(map(len, chunks))}, chunks
+
+
+def _insist_on_sample(number: int, key: str, before: str | None, names: list[str]) -> None:
+    """Refuse what readers, to whom consecutive files of one base name are a sample, would take for something else."""
+    match = MEMBER_NAME.fullmatch(f"{key}.x")
+    if match is None or match[1] != key or "\0" in key:
+        raise BadInputError(
+            f"sample {number} has the {KEY} {key!r}, which no archive can hold: its field would begin at the first dot "
+            "of a file's name; rename it, or leave the field out with fields"
+        )
+    if key == before:
+        raise BadInputError(
+            f"samples {number - 1} and {number} have the same {KEY}, {key!r}, and would be one sample in an archive: "
+            "make keys distinct, or leave the field out with fields"
+        )
+    if not names:
+        raise BadInputError(
+            f"all fields of sample {number} are null, and an archive has no sample without a file: leave it out"
+        )
+    if len(set(names)) < len(names):
+        raise BadInputError(f"two fields of sample {number} would be the same file: {sorted(names)}; rename one")
 
 
 def _member(name: str, content: bytes) -> list[bytes]:
