@@ -16,7 +16,7 @@ import pyarrow as pa
 from connectors.errors import BadInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import numpy.typing as npt
 
@@ -124,9 +124,10 @@ def select_fields(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema
 
 
 def storable_schema(schema: pa.Schema) -> pa.Schema:
-    """Return the schema that native shards store for `schema`: dictionary-encoded fields become plain ones.
+    """Return the schema that native shards store for `schema`: dictionary-encoded fields and views become plain ones.
 
-    A block must be readable from its own bytes, and dictionaries live outside the record batches.
+    A block must be readable from its own bytes, and dictionaries live outside the record batches. Views, which polars
+    and DataFusion write, hold the same values, and few functions of Arrow take them.
 
     Raises:
         BadInputError: No fields, a duplicate name, or a dictionary inside a nested type.
@@ -139,14 +140,40 @@ def storable_schema(schema: pa.Schema) -> pa.Schema:
 def _storable(field: pa.Field) -> pa.Field:
     if pa.types.is_dictionary(field.type):
         field = field.with_type(field.type.value_type)
-    if _has_dictionary(field.type):
+    if _has(field.type, pa.types.is_dictionary):
         raise BadInputError(f"field {field.name!r} has a dictionary inside {field.type}: cast it to plain values first")
+    if _has(field.type, _is_view):
+        field = field.with_type(_without_views(field.type))
     return field
 
 
-def _has_dictionary(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
+def _has(kind: pa.DataType, wanted: Callable[[pa.DataType], bool]) -> bool:
+    """Return whether a type is wanted, or has such a type inside."""
+    if wanted(kind):
         return True
-    if pa.types.is_nested(kind):
-        return any(_has_dictionary(kind.field(position).type) for position in range(kind.num_fields))
-    return False
+    return pa.types.is_nested(kind) and any(
+        _has(kind.field(position).type, wanted) for position in range(kind.num_fields)
+    )
+
+
+def _is_view(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string_view(kind) or pa.types.is_binary_view(kind))
+
+
+def _without_views(kind: pa.DataType) -> pa.DataType:
+    types = pa.types
+    if types.is_string_view(kind):
+        return pa.string()
+    if types.is_binary_view(kind):
+        return pa.binary()
+    if types.is_struct(kind):
+        return pa.struct([entry.with_type(_without_views(entry.type)) for entry in kind])
+    if types.is_map(kind):
+        return pa.map_(_without_views(kind.key_type), _without_views(kind.item_type), kind.keys_sorted)
+    if types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(_without_views(kind.value_type)), kind.list_size)
+    if types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_without_views(kind.value_type)))
+    if types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_without_views(kind.value_type)))
+    return kind

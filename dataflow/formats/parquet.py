@@ -42,7 +42,7 @@ class ParquetSource:
     """One set of Parquet files, opened; see `dataflow.formats.protocol.Source`.
 
     Attributes:
-        schema: Fields of a sample, dictionary-encoded ones made plain.
+        schema: Fields of a sample, dictionary-encoded ones and views made plain.
         index: One block per row group.
         footers: The end of every file.
         first_block: Number of the first row group of every file.
@@ -92,7 +92,11 @@ class ParquetSource:
             with pq.ParquetFile(_Window(ranges, size_bytes), **options) as file:
                 group, names = block - self.first_block[shard], self.schema.names
                 table = file.read_row_group(group, columns=names, use_threads=False).select(names)
-            table = pa.table([_plain(column) for column in table.columns], schema=self.schema).combine_chunks()
+            columns = [
+                column if column.type.equals(kind) else column.cast(kind)
+                for column, kind in zip(table.columns, self.schema.types, strict=True)
+            ]
+            table = pa.table(columns, schema=self.schema).combine_chunks()
         except (pa.ArrowException, OSError) as error:
             raise CorruptError(
                 f"block {block} ({ref.length} bytes at offset {ref.offset} of {ref.uri}) is not a readable row group: "
@@ -191,10 +195,6 @@ def _bounds(column: Any) -> tuple[int, int]:
     if column.has_dictionary_page:
         start = min(start, column.dictionary_page_offset)
     return start, start + column.total_compressed_size
-
-
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
 class _Window(io.RawIOBase):

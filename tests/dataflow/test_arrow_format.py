@@ -181,6 +181,26 @@ def test_dictionaries_are_stored_plain(tmp_path: Path) -> None:
     assert dataset.get_batch([2, 1])["x"] == ["a", "b"]
 
 
+def test_views_are_stored_plain_wherever_they_are(tmp_path: Path) -> None:
+    text, plain = pa.string_view(), pa.string()
+    values = {
+        "text": (["a", None, "b" * 20], text, plain),
+        "data": ([b"a", None, b"b" * 20], pa.binary_view(), pa.binary()),
+        "many": ([[], ["c" * 20], None], pa.list_(text), pa.list_(plain)),
+        "large": ([[], ["c" * 20], None], pa.large_list(text), pa.large_list(plain)),
+        "pair": ([["a", "b"]] * 3, pa.list_(text, 2), pa.list_(plain, 2)),
+        "map": ([[("k", "v")], [], None], pa.map_(text, text), pa.map_(plain, plain)),
+        "struct": ([{"s": "a"}, None, {"s": "b" * 20}], pa.struct([("s", text)]), pa.struct([("s", plain)])),
+    }
+    batch = pa.record_batch({name: pa.array(given, kind) for name, (given, kind, _) in values.items()})
+    with ShardWriter(tmp_path / "set", batch.schema) as writer:
+        writer.write_batch(batch)
+    dataset = open_dataset(tmp_path / "set")
+    assert dataset.schema.types == [kind for _, _, kind in values.values()]
+    for name, (given, _, _) in values.items():
+        assert list(dataset.get_batch([2, 1, 0])[name]) == given[::-1]
+
+
 def test_a_dictionary_inside_a_nested_type_is_refused(tmp_path: Path) -> None:
     schema = pa.schema([("x", pa.list_(pa.dictionary(pa.int32(), pa.string())))])
     with pytest.raises(BadInputError, match="field 'x' has a dictionary inside"):

@@ -55,6 +55,21 @@ def test_what_pyarrow_writes_comes_back(tmp_path: Path, compression: str, versio
     assert dataset.get_batch([150, 3, 77])["text"] == [None, None, "é77"]
 
 
+@pytest.mark.parametrize("to", ["arrow", "jsonl", "parquet"])
+def test_views_as_polars_writes_them_are_plain(tmp_path: Path, to: str) -> None:
+    texts = ["short", None, "long enough to lie elsewhere"]
+    columns = {
+        "text": pa.array(texts, pa.string_view()),
+        "many": pa.array([["a"], [], None], pa.list_(pa.string_view())),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    dataset = open_dataset(tmp_path / "a.parquet")
+    assert dataset.schema.types == [pa.string(), pa.list_(pa.string())]
+    assert dataset.get_batch([2, 1, 0])["text"] == texts[::-1]
+    convert(tmp_path / "a.parquet", tmp_path / "out", to=to, verify=True)
+    assert open_dataset(tmp_path / "out").get_batch(range(3))["text"] == texts
+
+
 def test_a_footer_larger_than_the_first_guess_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "TAIL_BYTES", 20)
     monkeypatch.setattr(parquet, "TAILS_AT_ONCE", 2)

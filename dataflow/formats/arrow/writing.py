@@ -189,18 +189,19 @@ class ShardWriter:
 
 
 def fit_batch(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """Return `batch` with exactly `schema`: dictionary-encoded columns are decoded, everything else must agree.
+    """Return `batch` with exactly `schema`: dictionary-encoded columns and views made plain, all others must agree.
 
     Raises:
         BadInputError: Names or types differ, or a field declared without nulls has one.
     """
     if batch.schema.equals(schema):
         return batch
-    if storable_schema(batch.schema).names != schema.names:
+    stored = storable_schema(batch.schema)
+    if stored.names != schema.names:
         raise BadInputError(f"a batch must have the fields {schema.names}, got {batch.schema.names}")
     columns = []
-    for column, field in zip(batch.columns, schema, strict=True):
-        plain = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+    for column, kind, field in zip(batch.columns, stored.types, schema, strict=True):
+        plain = column if column.type.equals(kind) else column.cast(kind)
         if plain.type != field.type:
             raise BadInputError(f"field {field.name!r} must be {field.type}, got {plain.type}")
         if plain.null_count and not field.nullable:
