@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import operator
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch.utils.data import IterDataPipe, MapDataPipe, graph_settings
@@ -161,12 +162,11 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
             foresight.passed(progress.batches)
         if self._is_iterable:
             return
-        meter.samples += len(index) if self._auto_collation else 1
+        # What stands for a batch may be anything that the dataset understands: a slice, a key, an iterator.
+        meter.samples += operator.length_hint(index, 1) if self._auto_collation else 1
         if progress.batches == self._length:
             # A sampler may draw once more behind its last index; the state of a finished epoch comes after that.
-            after = list(itertools.islice(self._sampler_iter, 1))
-            self._sampler_iter = itertools.chain(after, self._sampler_iter)
-            progress.finished = not after
+            self._sampler_iter, progress.finished = _looked_ahead(self._sampler_iter)
 
     def _fetch_maker(self, *, may_join: bool = False) -> Callable[[], Fetch]:
         """Return what makes fetches for threads of this process, one for each; it does not refer to the iterator."""
@@ -195,6 +195,20 @@ def _advanced(indices: Iterator[Any], number: int) -> Iterator[Any]:
     """Drop `number` indices, and draw the next one now, while the generators are what they were."""
     head = list(itertools.islice(indices, number, number + 1))
     return itertools.chain(head, indices)
+
+
+def _looked_ahead(indices: Iterator[Any]) -> tuple[Iterator[Any], bool]:
+    """Draw the next index; return what yields it, or raises what that raised, and whether there is none."""
+    try:
+        return itertools.chain([next(indices)], indices), False
+    except StopIteration:
+        return indices, True
+    except Exception as error:  # not the fault of the batch that is about to be handed out
+        return map(_raise, [error]), False
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
 class InlineIterator(LoaderIterator):

@@ -277,6 +277,41 @@ def test_a_batch_sampler_may_yield_anything_that_indexes(load):
     assert loader.batch_size is None
 
 
+class Slices(Numbers):
+    """Reads whole batches by whatever its own batch sampler says."""
+
+    def __getitems__(self, batch):
+        return [self[index] for index in (range(self.length)[batch] if isinstance(batch, slice) else [batch])]
+
+
+def test_a_batch_sampler_may_yield_what_only_the_dataset_understands(load):
+    loader = load(Slices(6), batch_sampler=[slice(0, 2), slice(2, 5), 5])
+    assert first_values(loader) == [[0, 1], [2, 3, 4], [5]]
+
+
+def test_a_batch_sampler_may_yield_iterators(loader_class):
+    loader = loader_class(Numbers(4), batch_sampler=Indexed([iter([0, 1]), (index for index in (2, 3))]))
+    assert first_values(loader) == [[0, 1], [2, 3]]
+
+
+class EndsBadly(torch.utils.data.Sampler):
+    """Raises behind its last index."""
+
+    def __len__(self):
+        return 3
+
+    def __iter__(self):
+        yield from range(3)
+        raise ValueError("the epoch cannot be closed")
+
+
+def test_an_error_behind_the_last_index_costs_no_batch(loader_class):
+    iterator = iter(loader_class(Numbers(3), sampler=EndsBadly()))
+    assert [next(iterator).item() for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="cannot be closed"):
+        next(iterator)
+
+
 def test_batch_size_none_hands_out_converted_samples(load):
     loader = load([np.arange(3), (np.float32(1), "a")], batch_size=None)
     array, pair = loader
