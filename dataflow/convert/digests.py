@@ -15,15 +15,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from connectors.errors import BadInputError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from dataflow.formats.destination import Destination
 
-__all__ = ["bucket_sizes", "find_duplicates", "sample_digests", "value_bytes"]
+__all__ = ["bucket_sizes", "find_duplicates", "sample_digests", "times_as_numbers", "value_bytes"]
 
 # Sorted as a whole, so by digest and then by sample.
 DIGEST = np.dtype([("high", "<u8"), ("low", "<u8"), ("sample", "<i8")])
+_WHOLE_NUMBERS = {32: pa.int32(), 64: pa.int64()}
 BUCKETS = 256  # by the first byte of the digest
 MERGE_BYTES = 64 << 20
 
@@ -83,9 +86,14 @@ def _repeated(digests: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDA
 
 
 def value_bytes(column: Any) -> Sequence[bytes | None]:
-    """Return every value as bytes that are equal for equal values only."""
+    """Return every value as bytes that are equal for equal values only.
+
+    Raises:
+        BadInputError: There are times inside what is nested that Python lacks, such as those with nanoseconds.
+    """
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
+    column = times_as_numbers(column)
     types, kind = pa.types, column.type
     if types.is_binary(kind) or types.is_large_binary(kind):
         return column.to_pylist()  # type: ignore[no-any-return]
@@ -100,4 +108,15 @@ def value_bytes(column: Any) -> Sequence[bytes | None]:
             return cut
         return [value if valid else None for value, valid in zip(cut, column.is_valid().to_pylist(), strict=True)]
     encode = msgspec.msgpack.Encoder(enc_hook=str).encode
-    return [None if value is None else encode(value) for value in column.to_pylist()]
+    try:
+        return [None if value is None else encode(value) for value in column.to_pylist()]
+    except (ValueError, OverflowError) as error:
+        raise BadInputError(f"values of {kind} cannot be compared: {error}") from error
+
+
+def times_as_numbers(column: Any) -> Any:
+    """Return times as the whole numbers that Arrow stores, because Python's have no nanoseconds; all else as it is."""
+    kind = column.type
+    if not pa.types.is_temporal(kind) or kind.bit_width not in _WHOLE_NUMBERS:
+        return column
+    return column.view(_WHOLE_NUMBERS[kind.bit_width])

@@ -76,10 +76,19 @@ class Function:
 
 
 def batch_to_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    """Return samples as user functions see them: plain Python values, media as encoded bytes, tensors as arrays."""
-    columns = [_values(column) for column in batch.columns]
+    """Return samples as user functions see them: plain Python values, media as encoded bytes, tensors as arrays.
+
+    Raises:
+        BadInputError: Python has no such value, such as a `datetime` with nanoseconds; names the field.
+    """
+    columns = [_values(name, column) for name, column in zip(batch.schema.names, batch.columns, strict=True)]
     return [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
-def _values(column: Any) -> Sequence[Any]:
-    return tensor_values(column) if isinstance(column.type, pa.FixedShapeTensorType) else column.to_pylist()
+def _values(name: str, column: Any) -> Sequence[Any]:
+    if isinstance(column.type, pa.FixedShapeTensorType):
+        return tensor_values(column)
+    try:
+        return column.to_pylist()  # type: ignore[no-any-return]
+    except (ValueError, OverflowError) as error:
+        raise BadInputError(f"field {name!r} has a value that a function cannot be given: {error}") from error

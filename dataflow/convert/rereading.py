@@ -17,6 +17,7 @@ import pyarrow as pa
 import xxhash
 
 from connectors.errors import CorruptError
+from dataflow.convert.digests import times_as_numbers
 from dataflow.convert.reading import read_samples
 from dataflow.dataset import open_dataset
 
@@ -147,6 +148,7 @@ def _feed(hashes: dict[str, Any], level: str, column: Any) -> None:
     def update(what: str, data: Any) -> None:
         hashes.setdefault(level + what, xxhash.xxh3_128()).update(data)
 
+    column = times_as_numbers(column)
     types, kind = pa.types, column.type
     update("valid", column.is_valid().to_numpy(zero_copy_only=False).astype(np.uint8).tobytes())
     if column.null_count:
@@ -169,6 +171,9 @@ def _feed(hashes: dict[str, Any], level: str, column: Any) -> None:
         _feed(hashes, level + ".", column.flatten())
     elif types.is_fixed_size_list(kind):
         _feed(hashes, level + ".", column.flatten())
+    elif types.is_struct(kind):
+        for number, values in enumerate(column.flatten()):
+            _feed(hashes, f"{level}{number}.", values)
     else:
         for value in column.to_pylist():
             encoded = msgspec.msgpack.encode(value, enc_hook=str)

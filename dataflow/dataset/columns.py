@@ -311,7 +311,11 @@ class ObjectColumn:
         """Take the rows and convert them."""
         values: list[Any] = []
         for array, start, stop in selection.parts(self.name):
-            values += array.take(pa.array(selection.rows[start:stop])).to_pylist()
+            taken = array.take(pa.array(selection.rows[start:stop]))
+            try:
+                values += taken.to_pylist()
+            except (ValueError, OverflowError) as error:  # a time that Python lacks
+                raise BadInputError(f"field {self.name!r} has a value that is no Python object: {error}") from error
         return selection.scatter(values)
 
 

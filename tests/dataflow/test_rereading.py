@@ -7,16 +7,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connectors.errors import CorruptError, DataError
+from connectors.errors import BadInputError, CorruptError, DataError
 from connectors.protocols import Buffer
-from dataflow import ShardWriter, image_field, tensor_field
+from dataflow import ShardWriter, image_field, open_dataset, tensor_field
 from dataflow.cli.main import main
-from dataflow.convert import append, convert
+from dataflow.convert import append, convert, parse_rule
+from dataflow.convert.comparison import compare
 from dataflow.convert.rereading import StreamDigest
 from dataflow.formats.destination import Destination
 from dataflow.formats.writable import WRITABLE
@@ -63,6 +65,10 @@ def test_tokens_in_megatron_files_are_compared(tmp_path: Path) -> None:
     assert (result.num_compared, result.not_compared) == (30, ())
 
 
+def same(sample: dict[str, Any]) -> dict[str, Any]:
+    return sample
+
+
 def twice(sample: dict[str, Any]) -> dict[str, Any]:
     return {"twice": 2 * sample["n"]}
 
@@ -97,6 +103,39 @@ def test_images_and_tensors_are_compared(tmp_path: Path) -> None:
     for to in ("arrow", "parquet"):
         result = convert(tmp_path / "set", tmp_path / to, to=to, verify=True, workers=0)
         assert (result.num_compared, result.not_compared) == (10, ())
+
+
+def test_times_with_nanoseconds_are_compared(tmp_path: Path) -> None:
+    values = [1_700_000_000_123_456_789, None, 1_700_000_000_123_456_788, 1_700_000_000_123_456_789]
+    kind = pa.timestamp("ns", "Europe/Berlin")
+    times = pa.array(values, kind)
+    columns = {
+        "at": times,
+        "took": pa.array(values, pa.duration("ns")),
+        "many": pa.array([[value] for value in values], pa.list_(kind)),
+        "pair": pa.StructArray.from_arrays([times, pa.array(["a", None, "c", "a"])], ["at", "text"]),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    result = convert(tmp_path / "a.parquet", tmp_path / "out", verify=True)
+    assert (result.num_compared, result.not_compared) == (4, ())
+    assert compare(open_dataset(tmp_path / "a.parquet"), open_dataset(tmp_path / "out")).equal
+    rules = [parse_rule("duplicates fields=at,took")]
+    assert convert(tmp_path / "a.parquet", tmp_path / "few", rules=rules).num_samples == 3
+
+
+def test_times_that_python_lacks_are_refused_where_it_would_have_to_hold_them(tmp_path: Path) -> None:
+    late = pa.array([1 << 40], pa.timestamp("s"))  # the year 36812
+    pair = pa.StructArray.from_arrays([late], ["at"])
+    pq.write_table(pa.table({"at": late, "pair": pair}), tmp_path / "a.parquet")
+    assert convert(tmp_path / "a.parquet", tmp_path / "out", verify=True).num_compared == 1
+    with pytest.raises(BadInputError, match="field 'at' has a value that a function cannot be given"):
+        convert(tmp_path / "a.parquet", tmp_path / "mapped", map=same)
+    with pytest.raises(BadInputError, match="cannot be compared"):
+        convert(tmp_path / "a.parquet", tmp_path / "all", rules=[parse_rule("duplicates")])
+    dataset = open_dataset(tmp_path / "out")
+    assert dataset.select(["at"])[0]["at"] == np.datetime64(1 << 40, "s")
+    with pytest.raises(BadInputError, match="field 'pair' has a value that is no Python object"):
+        dataset.select(["pair"])[0]
 
 
 def test_arrays_of_zarr_are_compared(tmp_path: Path) -> None:
