@@ -17,6 +17,8 @@ from connectors.errors import BadInputError, ErrorKind
 __all__ = ["ObjectMeta", "Span", "check_key", "check_prefix", "join_uri", "normalise_url", "split_uri"]
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+# A URL that lost a slash, which would otherwise become a folder of that name below the working directory.
+_ONE_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 _ENCODED_SCHEMES = frozenset({"file", "http", "https"})
 # Names that mean themselves: nothing to decode, nothing to encode, no segment that is empty, `.` or `..`.
 _NAMES = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*"
@@ -91,6 +93,8 @@ def check_prefix(prefix: str) -> tuple[str, str]:
 def normalise_url(url: str | os.PathLike[str]) -> str:
     """Give every location its one URI form: plain paths become absolute `file://` URLs, trailing slashes go.
 
+    A plain path may begin with `~`, the home folder.
+
     >>> normalise_url("s3://bucket/set/")
     's3://bucket/set'
     >>> normalise_url("/data/my set")
@@ -122,9 +126,9 @@ def split_uri(uri: str | os.PathLike[str]) -> tuple[str, str]:
         raise BadInputError("the URL is empty; give a path or a URL such as s3://bucket/prefix")
     match = _SCHEME.match(text)
     if match is None:
-        if "://" in text and not text.startswith(("/", ".")):
+        if _ONE_SLASH.match(text) or ("://" in text and not text.startswith(("/", "."))):
             raise BadInputError(f"{text!r} is neither a URL (scheme://...) nor a plain path; write a path as ./...")
-        return _split_path(text)
+        return _split_path(os.path.expanduser(text))
     scheme, rest = match[1].lower(), text[match.end() :]
     authority, _, key = rest.partition("/")
     if scheme == "file":

@@ -65,6 +65,22 @@ def test_split_examples(url, root, key):
     assert split_uri(url) == (root, key)
 
 
+def test_a_tilde_is_the_home_folder_at_the_beginning_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert normalise_url("~/my set") == normalise_url(Path("~/my set")) == (tmp_path / "my set").as_uri()
+    assert normalise_url("~") == tmp_path.as_uri()
+    assert normalise_url("./~/x") == (tmp_path / "~" / "x").as_uri()
+    assert normalise_url(f"{tmp_path}/~/x") == (tmp_path / "~" / "x").as_uri()
+
+
+@pytest.mark.parametrize("url", ["s3:/bucket/x", "gs:/bucket", "file:/data/x", "S3:/b"])
+def test_a_url_that_lost_a_slash_is_no_folder_of_that_name(url):
+    with pytest.raises(BadInputError, match=r"neither a URL \(scheme://\.\.\.\) nor a plain path"):
+        normalise_url(url)
+    assert normalise_url(f"./{url}").endswith(url.replace(":", "%3A"))
+
+
 def test_a_relative_path_begins_at_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert normalise_url("set") == join_uri("file:///", f"{tmp_path}/set"[1:])
