@@ -69,9 +69,9 @@ def find_file_table(place: Place, *, media: bool) -> FileTable | None:
         BadInputError: Several tables could be meant, they disagree, or one has a row without a file.
         CorruptError: A table cannot be read, or names a file that is missing or empty.
     """
-    tables = [meta for meta in place.files if _is_called_metadata(meta.key)]
+    tables = [meta for meta in place.visible if _is_called_metadata(meta.key)]
     if not tables and media:
-        tables = [meta for meta in place.files if "/" not in meta.key and meta.key.lower().endswith(TEXT_SUFFIXES)]
+        tables = [meta for meta in place.visible if "/" not in meta.key and meta.key.lower().endswith(TEXT_SUFFIXES)]
     if len(tables) in (0, len(place.files)):
         return None
     files = {unicodedata.normalize("NFC", meta.key): meta for meta in place.files}

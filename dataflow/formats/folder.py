@@ -7,6 +7,7 @@ What counts, without opening a file:
   The first folder below the root is the class, whatever lies deeper: `root/cat/2024/1.png` is a cat. Labels number the
   class names in sorted order. Files beside class folders are an error: they would be samples without a label. Files and
   no folder at all is a dataset without labels.
+- Hidden files, and those in hidden folders, do not count, unless a table names them.
 - Text files count if a table names them, or as the format `text-folder`: whether a `.txt` is one sample or one a line
   cannot be told by looking.
 
@@ -98,7 +99,7 @@ class FolderFormat:
             BadInputError: Files lie beside class folders, one has 2 GiB or more, or a table cannot be understood.
             CorruptError: A file has no bytes, or a table names one that is missing.
         """
-        if any(_is_of_other_format(meta.key) for meta in place.files):
+        if any(_is_of_other_format(meta.key) for meta in place.visible):
             return None
         files = place.files_named(tuple(suffix for suffix in (*SUFFIXES, ".txt") if _kind(suffix) in self.kinds))
         table = find_file_table(place, media=bool(files))

@@ -77,7 +77,7 @@ class MegatronFormat:
             CorruptError: An index is damaged or does not fit its tokens.
             BadInputError: Files differ in their type, or are laid out in another way.
         """
-        indexes = [meta for meta in place.files if meta.key.endswith(".idx")]
+        indexes = [meta for meta in place.visible if meta.key.endswith(".idx")]
         tokens = {meta.key: meta for meta in place.files_named((".bin",))}
         pairs = [(meta, tokens[name]) for meta in indexes if (name := meta.key[:-4] + ".bin") in tokens]
         if not pairs:

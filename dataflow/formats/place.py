@@ -116,18 +116,23 @@ class Place:
         """What lies there, sorted by key; the file itself where the URL names one."""
         return [self._single] if self._single else self.reader.list_objects(self.url)
 
+    @property
+    def visible(self) -> list[ObjectMeta]:
+        """The files that may be data: none that is hidden, or in a hidden folder, as `.git` and `._copy.png` are."""
+        return self.files if self.is_file else [meta for meta in self.files if "/." not in f"/{meta.key}"]
+
     @cached_property
     def unfinished(self) -> bool:
         """Whether a conversion that broke off left its records here."""
         return any(meta.key.endswith(PART_SUFFIX) for meta in self.files)
 
     def files_named(self, suffixes: tuple[str, ...]) -> list[ObjectMeta]:
-        """Return the files whose names end in one of `suffixes`, in any case.
+        """Return the visible files whose names end in one of `suffixes`, in any case.
 
         Raises:
             CorruptError: One of them has no bytes.
         """
-        files = [meta for meta in self.files if meta.key.lower().endswith(suffixes)]
+        files = [meta for meta in self.visible if meta.key.lower().endswith(suffixes)]
         for meta in files:
             if meta.size_bytes == 0:
                 uri = self.uri(meta)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from connectors.errors import CorruptError
+from connectors.errors import BadInputError, CorruptError
 from dataflow.formats.place import BadRange
 from dataflow.index import Blocks, Index, Shards, decode_index, encode_index, kept
 from dataflow.index.storage import read_metadata
@@ -98,9 +98,19 @@ def remembered(
 
 
 def shard_table(files: Sequence[ObjectMeta]) -> Shards:
-    """Return files as shards; their version tokens are the store's own."""
+    """Return files as shards; their version tokens are the store's own.
+
+    Raises:
+        BadInputError: The name of a file is not UTF-8.
+    """
+    try:
+        names = pa.array([meta.key for meta in files], pa.string())
+    except UnicodeEncodeError as error:
+        raise BadInputError(
+            f"the name of the file {error.object!r} is not UTF-8, as an index needs it: rename it"
+        ) from error
     return Shards(
-        pa.array([meta.key for meta in files], pa.string()),
+        names,
         np.array([meta.size_bytes for meta in files], np.int64),
         pa.array([meta.version for meta in files], pa.string()),
     )

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import pickle
 import unicodedata
 from pathlib import Path
@@ -62,6 +63,34 @@ def test_other_files_and_folders_without_images_do_not_count(tmp_path: Path) -> 
     dataset = open_dataset(tmp_path)
     assert len(dataset) == 2
     assert class_names(dataset.schema.field("label")) == ["cat", "zebra"]
+
+
+def test_hidden_files_are_no_samples_and_hidden_folders_no_classes(tmp_path: Path) -> None:
+    image = put(tmp_path / "cat" / "a.png", 1)
+    for hidden in ("cat/._a.png", "cat/.b.png", ".git/c.png", "dog/.ipynb_checkpoints/d.png", "dog/e.png"):
+        put(tmp_path / hidden, 2)
+    (tmp_path / "._x.parquet").write_bytes(b"x")
+    dataset = open_dataset(tmp_path)
+    assert class_names(dataset.schema.field("label")) == ["cat", "dog"]
+    assert dataset.index.shards.names.to_pylist() == ["cat/a.png", "dog/e.png"]
+    np.testing.assert_array_equal(dataset[0]["image"], image)
+
+
+def test_a_hidden_file_is_a_sample_where_it_is_named(tmp_path: Path) -> None:
+    put(tmp_path / "set" / ".a.png", 1)
+    put(tmp_path / "set" / "b.png", 2)
+    assert len(open_dataset(tmp_path / "set" / ".a.png")) == 1
+    (tmp_path / "set" / "metadata.csv").write_text("file_name,caption\n.a.png,x\n")
+    assert [sample["caption"] for sample in open_dataset(tmp_path / "set")] == ["x"]
+    (tmp_path / "set").rename(tmp_path / ".set")
+    assert len(open_dataset(tmp_path / ".set")) == 1
+
+
+def test_a_file_whose_name_is_no_text_is_named(tmp_path: Path) -> None:
+    put(tmp_path / "a.png", 1)
+    os.rename(tmp_path / "a.png", os.fsencode(tmp_path) + b"/\xff.png")
+    with pytest.raises(BadInputError, match=r"'\\udcff\.png' is not UTF-8.*rename it"):
+        open_dataset(tmp_path)
 
 
 def test_a_flat_folder_has_images_without_labels(tmp_path: Path) -> None:
