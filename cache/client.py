@@ -176,7 +176,7 @@ class CacheClient:
             try:
                 result = work(connection)
             except ServerGoneError as error:
-                connection.close()
+                self._hang_up(connection)
                 self._forget_idle()
                 if attempt == self._options.max_attempts or error.kind is ErrorKind.TIMEOUT:
                     raise
@@ -186,7 +186,7 @@ class CacheClient:
                 self._replace(connection)
                 raise
             except BaseException:
-                connection.close()  # in the middle of an answer, of no further use
+                self._hang_up(connection)  # in the middle of an answer, of no further use
                 raise
             self._give_back(connection)
             if isinstance(result, DataError):
@@ -201,6 +201,9 @@ class CacheClient:
         if last:
             with contextlib.suppress(DataError):
                 self._give_back(self._take())
+        self._hang_up(connection)
+
+    def _hang_up(self, connection: Connection) -> None:
         with self._lock:
             self._connections.discard(connection)
         connection.close()

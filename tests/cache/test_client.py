@@ -318,6 +318,23 @@ NONSENSE = {
 }
 
 
+@pytest.mark.parametrize("answer", [[], [(b"\x02\x00\x00\x00\xc1\xc1", [])]], ids=["its end", "garbage"])
+def test_a_connection_that_ended_in_the_middle_of_a_call_is_not_remembered(answer):
+    def script(request):
+        yield from answer
+        yield None, []
+
+    puppet = Puppet(script)
+    client = CacheClient(puppet.address, options=ClientOptions(max_attempts=3))
+    for _ in range(2):
+        with pytest.raises(DataError):
+            client.stats()
+    connections = puppet.connections
+    puppet.close()
+    assert connections > 1
+    assert not client._connections
+
+
 @pytest.mark.parametrize("answer", NONSENSE.values(), ids=NONSENSE.keys())
 def test_nonsense_from_a_server_is_a_protocol_error_and_leaks_nothing(answer):
     def script(request):
