@@ -169,7 +169,8 @@ class Administration:
         """Remove blocks that are asked for and must not be served any more."""
         for key in keys:
             for tier in self._tiers:
-                self.expired += await tier.evict(key)
+                removed = await tier.evict(key)
+                self.expired += removed
 
     def prune(self) -> None:
         """Forget, behind, labels of blocks that are gone, where they have become many. To be called now and then."""
@@ -224,12 +225,16 @@ class Administration:
             keys = labels.keys()
             for begin in range(0, len(keys), _SLICE):
                 for key in keys[begin : begin + _SLICE]:
-                    if not self._in_flight(key) and not self._stack.holds(key):
+                    if not (self._in_flight(key) or self._stack.holds(key) or self._lies_somewhere(key)):
                         labels.forget(key)
                 await asyncio.sleep(0)
         finally:
             self._prune_at = 2 * len(labels) + _SLACK_LABELS
             self._pruning = False
+
+    def _lies_somewhere(self, key: bytes) -> bool:
+        """Say whether a tier knows the block, also one whose disk is left alone for a while."""
+        return any(tier.ledger.knows(key) for tier in self._tiers)
 
     async def _slices(self) -> AsyncIterator[tuple[Tier, list[bytes]]]:
         for tier in self._tiers:

@@ -11,6 +11,7 @@ import pytest
 
 from cache.block import file_bytes, parse_name
 from cache.config import CacheConfig, JobConfig, PrefixConfig, TierConfig
+from cache.disk import DiskLimits
 from cache.engine import Engine, Handle
 from cache.keys import BlockRef, block_key
 from cache.testing import FaultySystem, check_directory, check_limits, read_blocks
@@ -43,8 +44,16 @@ class Place:
         return TierConfig("disk", blocks * SIZE, str(self.path), medium="nvme", **settings)
 
     @asynccontextmanager
-    async def running(self, config: CacheConfig, system: object = os) -> AsyncIterator[Engine]:
-        engine = Engine(config, open_store=lambda root: self.store, system=system, clock=lambda: self.now_s)
+    async def running(
+        self, config: CacheConfig, system: object = os, limits: DiskLimits | None = None
+    ) -> AsyncIterator[Engine]:
+        engine = Engine(
+            config,
+            open_store=lambda root: self.store,
+            system=system,
+            disk_limits=limits or DiskLimits(),
+            clock=lambda: self.now_s,
+        )
         await engine.start()
         try:
             await engine.scanned()
@@ -356,6 +365,31 @@ async def test_labels_of_blocks_that_are_gone_are_forgotten_in_time(place: Place
             await place.read(engine, [ref])
         assert engine.stats()["retention"]["labels"] <= 2 * 5 + 20 + 2
         assert await place.held(engine) == 5
+
+
+async def test_labels_of_a_disk_that_is_left_alone_are_not_forgotten(place: Place, monkeypatch) -> None:
+    monkeypatch.setattr("cache.administration._SLACK_LABELS", 20)
+    kept, others = await place.put("kept/x", 8), await place.put("other", 40)
+    config = CacheConfig((place.disk(10),), ring_bytes=0)
+    patient = DiskLimits(first_retry_s=1000, last_retry_s=1000)
+    async with place.running(config, limits=patient) as engine:
+        await engine.administration.pin(f"{place.url}/kept", size_bytes=8 * SIZE, expires_s=None, uid=0)
+        await place.read(engine, kept)
+        engine._stack.levels[0].members[0]._calls.distrust("a call does not return")
+        for ref in others:
+            assert await place.read(engine, [ref]) == ["origin"]
+        assert engine.stats()["retention"]["labels"] < 48
+        assert await place.held(engine, "kept") == 8
+
+
+async def test_blocks_that_expire_at_once_are_all_counted(place: Place) -> None:
+    refs = await place.put("x", 12)
+    config = CacheConfig((place.disk(20),), ring_bytes=0, prefixes=(PrefixConfig(place.url, ttl_s=100),))
+    async with place.running(config) as engine:
+        await place.read(engine, refs)
+        place.now_s += 100
+        await asyncio.gather(*(place.read(engine, [ref]) for ref in refs))
+        assert engine.stats()["retention"]["expired"] == 12
 
 
 def test_a_block_takes_a_page_here() -> None:
