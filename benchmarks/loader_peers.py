@@ -275,5 +275,5 @@ def batch_length(batch: Any) -> int:
     """Samples in a batch of any loader."""
     if isinstance(batch, dict):
         return len(next(iter(batch.values())))
-    is_pair = isinstance(batch, (list, tuple)) and len(batch) == 2 and isinstance(batch[0], (torch.Tensor, np.ndarray))
-    return len(batch[0]) if is_pair else len(batch)
+    has_columns = isinstance(batch, (list, tuple)) and isinstance(batch[0], (torch.Tensor, np.ndarray))
+    return len(batch[0]) if has_columns else len(batch)
