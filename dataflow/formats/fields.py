@@ -132,8 +132,10 @@ def storable_schema(schema: pa.Schema) -> pa.Schema:
     Raises:
         BadInputError: No fields, a duplicate name, or a dictionary inside a nested type.
     """
-    if not len(schema) or len(set(schema.names)) != len(schema):
-        raise BadInputError(f"a schema needs at least one field and distinct names, got {schema.names}")
+    if not len(schema):
+        raise BadInputError("a schema needs at least one field; files without a record say nothing of theirs")
+    if len(set(schema.names)) != len(schema):
+        raise BadInputError(f"a schema needs distinct names, got {schema.names}")
     return pa.schema([_storable(field) for field in schema], metadata=schema.metadata)
 
 

@@ -113,6 +113,8 @@ def _read(place: Place, meta: ObjectMeta, files: dict[str, ObjectMeta], *, media
         )
     column = _file_column(table, folder, files, media=media)
     if column is None and media and _is_called_metadata(meta.key):
+        if not table.num_rows:
+            raise BadInputError(f"{uri} has no rows: remove it, or name the files that are samples", uri=uri)
         raise BadInputError(
             f"{uri} has no column {FILE_NAME} that says which files its rows are about, only {table.column_names}",
             uri=uri,

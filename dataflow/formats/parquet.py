@@ -131,6 +131,8 @@ class ParquetFormat:
                 found = storable_schema(metadata.schema.to_arrow_schema().remove_metadata())
             except (pa.ArrowException, OSError) as error:
                 raise CorruptError(f"the footer of {uri} is damaged: {error}", uri=uri) from error
+            except BadInputError as error:
+                raise BadInputError(f"{uri} cannot be a dataset: {error}", uri=uri) from error
             if schema is not None and found != schema:
                 raise BadInputError(
                     f"{uri} has another schema than the files before it:\n{found}\ninstead of\n{schema}", uri=uri

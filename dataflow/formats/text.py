@@ -10,6 +10,7 @@ stay the text they are. A field whose values do not agree is an error at opening
 from __future__ import annotations
 
 import base64
+import codecs
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TextFormat", "TextSource"]
 
+BOM = codecs.BOM_UTF8
 # A larger record is refused.
 MAX_RECORD_BYTES = 256 << 20
 
@@ -60,7 +62,7 @@ class TextSource:
         ref = self.index.block_ref(block)
         records = unpack(data, ref.uri)
         if self.format == "csv" and records is not data:  # in a plain file the first block begins after the header
-            records = records[_record_end(bytes(records), 0, 0, quoted=True) :]
+            records = records[_header_end(bytes(records)) :]
         table = _parse(self.format, records, self.schema, uri=ref.uri, offset=ref.offset)
         expected = int(self.index.blocks.first_sample[block + 1] - self.index.blocks.first_sample[block])
         if table.num_rows != expected:
@@ -156,6 +158,8 @@ class TextFormat:
         return found.num_rows, self._unified(schema, found.schema, uri=uri, offset=offset)
 
     def _unified(self, schema: pa.Schema, found: pa.Schema, *, uri: str, offset: int) -> pa.Schema:
+        if len(set(found.names)) < len(found):
+            raise BadInputError(f"{uri} has two columns of one name, out of {found.names}: rename one", uri=uri)
         if self.name == "csv" and len(schema) and found.names != schema.names:
             raise BadInputError(f"{uri} has the columns {found.names}, the files before it {schema.names}", uri=uri)
         return _unify(schema, found, uri=uri, offset=offset)
@@ -201,8 +205,10 @@ class TextFormat:
         for offset, piece in _split(place, meta, quoted=quoted):
             begin = 0
             if quoted and not offset:
-                begin = _record_end(piece, 0, 0, quoted=True)
+                begin = _header_end(piece)
                 header = piece[:begin]
+                if not begin and b"\r" in piece:
+                    raise BadInputError(f"the lines of {uri} end in CR alone, as on old Macs; they need LF", uri=uri)
             if begin < len(piece):
                 yield offset + begin, len(piece) - begin, memoryview(header + piece[begin:])
 
@@ -239,8 +245,20 @@ def _record_end(data: bytes, begin: int, least: int, *, quoted: bool) -> int:
     return begin
 
 
+def _header_end(data: bytes) -> int:
+    """Return where the header of a CSV file ends, with the blank lines before it; 0 where it is all there is."""
+    begin = 0
+    while (end := _record_end(data, begin, begin, quoted=True)) > begin:
+        if data[begin:end].strip(BOM + b"\r\n"):
+            return end
+        begin = end
+    return 0
+
+
 def _parse(kind: str, records: memoryview, schema: pa.Schema | None, *, uri: str, offset: int) -> pa.Table:
     """Parse records with a known schema, or find it (CSV then has its header in front)."""
+    if kind == "text" and not offset and records[: len(BOM)] == BOM:  # pyarrow takes it off CSV and JSON
+        records = records[len(BOM) :]
     try:
         return _PARSERS[kind](records, schema, "\t" if ".tsv" in uri.lower()[-8:] else ",")
     except (pa.ArrowException, UnicodeDecodeError) as error:

@@ -373,6 +373,13 @@ def test_a_table_that_cannot_be_followed_is_named(
         open_dataset(tmp_path)
 
 
+def test_a_table_without_rows_is_named(tmp_path: Path) -> None:
+    put(tmp_path / "1.png", 1)
+    (tmp_path / "metadata.csv").write_text("file_name,n\n")
+    with pytest.raises(BadInputError, match=r"metadata\.csv has no rows"):
+        open_dataset(tmp_path)
+
+
 @pytest.mark.parametrize("content", [b"a,b\n1\n", b"\xff\xfe\x00,\n1"], ids=["ragged", "binary"])
 def test_a_damaged_table_is_named(tmp_path: Path, content: bytes) -> None:
     put(tmp_path / "1.png", 1)

@@ -87,6 +87,12 @@ def test_an_empty_row_group_and_an_empty_file_hold_nothing(tmp_path: Path) -> No
     assert dataset.get_batch(range(COUNT))["number"].tolist() == list(range(COUNT))
 
 
+def test_a_file_with_two_columns_of_one_name_is_named(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_arrays([pa.array([1]), pa.array([2])], ["a", "a"]), tmp_path / "x.parquet")
+    with pytest.raises(BadInputError, match=r"x\.parquet cannot be a dataset: .*distinct names, got \['a', 'a'\]"):
+        open_dataset(tmp_path)
+
+
 def test_files_of_different_schemas_are_refused(tmp_path: Path) -> None:
     put(tmp_path / "a.parquet")
     pq.write_table(table().drop_columns(["text"]), tmp_path / "b.parquet")

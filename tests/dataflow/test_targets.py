@@ -315,7 +315,7 @@ def test_a_field_that_a_format_cannot_hold_is_named_before_anything_is_written(
 @pytest.mark.parametrize(
     ("to", "kind", "value", "message"),
     [
-        ("jsonl", pa.float64(), float("nan"), "number that JSON cannot write"),
+        ("jsonl", pa.float64(), float("nan"), "field 'x' of a sample from number 0 on has a number"),
         ("tfrecord", pa.float64(), 0.1, "32 bits, and field 'x'"),
         ("tfrecord", pa.uint64(), 1 << 63, "signed integers: field 'x'"),
         ("mds", pa.int64(), None, "mds has no nulls, and field 'x'"),

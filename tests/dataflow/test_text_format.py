@@ -151,6 +151,38 @@ def test_a_csv_row_of_another_length_is_named(tmp_path: Path) -> None:
         open_dataset(tmp_path)
 
 
+@pytest.mark.parametrize("packed", ["", ".gz"])
+@pytest.mark.parametrize("front", ["\n", "\r\n\n", "\ufeff", "\ufeff\n"])
+def test_blank_lines_and_a_mark_before_the_header_are_no_header(tmp_path: Path, front: str, packed: str) -> None:
+    put(tmp_path / f"a.csv{packed}", front + "a,b\n" + "".join(f"x{number},{number}\n" for number in range(100)))
+    assert rows(open_dataset(tmp_path)) == [{"a": f"x{number}", "b": number} for number in range(100)]
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_a_mark_at_the_front_is_no_part_of_the_first_line(tmp_path: Path, packed: str) -> None:
+    put(tmp_path / f"a.txt{packed}", "\ufeffone\r\n\ufefftwo\n" + "three\n" * 100)
+    found = open_dataset(tmp_path).get_batch([0, 1, 101])["text"]
+    assert found == ["one", "\ufefftwo", "three"]
+
+
+def test_lines_of_csv_that_end_in_cr_alone_are_refused(tmp_path: Path) -> None:
+    put(tmp_path / "a.csv", "a,b\r1,2\r")
+    with pytest.raises(BadInputError, match=r"a\.csv end in CR alone"):
+        open_dataset(tmp_path)
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    put(tmp_path / "a.csv", "a,b,a\n1,2,3\n")
+    with pytest.raises(BadInputError, match=r"a\.csv has two columns of one name, out of \['a', 'b', 'a'\]"):
+        open_dataset(tmp_path)
+
+
+def test_files_without_a_record_have_no_fields_to_convert(tmp_path: Path) -> None:
+    put(tmp_path / "in" / "a.csv", "a,b\n")
+    with pytest.raises(BadInputError, match="files without a record say nothing of theirs"):
+        convert(tmp_path / "in", tmp_path / "out")
+
+
 def test_csv_files_with_other_headers_are_refused(tmp_path: Path) -> None:
     put(tmp_path / "a.csv", "a,b\n1,2\n")
     put(tmp_path / "b.csv", "b,a\n2,1\n")

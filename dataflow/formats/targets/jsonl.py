@@ -73,9 +73,19 @@ def _lines(batch: pa.RecordBatch, schema: pa.Schema, first_sample: int) -> bytes
     try:
         return "".join(_line(row) for row in rows).encode()
     except ValueError as error:
+        name = next(name for name, values in zip(schema.names, columns, strict=True) if not _is_json(values))
         raise BadInputError(
-            f"a sample from number {first_sample} on has a number that JSON cannot write (NaN or infinite): {error}"
+            f"field {name!r} of a sample from number {first_sample} on has a number that JSON cannot write (NaN or "
+            f"infinite): {error}"
         ) from error
+
+
+def _is_json(values: list[Any]) -> bool:
+    try:
+        json.dumps(values, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 def _line(row: dict[str, Any]) -> str:
