@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from dataflow.loaders.parallelism import parallelism_kept, use_one_thread
 from dataflow.loaders.torch_private import accelerator, pin_memory
 from dataflow.observe.stages import stage
 
@@ -74,7 +75,9 @@ class Staging:
     def begin(self, batch: Any) -> Future[Staged]:
         """Start to bring a batch over."""
         if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, "dataflow-staging", _prepare_thread, self._current_device())
+            self._thread = ThreadPoolExecutor(1, "dataflow-staging")
+            with parallelism_kept():
+                self._thread.submit(_prepare_thread, *self._current_device()).result()
         return self._thread.submit(self._stage, batch)
 
     def finish(self, staged: Future[Staged]) -> Any:
@@ -127,7 +130,7 @@ def _backend_of(device: torch.device | None) -> Any:
 
 
 def _prepare_thread(backend: Any, index: int | None) -> None:
-    torch.set_num_threads(1)
+    use_one_thread()
     if index is not None:
         backend.set_device(index)
 

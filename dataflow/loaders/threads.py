@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Any, TypeAlias
 
-import torch
-
 from dataflow.loaders.bad_samples import BadSample
 from dataflow.loaders.collate import Fetch
 from dataflow.loaders.pace import Pace
+from dataflow.loaders.parallelism import parallelism_kept, use_one_thread
 from dataflow.loaders.torch_private import JOIN_TIMEOUT_S
 from dataflow.observe.stages import Recorder
 
@@ -101,14 +100,17 @@ class Threads:
 
     def add(self) -> None:
         """Start one more thread."""
+        is_limited = threading.Event()
         thread = threading.Thread(
             target=_work,
-            args=(self._make_fetch, self._dataset_state, self._orders, self._results, self._closing),
+            args=(self._make_fetch, self._dataset_state, self._orders, self._results, self._closing, is_limited),
             name="dataflow-worker",
             daemon=True,
         )
         self._threads.append(thread)
-        thread.start()
+        with parallelism_kept():
+            thread.start()
+            is_limited.wait()
 
     def replace(self, thread: threading.Thread | None) -> None:
         """Start one more thread, and never wait again for one that hangs."""
@@ -134,8 +136,10 @@ def _work(
     orders: _Orders,
     results: _Results,
     closing: threading.Event,
+    is_limited: threading.Event,
 ) -> None:
-    torch.set_num_threads(1)
+    use_one_thread()
+    is_limited.set()
     maker = _Maker(make_fetch, dataset_state)
     while (taken := orders.get()) is not None and not closing.is_set():
         _serve(taken, maker, results, closing)

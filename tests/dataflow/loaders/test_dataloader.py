@@ -3,6 +3,7 @@
 import itertools
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -368,6 +369,22 @@ def test_the_cpu_needs_no_staging(device):
     iterator = iter(DataLoader(Numbers(3), device=device))
     assert iterator._staging is None
     assert next(iterator).device.type == "cpu"
+
+
+def test_staging_leaves_the_trainer_its_threads():
+    def train():
+        staging = dataflow.loaders.device.Staging.for_loader(torch.device("meta"), pins=False, pin_device=None)
+        staging.finish(staging.begin(torch.ones(2)))
+        staging.close()
+        return torch.get_num_threads()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with ThreadPoolExecutor(1) as fresh:  # a thread that has not used an operator yet
+            assert fresh.submit(train).result() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_containers_keep_their_types_on_the_way():

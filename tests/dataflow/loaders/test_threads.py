@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -219,6 +220,34 @@ def test_a_worker_thread_is_no_worker_process():
             return torch.tensor([get_worker_info() is None, threading.current_thread().name == "dataflow-worker"])
 
     assert all(batch.all() for batch in open_loader(Tells(8)))
+
+
+def in_a_new_thread(function):
+    """Return what a function returns in a thread that has not used torch yet."""
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(function).result()
+
+
+@pytest.fixture
+def _three_threads_an_operator():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+class ThreadCounts(Numbers):
+    def __getitem__(self, index):
+        return torch.tensor([torch.get_num_threads()])
+
+
+@pytest.mark.usefixtures("_three_threads_an_operator")
+def test_workers_use_one_thread_an_operator_and_leave_the_trainer_its_own():
+    def train():
+        return [batch.tolist() for batch in open_loader(ThreadCounts(4))], torch.get_num_threads()
+
+    assert in_a_new_thread(train) == ([[[1]] * 4], 3)
+    assert in_a_new_thread(torch.get_num_threads) == 3
 
 
 TRAINER = """
