@@ -6,7 +6,10 @@ neither pyarrow nor torch is loaded for them. To add a command, add its line to 
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
+import sys
 from importlib import import_module
 from typing import NamedTuple, cast
 
@@ -82,6 +85,10 @@ class _LazyGroup(click.Group):
             if ctx.params["debug"]:
                 raise
             raise (_BadInput if isinstance(error, BadInputError) else _Failure)(error) from error
+        except OSError as error:  # such as a full disk behind stdout; a reader that went away is click's to end
+            if ctx.params["debug"] or error.errno == errno.EPIPE:
+                raise
+            raise _Failure(error) from error
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -89,4 +96,7 @@ class _LazyGroup(click.Group):
 @click.version_option(package_name="tiered-dataflow", prog_name="dataflow")
 def main(*, debug: bool) -> None:
     """Keep accelerators fed: convert data sets, cache them near, and see what happens."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # for names and texts that the locale cannot write
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")

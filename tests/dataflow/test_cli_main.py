@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -55,6 +57,20 @@ def test_an_error_of_ours_is_one_line_on_stderr(
     assert result.exit_code == exit_code
     assert result.stderr == f"Error: {error}\n"
     assert result.stdout == ""
+
+
+def test_what_the_system_refuses_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = _run_failing_with(OSError(errno.ENOSPC, "No space left on device"), monkeypatch)
+    assert result.exit_code == 1
+    assert result.stderr == "Error: [Errno 28] No space left on device\n"
+
+
+def test_text_that_the_locale_cannot_write_is_escaped(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"t": "日本"}\n', "utf-8")
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [Path(sys.executable).with_name("dataflow"), "inspect", tmp_path]
+    shown = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert rb"\u65e5\u672c" in shown.stdout
 
 
 def test_debug_shows_where_an_error_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
