@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zarr
 from click.testing import CliRunner
@@ -104,6 +105,15 @@ def test_arrays_are_read_by_zarr_and_by_us(source: Path, tmp_path: Path, compres
     back = open_dataset(tmp_path / "back", encoded=["photo"]).get_batch(range(COUNT))
     for name in SCHEMA.names:
         np.testing.assert_array_equal(np.asarray(list(back[name])), np.asarray(list(expected[name])))
+
+
+def test_tensors_that_arrow_made_of_arrays_are_written(tmp_path: Path) -> None:
+    values = np.arange(24).reshape(4, 2, 3)
+    kind = pa.fixed_shape_tensor(pa.int64(), (2, 3), permutation=[0, 1])  # as they lie, and Arrow says so
+    tensors = pa.ExtensionArray.from_storage(kind, pa.FixedSizeListArray.from_arrays(values.ravel(), 6))
+    pq.write_table(pa.table({"x": tensors}), tmp_path / "in.parquet")
+    convert(tmp_path / "in.parquet", tmp_path / "out", to="zarr", verify=True)
+    np.testing.assert_array_equal(zarr.open(tmp_path / "out")["x"][:], values)
 
 
 def test_chunks_have_about_the_size_of_a_block_and_shards_that_of_a_shard(source: Path, tmp_path: Path) -> None:

@@ -315,13 +315,18 @@ def _kind(field: pa.Field) -> tuple[np.dtype[Any] | None, tuple[int, ...]]:
     if types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind) or types.is_large_binary(kind):
         return None, ()
     shape: tuple[int, ...] = ()
-    if isinstance(kind, pa.FixedShapeTensorType) and kind.permutation is None:
+    if isinstance(kind, pa.FixedShapeTensorType) and _is_in_order(kind):
         shape, kind = tuple(kind.shape), kind.value_type
     elif types.is_fixed_size_list(kind):
         shape, kind = (kind.list_size,), kind.value_type
     if (types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)) and 0 not in shape:
         return np.dtype(kind.to_pandas_dtype()), shape
     raise refuse(field, "zarr", "it has numbers, text, bytes, and tensors of one shape with at least one value")
+
+
+def _is_in_order(kind: pa.FixedShapeTensorType) -> bool:
+    """Return whether axes lie as they are counted; Arrow says so of arrays of numpy, too, by a permutation of them."""
+    return kind.permutation is None or kind.permutation == list(range(len(kind.shape)))
 
 
 def _codec(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
