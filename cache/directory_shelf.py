@@ -16,6 +16,9 @@ longer the file that is held, which each write and each probe look at. Nothing m
 there again is locked by the rules of a start. A kill at any point of that leaves what one at a start leaves: empty
 folders, a lock that nobody holds. Between the look of a write and its rename the directory can still be replaced;
 what comes into the new one is then one whole block under its own name, which the next scan finds.
+
+A directory that was away and is back, as when its disk is mounted again, still has the lock that is held. It counts as
+another one all the same: blocks that were looked for meanwhile are thought to be gone, and are there.
 """
 
 from __future__ import annotations
@@ -65,7 +68,7 @@ class DirectoryShelf:
 
     Attributes:
         journal: Keeps the labels.
-        changes: How often another directory was found at the path, and locked.
+        changes: How often another directory was found at the path, and locked, or the same after it had been away.
     """
 
     def __init__(
@@ -87,6 +90,8 @@ class DirectoryShelf:
         self.changes = 0
         self._lock_path = os.path.join(path, "lock")
         self._lock: Descriptor | None = None
+        # Seen by whoever looked at the lock since the last `renew`.
+        self._was_away = False
 
     def lock(self) -> None:
         """Become the directory's only server and sweep what a killed one was writing; once is enough.
@@ -109,15 +114,22 @@ class DirectoryShelf:
         try:
             self._check_lock()
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ESTALE):
+            if error.errno != errno.ESTALE:
                 raise
             os.stat(self.path)
             self._lock = self._take_lock()
+        if self._was_away:
+            self._was_away = False
             self.changes += 1
 
     def _check_lock(self) -> None:
         lock = self._lock
-        if lock is None or not os.path.samestat(os.stat(self._lock_path), os.fstat(lock.fd)):
+        try:
+            ours = lock is not None and os.path.samestat(os.stat(self._lock_path), os.fstat(lock.fd))
+        except FileNotFoundError:
+            ours = False
+        if not ours:
+            self._was_away = True
             raise OSError(errno.ESTALE, "no longer the directory that this server has locked", self.path)
 
     def _take_lock(self) -> Descriptor:
@@ -255,7 +267,11 @@ class DirectoryShelf:
     def open(self, key: bytes, length: int) -> Descriptor:
         """Open by name; a file of the wrong size is `CorruptError`."""
         path = self._file(key, length)
-        file = Descriptor(self._system.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
+        try:
+            file = Descriptor(self._system.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
+        except FileNotFoundError:
+            self._check_lock()
+            raise
         if self._system.fstat(file.fd).st_size != file_bytes(length):
             raise CorruptError(f"{path} is shorter or longer than its block")
         if self._read_ahead:

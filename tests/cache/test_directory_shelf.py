@@ -104,7 +104,7 @@ def test_a_directory_that_was_deleted_is_not_made_again_and_taken_up_when_it_is(
     path = tmp_path / "cache"
     shelf = opened(path)
     shutil.rmtree(path)
-    with pytest.raises(FileNotFoundError, match=str(path)):
+    with pytest.raises(OSError, match=f"no longer the directory .*{path}"):
         shelf.write(make_block(7))
     readable, writable, reason = shelf.probe()
     assert (readable, writable) == (False, False)
@@ -136,6 +136,30 @@ def test_a_directory_that_another_server_has_by_now_is_left_to_it(tmp_path: Path
     other.close()
     assert shelf.probe() == (True, True, None)
     assert blocks_in(shelf) == [(block.key, block.length)]
+
+
+@pytest.mark.parametrize("notices", ["a write", "a read", "a probe"])
+def test_a_directory_that_was_away_and_is_back_counts_as_another_one(tmp_path: Path, notices: str) -> None:
+    shelf = opened(tmp_path / "cache")
+    shelf.write(make_block(1))
+    shelf.renew()
+    assert shelf.changes == 0
+    (tmp_path / "cache").rename(tmp_path / "away")
+    block = make_block(1)
+    if notices == "a write":
+        with pytest.raises(OSError, match="no longer the directory"):
+            shelf.write(block)
+    elif notices == "a read":
+        with pytest.raises(OSError, match="no longer the directory"):
+            shelf.open(block.key, block.length)
+    else:
+        assert not shelf.probe()[0]
+    (tmp_path / "away").rename(tmp_path / "cache")
+    # Whoever held what was in it may have let go of some of that meanwhile.
+    assert shelf.probe() == (True, True, None)
+    assert shelf.changes == 1
+    assert shelf.probe() == (True, True, None)
+    assert shelf.changes == 1
 
 
 def test_foreign_files_and_other_versions_are_left_alone_with_one_line(tmp_path: Path, caplog) -> None:
