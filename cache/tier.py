@@ -56,7 +56,7 @@ class Tier:
         guard: The policy, where pins and quotas are around it.
         ledger: What the tier holds.
         scanning: A directory is not yet known: blocks are looked for by name, and none is let in.
-        fault: The last failure of the medium, None once a write succeeds.
+        fault: The last failure of the medium, None once a write succeeds, or probes made an ill disk normal.
         start: Runs what nobody waits for.
     """
 
@@ -103,6 +103,7 @@ class Tier:
         self._unwanted: set[bytes] = set()
         # As of the shelf, when its directory was scanned.
         self._changes = 0
+        self._was_well = True
         if calls is not None and isinstance(shelf, DirectoryShelf):
             calls.attach(probe=shelf.probe, on_change=self._follow)
 
@@ -453,11 +454,14 @@ class Tier:
         assert self._calls is not None
         assert isinstance(self.shelf, DirectoryShelf)
         if self._changes != self.shelf.changes and not self.scanning:
-            # Another directory has the name; what was held went with the old one.
+            # Another directory has the name, or this one was away; what was held went with it.
             self._changes = self.shelf.changes
             self._known, self.ledger.admission = False, "closed"
             self._written_here.clear()
             self.ledger.forget()
+        if self.well and not self._was_well:
+            self.fault = None
+        self._was_well = self.well
         if self._known:
             self.ledger.admission = self._calls.health.admission(time.monotonic())
         elif not self.scanning and self.shelf.locked and self.well:

@@ -586,7 +586,9 @@ async def test_a_directory_that_is_deleted_and_made_again_is_taken_up_when_nobod
     check_directory(path, capacity_bytes=8 * SIZE)
 
 
-async def test_a_disk_that_was_unmounted_for_a_while_holds_no_more_than_its_limit(tmp_path: Path, origin: Origin) -> None:
+async def test_a_disk_that_was_unmounted_for_a_while_holds_no_more_than_its_limit(
+    tmp_path: Path, origin: Origin
+) -> None:
     path, away = tmp_path / "cache", tmp_path / "away"
     refs = await origin.put("x", 16)
     async with running(CacheConfig((disk(path, 8),), ring_bytes=0), origin, disk_limits=BRISK) as engine:
@@ -599,6 +601,7 @@ async def test_a_disk_that_was_unmounted_for_a_while_holds_no_more_than_its_limi
         await asyncio.to_thread(os.rename, away, path)
         await until(lambda: state(engine) == "normal")
         await engine.scanned()
+        assert engine.stats()["tiers"][0]["fault"] is None
         assert await sources(engine, refs[:8]) == ["disk"] * 8
         for ref in refs[8:]:
             await sources(engine, [ref])
