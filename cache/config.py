@@ -234,7 +234,7 @@ class CacheConfig:
         try:
             with open(path, "rb") as file:
                 found = tomllib.load(file)
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError) as error:  # no TOML, or not even UTF-8
             raise BadInputError(f"cannot read the cache configuration {os.fspath(path)}: {error}") from error
         return cls.from_table(found, os.fspath(path))
 
@@ -258,7 +258,12 @@ class CacheConfig:
 
 
 def _absolute(path: str) -> str:
-    expanded = Path(path).expanduser()
+    if "\0" in path:
+        raise BadInputError(f"{path!r} contains NUL and cannot name a directory")
+    try:
+        expanded = Path(path).expanduser()
+    except RuntimeError as error:
+        raise BadInputError(f"cannot say where {path} is: {error}") from error
     # The server that opens it may run in another working directory.
     return os.path.normpath(expanded if expanded.is_absolute() else Path.cwd() / expanded)
 

@@ -39,7 +39,7 @@ class DaemonConfig:
         try:
             with open(path, "rb") as file:
                 found = tomllib.load(file)
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError) as error:  # no TOML, or not even UTF-8
             raise BadInputError(f"cannot read the cache configuration {name}: {error}") from error
         access = _access(found.pop("access", {}), name)
         return cls(CacheConfig.from_table(found, name), access)

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from cache.config import CacheConfig, TierConfig
+from cache.daemon_config import DaemonConfig
 from connectors.errors import BadInputError
 
 
@@ -19,6 +20,8 @@ from connectors.errors import BadInputError
         ({"policy": "fifo"}, "fifo"),
         ({"medium": "nvme"}, "path"),
         ({"path": ""}, "path"),
+        ({"path": "~nobody-of-this-name/cache"}, "nobody-of-this-name"),
+        ({"path": "/a\0b"}, "NUL"),
     ],
 )
 def test_a_tier_that_cannot_be_names_the_value(settings: dict, named: str) -> None:
@@ -48,6 +51,14 @@ def test_a_relative_path_keeps_its_meaning_in_another_working_directory() -> Non
 def test_json_gives_back_the_same_configuration() -> None:
     config = CacheConfig((TierConfig("ram", 5, policy="lru"), TierConfig("disk", 7, "/x", 9, "hdd")), ring_bytes=3)
     assert CacheConfig.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize("read", [CacheConfig.from_toml, DaemonConfig.from_toml])
+def test_a_file_that_is_not_utf_8_is_named(tmp_path, read) -> None:
+    file = tmp_path / "cache.toml"
+    file.write_bytes("# größer".encode("latin-1"))
+    with pytest.raises(BadInputError, match=f"cannot read the cache configuration {file}"):
+        read(file)
 
 
 def test_toml_gives_the_same_configuration(tmp_path) -> None:
