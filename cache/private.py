@@ -37,10 +37,11 @@ class ServerLog:
 
     def read(self) -> str:
         """Return what has arrived since the last look."""
-        if self._pipe is None:
+        pipe = self._pipe  # another thread may close the log meanwhile
+        if pipe is None:
             return ""
         try:
-            found = os.read(self._pipe.fd, _PIPE_BYTES)
+            found = os.read(pipe.fd, _PIPE_BYTES)
         except BlockingIOError:
             return ""
         if not found:

@@ -171,6 +171,23 @@ def test_what_the_server_says_reaches_the_log_in_bounded_lines(caplog):
     log.close()
 
 
+def test_a_log_that_another_thread_closes_in_the_middle_of_a_look_says_nothing():
+    class Contested(ServerLog):
+        @property
+        def _pipe(self):
+            found, self.found = self.found, None
+            return found
+
+        @_pipe.setter
+        def _pipe(self, pipe):
+            self.found = pipe
+
+    read_end, write_end = os.pipe()
+    log = Contested(read_end)
+    assert log.read() == log.read() == ""
+    os.close(write_end)
+
+
 def test_a_warning_of_the_server_reaches_the_clients_log(tmp_path, caplog):
     (tmp_path / "stranger").touch()
     config = CacheConfig((TierConfig("disk", 1 << 20, path=str(tmp_path)),))
