@@ -11,6 +11,7 @@ harms no view.
 
 Ownership: a view keeps its map alive, and the map its descriptor, also after the reader dropped both. State belongs to
 one process: a fork or a pickled copy starts with none (a lock held by another thread at the fork is never released).
+Forks share one thing with the process that they come from: which blocks have been verified.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ import os
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -30,6 +31,7 @@ from crc32c import crc32c
 
 from cache.keys import BlockRef
 from cache.reader import BlockData, ObjectData
+from cache.verified import VerifiedBlocks
 from connectors.errors import (
     BadInputError,
     ChangedError,
@@ -62,19 +64,12 @@ class _File:
         return self.fingerprint[1]
 
 
-@dataclass(slots=True)
-class _Pinned:
-    """A file that an index names by content: what it was at first sight, and which of its blocks have been verified."""
-
-    fingerprint: _Fingerprint
-    verified: set[tuple[int, int]] = field(default_factory=set)
-
-
 class InPlaceReader:
     """A `BlockReader` for `file://` on a local disk.
 
     Args:
-        verify: Check a block against its reference's `crc32c`, where it has one, when this process first meets it.
+        verify: Check a block against its reference's `crc32c`, where it has one, when it is first met by this process
+            or one that shares a fork with it.
         max_maps: Files kept mapped; the least recently used goes first. Each costs one descriptor.
     """
 
@@ -83,13 +78,15 @@ class InPlaceReader:
             raise BadInputError(f"max_maps must be >= 1, got {max_maps}")
         self._verify = verify
         self._max_maps = max_maps
+        self._verified = VerifiedBlocks()
         self._reset()
 
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._maps: OrderedDict[str, _File] = OrderedDict()
-        self._pinned: dict[str, _Pinned] = {}
+        # What a file that an index names by content was at first sight.
+        self._pinned: dict[str, _Fingerprint] = {}
         self._num_blocks = 0
         self._num_bytes = 0
 
@@ -114,8 +111,11 @@ class InPlaceReader:
                 self._insist(ref, files[ref.uri])
         blocks = [_slice(files[ref.uri].content, ref) for ref in refs]
         if self._verify:
-            for ref, block in zip(refs, blocks, strict=True):
-                self._check(ref, block)
+            self._check(
+                ((files[ref.uri].fingerprint, ref.offset, ref.length, ref.crc32c), ref, block)
+                for ref, block in zip(refs, blocks, strict=True)
+                if ref.crc32c is not None
+            )
         with self._lock:
             self._num_blocks += len(refs)
             self._num_bytes += sum(ref.length for ref in refs)
@@ -196,24 +196,32 @@ class InPlaceReader:
                 "that its index names: the file was truncated or replaced; write it again or rebuild the index",
                 uri=ref.uri,
             )
-        if self._pinned.setdefault(ref.uri, _Pinned(file.fingerprint)).fingerprint != file.fingerprint:
+        if self._pinned.setdefault(ref.uri, file.fingerprint) != file.fingerprint:
             raise _changed(ref.uri)
 
-    def _check(self, ref: BlockRef, block: memoryview) -> None:
-        """Verify a block once. Outside the lock: two threads may both do it, which costs time and nothing else."""
-        if ref.crc32c is None:
-            return
-        verified = self._pinned[ref.uri].verified
-        if (ref.offset, ref.length) in verified:
-            return
-        found = crc32c(block)
-        if found != ref.crc32c:
-            raise ChangedError(
-                f"the block of {ref.length} bytes at offset {ref.offset} of {ref.uri} has crc32c {found:08x}, "
-                f"its index says {ref.crc32c:08x}: the file was damaged or replaced; write or index it again",
-                uri=ref.uri,
-            )
-        verified.add((ref.offset, ref.length))
+    def _check(self, named: Iterable[tuple[Hashable, BlockRef, memoryview]]) -> None:
+        """Verify blocks once; those first that nobody else is about to verify. Outside the lock."""
+        verified, others = self._verified, []
+        for name, ref, block in named:
+            if verified.claim(name):
+                _insist_on_checksum(ref, block)
+                verified.add(name)
+            else:
+                others.append((name, ref, block))
+        for name, ref, block in others:
+            if name not in verified:
+                _insist_on_checksum(ref, block)
+                verified.add(name)
+
+
+def _insist_on_checksum(ref: BlockRef, block: memoryview) -> None:
+    found = crc32c(block)
+    if found != ref.crc32c:
+        raise ChangedError(
+            f"the block of {ref.length} bytes at offset {ref.offset} of {ref.uri} has crc32c {found:08x}, "
+            f"its index says {ref.crc32c:08x}: the file was damaged or replaced; write or index it again",
+            uri=ref.uri,
+        )
 
 
 def _slice(content: memoryview, ref: BlockRef) -> memoryview:

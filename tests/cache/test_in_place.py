@@ -40,6 +40,19 @@ def path(request, tmp_path):
     return path
 
 
+@pytest.fixture
+def checked(monkeypatch) -> list[int]:
+    """Sizes of the blocks whose checksums this process computes."""
+    sizes = []
+
+    def counted(data):
+        sizes.append(len(data))
+        return crc32c(data)
+
+    monkeypatch.setattr("cache.in_place.crc32c", counted)
+    return sizes
+
+
 @pytest.mark.parametrize("with_crc", [False, True])
 def test_blocks_come_in_the_order_asked_and_read_only(path, with_crc):
     refs = [ref_of(path, offset, 100, with_crc=with_crc) for offset in (500, 0, 777, 0)]
@@ -105,20 +118,50 @@ def test_a_wrong_checksum_names_file_and_offset_and_is_not_remembered_as_good(pa
     assert len(InPlaceReader(verify=False).read_blocks([bad])) == 1
 
 
-def test_a_checksum_is_computed_once_per_block(path, monkeypatch):
-    calls = []
-
-    def counted(data):
-        calls.append(len(data))
-        return crc32c(data)
-
-    monkeypatch.setattr("cache.in_place.crc32c", counted)
+def test_a_checksum_is_computed_once_per_block(path, checked):
     reader, ref = InPlaceReader(max_maps=1), ref_of(path, 0, 300, with_crc=True)
     other = path.with_name("other.bin")
     write(other, LARGE)
     for _ in range(3):
         reader.read_blocks([ref, ref_of(other, 0, 10)])
-    assert calls == [300]
+    assert checked == [300]
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_forks_verify_a_block_once_among_them_but_a_changed_file_again(path, checked):
+    reader, ref = InPlaceReader(), ref_of(path, 0, 300, with_crc=True)
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    child = context.Process(target=send_blocks, args=(reader, [ref], there))
+    child.start()
+    there.close()
+    assert here.recv_bytes() == path.read_bytes()[:300]
+    child.join()
+    reader.read_blocks([ref])
+    assert checked == []
+    os.utime(path, ns=(0, 0))
+    reader._reset()  # as in another child: it sees the file for the first time
+    reader.read_blocks([ref])
+    assert checked == [300]
+
+
+def test_a_block_that_another_is_about_to_verify_comes_last_and_is_verified_all_the_same(path, checked):
+    reader = InPlaceReader()
+    refs = [ref_of(path, 0, size, with_crc=True) for size in (100, 200, 300)]
+    other = InPlaceReader()
+    other._verified = reader._verified
+    claim, claimed = reader._verified.claim, []
+
+    def other_is_first(name):
+        if not claimed:
+            claimed.append(claim(name))
+        return claim(name)
+
+    reader._verified.claim = other_is_first
+    reader.read_blocks(refs)
+    assert checked == [200, 300, 100]
+    other.read_blocks(refs)
+    assert checked == [200, 300, 100]
 
 
 def test_a_changed_file_is_still_noticed_after_its_map_was_dropped(tmp_path):
