@@ -32,7 +32,7 @@ from torch.utils.data.distributed import DistributedSampler
 from connectors.errors import BadInputError
 from dataflow.loaders.bad_samples import Rejects
 from dataflow.loaders.stats import Meter
-from dataflow.loaders.torch_private import DatasetKind, dataset_kind, index_sampler
+from dataflow.loaders.torch_private import DatasetKind, ExceptionWrapper, dataset_kind, index_sampler
 
 if TYPE_CHECKING:
     from dataflow.loaders.dataloader import DataLoader
@@ -65,7 +65,8 @@ class Progress:
         batches: All batches before this one were handed out. Counts from the beginning of the epoch.
         ahead: Batches handed out beyond that, where the loader does not keep the order.
         shards: For iterable datasets: batches handed out by each worker.
-        shard_states: For iterable datasets with a state: each worker's, after the last batch of it that was handed out.
+        shard_states: For iterable datasets with a state: each worker's, after the last batch of it that was handed out;
+            the wrapped exception, if it could not be had.
         next_shard: For iterable datasets: the worker whose turn it is.
         epoch: The epoch's number: the sampler's own where it has one, else counted by the loader.
         shared_seed: For data pipes: what they shuffle by.
@@ -103,6 +104,9 @@ class Progress:
             state["shared_seed"] = self.shared_seed
         if self.shards:
             states = self.shard_states if self.live_state is None else [self.live_state()]
+            for unknown in states:
+                if isinstance(unknown, ExceptionWrapper):
+                    unknown.reraise()
             state |= {"shards": self.shards, "shard_states": states, "next_shard": self.next_shard}
         return copy.deepcopy(state)
 

@@ -23,7 +23,7 @@ from dataflow.loaders.bad_samples import BadSample
 from dataflow.loaders.collate import Fetch
 from dataflow.loaders.pace import Pace
 from dataflow.loaders.parallelism import parallelism_kept, use_one_thread
-from dataflow.loaders.torch_private import JOIN_TIMEOUT_S
+from dataflow.loaders.torch_private import JOIN_TIMEOUT_S, ExceptionWrapper
 from dataflow.observe.stages import Recorder
 
 __all__ = ["Made", "Order", "Threads"]
@@ -57,13 +57,13 @@ class Made:
         seconds: Time by stage.
         counts: Counters.
         bad_samples: Those that were found while it was made.
-        dataset_state: After this batch, where the dataset has one.
+        dataset_state: After this batch, where the dataset has one; the wrapped exception, if it cannot be had.
         size_bytes: Of the batch, where that was looked at.
     """
 
     order: Order
     batch: Any
-    error: Exception | None
+    error: BaseException | None
     seconds: dict[str, float]
     counts: dict[str, int]
     bad_samples: list[BadSample]
@@ -186,7 +186,7 @@ class _Maker:
         with Recorder() as recorder:
             try:
                 batches = self._fetch.together([order.index for order in orders])
-            except Exception:  # one by one they tell which of them is to blame
+            except BaseException:  # one by one they tell which of them is to blame
                 return None
         sizes = self._look(orders[0], batches)
         seconds = {name: value / len(orders) for name, value in recorder.seconds.items()}
@@ -204,11 +204,17 @@ class _Maker:
                 batch = self._fetch(order.index)
                 if self._fetch.joins:
                     (size,) = self._look(order, [batch])
-            except Exception as error:
+            except BaseException as error:  # also an exit, or the trainer would wait for ever
                 failure = error
         bad = [] if self._fetch is None or self._fetch.sieve is None else self._fetch.sieve.take_found()
-        state = self._dataset_state() if self._dataset_state is not None and failure is None else None
+        state = None if failure is not None else self._state()
         return Made(order, batch, failure, dict(recorder.seconds), dict(recorder.counts), bad, state, size)
+
+    def _state(self) -> Any:
+        try:
+            return None if self._dataset_state is None else self._dataset_state()
+        except Exception:  # is raised where somebody asks for the loader's state
+            return ExceptionWrapper(where="in a DataLoader worker thread")
 
     def _look(self, first: Order, batches: list[dict[str, Any]]) -> list[int]:
         """Return the sizes of batches that could be gathered together, after adapting the pace to them."""

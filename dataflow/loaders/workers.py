@@ -175,7 +175,8 @@ class Result(NamedTuple):
         dropped_slots: Slots to forget.
         seconds: Time by stage since the last result.
         counts: Counters since the last result.
-        dataset_state: After the last of them, for iterable datasets that have `state_dict` and `load_state_dict`.
+        dataset_state: After the last of them, for iterable datasets that have `state_dict` and `load_state_dict`; the
+            wrapped exception, if there is none to be had.
         generators: After the last of them, if they have drawn from them.
     """
 
@@ -240,6 +241,7 @@ class _Worker:
         self._epoch = 0
         self._exhausted = False
         self._failure: ExceptionWrapper | None = None
+        self._init_failure: ExceptionWrapper | None = None
         self._dataset = job.dataset
         self._shared_rng = torch.Generator()
         self._is_stateful = job.kind == DatasetKind.Iterable and is_stateful(job.dataset)
@@ -254,7 +256,7 @@ class _Worker:
             if job.worker_init_fn is not None:
                 job.worker_init_fn(worker_id)
         except Exception:
-            self._failure = self._wrap()
+            self._init_failure = self._wrap()
         self._watch = GeneratorWatch()
         self._watch.changed()  # its successor is seeded and initialised to the same states
 
@@ -289,14 +291,16 @@ class _Worker:
             yield following
 
     def _begin(self, begin: BeginEpoch) -> None:
-        self._epoch, self._exhausted = begin.epoch, False
+        self._epoch, self._exhausted, self._failure = begin.epoch, False, self._init_failure
         if self._failure is not None:
             return
         job = self._job
+        # A dataset that cannot say where it is reads again what was handed out.
+        dataset_state = None if isinstance(begin.dataset_state, ExceptionWrapper) else begin.dataset_state
         try:
             self._dataset = self._reseeded(begin.shared_seed)
-            if begin.dataset_state is not None:
-                self._dataset.load_state_dict(begin.dataset_state)
+            if dataset_state is not None:
+                self._dataset.load_state_dict(dataset_state)
             self._fetch = Fetch(
                 job.kind,
                 self._dataset,
@@ -308,7 +312,7 @@ class _Worker:
                 bad_samples=job.bad_samples,
                 may_join=job.may_join,
             )
-            if begin.dataset_state is None:
+            if dataset_state is None:
                 self._fetch.skip(begin.skip)
             if begin.generators is not None:
                 begin.generators.restore()
@@ -380,17 +384,24 @@ class _Worker:
             wrapper.exc_type = RuntimeError  # its class exists in this process only
         return wrapper
 
+    def _encode(self, result: Result) -> bytes:
+        if not self._is_stateful or result.made[-1].status != Status.BATCH:
+            return encode_result(result)
+        try:
+            return encode_result(result._replace(dataset_state=self._dataset.state_dict()))
+        except Exception:  # is raised where somebody asks for the loader's state
+            return encode_result(result._replace(dataset_state=self._wrap()))
+
     def _send(self, made: list[Made], slots: dict[int, int]) -> None:
         new_slots, dropped_slots, fds = self._pool.ship(slots)
         recorder = self._recorder
         seconds, counts = dict(recorder.seconds), dict(recorder.counts)
         recorder.seconds.clear()
         recorder.counts.clear()
-        state = self._dataset.state_dict() if self._is_stateful and made[-1].status == Status.BATCH else None
         drawn = self._watch.changed() if self._job.reports_generators else None
-        result = Result(self._epoch, made, slots, new_slots, dropped_slots, seconds, counts, state, drawn)
+        result = Result(self._epoch, made, slots, new_slots, dropped_slots, seconds, counts, None, drawn)
         try:
-            self._channel.send(encode_result(result), fds)
+            self._channel.send(self._encode(result), fds)
         finally:
             for fd in fds:
                 os.close(fd)

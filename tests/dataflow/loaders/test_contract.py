@@ -527,6 +527,28 @@ def test_an_error_of_worker_init_fn_comes_with_the_first_batch(loader_class):
     assert_loading_raises(LookupError, "no licence for worker 0", loader)
 
 
+class Server(Stream):
+    """A stream that cannot be opened while its server is down."""
+
+    def __init__(self, length, up):
+        super().__init__(length)
+        self.up = up
+
+    def __iter__(self):
+        if not self.up.exists():
+            raise ConnectionError("the server is down")
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("persistent_workers", [False, True])
+def test_a_stream_that_could_not_be_opened_can_be_tried_again(loader_class, tmp_path, persistent_workers):
+    up = tmp_path / "up"
+    loader = loader_class(Server(4, up), batch_size=2, num_workers=1, persistent_workers=persistent_workers)
+    assert_loading_raises(ConnectionError, "the server is down", loader)
+    up.touch()
+    assert first_values(loader) == [[0, 1], [2, 3]]
+
+
 def test_persistent_workers_are_the_same_processes_and_iterator(loader_class):
     loader = loader_class(Numbers(6), batch_size=2, num_workers=2, persistent_workers=True)
     iterator = iter(loader)

@@ -78,6 +78,24 @@ def test_a_stream_goes_on_behind_what_a_killed_worker_had_sent():
     assert seen == expected
 
 
+class Stateless(Stream):
+    """Has the methods of a stream with a state, and no state."""
+
+    def state_dict(self):
+        raise LookupError("no state")
+
+    def load_state_dict(self, state):
+        raise LookupError("no state")
+
+
+def test_a_stream_without_its_state_is_read_again_by_the_successor_of_a_killed_worker():
+    iterator = iter(DataLoader(Stateless(40), batch_size=4, num_workers=1))
+    seen = [numbers_of(next(iterator)) for _ in range(3)]
+    kill(iterator._workers[0])
+    seen += [numbers_of(batch) for batch in iterator]
+    assert seen == [list(range(first, first + 4)) for first in range(0, 40, 4)]
+
+
 def test_random_draws_go_on_behind_what_a_killed_worker_had_drawn():
     def draws(kill_at):
         generator = torch.Generator().manual_seed(8)

@@ -367,6 +367,42 @@ def test_the_next_epoch_of_a_data_pipe_is_shuffled_as_undisturbed(num_workers):
     assert [seen(resumed), seen(resumed)] == rest
 
 
+class Lost(Counter):
+    """A stream that cannot say where it is."""
+
+    def state_dict(self):
+        raise LookupError("there is no position yet")
+
+
+class Unsendable(Counter):
+    def state_dict(self):
+        return {"position": lambda: self.position}
+
+
+WAYS_TO_READ = [{}, {"num_workers": 2}, {"num_workers": 1, "workers": "thread"}]
+
+
+@pytest.mark.parametrize("options", WAYS_TO_READ, ids=["inline", "processes", "thread"])
+def test_a_stream_that_cannot_say_where_it_is_can_be_read_but_not_resumed(options):
+    loader = DataLoader(Lost(9), batch_size=2, **options)
+    iterator = iter(loader)
+    batches = [next(iterator) for _ in range(2)]
+    with pytest.raises(LookupError, match="there is no position yet"):
+        loader.state_dict()
+    batches += iterator
+    assert seen(batches) == seen(DataLoader(Counter(9), batch_size=2, **options))
+    loader.state_dict()  # of the next epoch
+
+
+def test_a_stream_whose_state_cannot_be_sent_can_be_read_but_not_resumed():
+    loader = DataLoader(Unsendable(9), batch_size=2, num_workers=1)
+    iterator = iter(loader)
+    batches = [next(iterator)]
+    with pytest.raises(Exception, match=r"(?i)pickle"):
+        loader.state_dict()
+    assert seen(batches + list(iterator)) == seen(DataLoader(Counter(9), batch_size=2))
+
+
 def test_a_stream_is_not_resumed_with_another_number_of_workers():
     loader = DataLoader(Stream(30), num_workers=2)
     next(iter(loader))

@@ -161,6 +161,15 @@ def test_errors_keep_their_type_and_the_loader_goes_on():
     assert list(iterator) == []
 
 
+def test_an_exit_in_a_thread_is_the_trainers():
+    loader = open_loader(Failing(12, {5: SystemExit(3)}))
+    iterator = iter(loader)
+    next(iterator)
+    with pytest.raises(SystemExit):
+        next(iterator)
+    assert [numbers_of(batch) for batch in iterator] == [[8, 9, 10, 11]]
+
+
 def test_bad_samples_are_noted_with_their_batch():
     dataset = Failing(16, {5: ValueError(), 6: ValueError()})
     loader = open_loader(dataset, bad_samples=BadSamples("skip"))
