@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from socketserver import ThreadingMixIn
@@ -186,7 +187,8 @@ def serve_metrics(endpoint: str, read_stats: Callable[[], dict[str, Any]]) -> It
         return _say(start_response, "404 Not Found", b"there are /metrics and /healthz\n")
 
     try:
-        server = make_server(host, port, answer, server_class=_Server, handler_class=_Handler)
+        server_class = _Server6 if ":" in host else _Server
+        server = make_server(host, port, answer, server_class=server_class, handler_class=_Handler)
     except OSError as error:
         raise BadInputError(f"cannot serve metrics at {endpoint}: {error.strerror or error}") from error
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, name="cache-metrics")
@@ -212,6 +214,10 @@ class _Stats(Collector):
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True  # a scraper that stalls must not keep the daemon from ending
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
 
 
 class _Handler(WSGIRequestHandler):

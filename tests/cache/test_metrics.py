@@ -2,11 +2,13 @@
 
 import re
 import secrets
+import socket
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
@@ -109,6 +111,18 @@ def test_a_server_that_does_not_answer_is_not_healthy():
 def test_an_endpoint_that_is_none_is_refused(text):
     with pytest.raises(BadInputError, match="HOST:PORT"):
         parse_endpoint(text)
+
+
+@pytest.mark.parametrize("host", ["[::1]", "[::]"])
+def test_an_endpoint_may_be_of_ipv6(host):
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            pass
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with serve_metrics(f"{host}:0", dict) as port, closing(HTTPConnection("::1", port)) as connection:
+        connection.request("GET", "/healthz")
+        assert connection.getresponse().read() == b"ok\n"
 
 
 def test_a_taken_endpoint_is_refused_by_name():
