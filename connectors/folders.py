@@ -8,6 +8,7 @@ gone and makes another.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
@@ -23,6 +24,8 @@ from connectors.objects import ObjectMeta, split_uri
 __all__ = ["create_partial", "file_version", "has_changed_folders", "is_partial", "sweep_partials", "walk_files"]
 
 _PARTIAL_PREFIX, _PARTIAL_SUFFIX = ".", ".dataflow-partial"
+# Where a link leads to nothing, or to itself.
+_NOWHERE = (errno.ENOENT, errno.ELOOP)
 
 
 def file_version(status: os.stat_result) -> str:
@@ -138,7 +141,7 @@ def walk_files(
         with os.scandir(path) as entries:
             # A folder's name is compared with the slash behind it, which sorts whole keys.
             found = sorted(
-                (entry.name + "/" * entry.is_dir(), entry)
+                (entry.name + "/" * _is_folder(entry), entry)
                 for entry in entries
                 if entry.name.startswith(beginning) and not is_partial(entry.name)
             )
@@ -151,7 +154,18 @@ def walk_files(
             continue
         try:
             status = entry.stat()
-        except FileNotFoundError:  # gone since, or a link to nothing
-            continue
+        except OSError as error:
+            if error.errno in _NOWHERE:  # or gone since
+                continue
+            raise
         if stat.S_ISREG(status.st_mode):
             yield ObjectMeta(key, status.st_size, file_version(status))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno in _NOWHERE:
+            return False
+        raise

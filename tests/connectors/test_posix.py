@@ -177,6 +177,7 @@ async def test_symbolic_links_are_followed_and_loops_end(store, tmp_path):
     (tmp_path / "linked").symlink_to("real")
     (tmp_path / "file").symlink_to("real/file")
     (tmp_path / "broken").symlink_to("absent")
+    (tmp_path / "itself").symlink_to("itself")
     os.mkfifo(tmp_path / "pipe")
     assert await _keys(store) == ["file", "linked/file", "real/file"]
     assert await store.get("linked/file") == b"x"
