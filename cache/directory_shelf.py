@@ -222,7 +222,7 @@ class DirectoryShelf:
             raise
 
     def _fill(self, path: str, block: Block) -> None:
-        fd = self._system.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        fd = self._create(path)
         try:
             # A full disk says so here, before anything is copied.
             self._system.posix_fallocate(fd, 0, file_bytes(block.length))
@@ -233,6 +233,19 @@ class DirectoryShelf:
             self._write_all(fd, encode_trailer(block.key, data))
         finally:
             self._system.close(fd)
+
+    def _create(self, path: str) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        try:
+            return int(self._system.open(path, flags, 0o600))
+        except FileNotFoundError:
+            self._make_folder(self._temporary)
+            return int(self._system.open(path, flags, 0o600))
+
+    def _make_folder(self, path: str) -> None:
+        """Make a folder that was not needed yet, or that somebody has tidied away. Never the directory itself."""
+        with contextlib.suppress(FileExistsError):
+            self._system.mkdir(path, 0o700)
 
     def _write_direct(self, fd: int, data: memoryview) -> int:
         """Write whole pages past the page cache, while the file system likes that; return the bytes written so.
@@ -260,8 +273,8 @@ class DirectoryShelf:
         try:
             self._system.rename(temporary, path)
         except FileNotFoundError:
-            with contextlib.suppress(FileExistsError):
-                self._system.mkdir(os.path.dirname(path), 0o700)
+            self._make_folder(self._blocks)
+            self._make_folder(os.path.dirname(path))
             self._system.rename(temporary, path)
 
     def open(self, key: bytes, length: int) -> Descriptor:

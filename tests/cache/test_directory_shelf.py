@@ -162,6 +162,16 @@ def test_a_directory_that_was_away_and_is_back_counts_as_another_one(tmp_path: P
     assert shelf.changes == 1
 
 
+@pytest.mark.parametrize("gone", ["tmp", "blocks-1", "blocks-1/07"])
+def test_a_folder_that_somebody_tidied_away_is_made_again_by_the_next_write(tmp_path: Path, gone: str) -> None:
+    shelf, block = opened(tmp_path), make_block(7)
+    shelf.write(block)
+    shutil.rmtree(tmp_path / gone)
+    shelf.write(block)
+    assert blocks_in(shelf) == [(block.key, block.length)]
+    check_directory(tmp_path, capacity_bytes=shelf.cost_bytes(block.length))
+
+
 def test_foreign_files_and_other_versions_are_left_alone_with_one_line(tmp_path: Path, caplog) -> None:
     shelf = opened(tmp_path)
     shelf.write(make_block(7))
