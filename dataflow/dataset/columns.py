@@ -15,7 +15,7 @@ import math
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +26,19 @@ from connectors.errors import BadInputError, CorruptError
 from dataflow.dataset.rows import address_of, rows_at
 from dataflow.formats.fields import field_kind
 
-__all__ = ["Allocate", "Column", "Selection", "column_of", "is_rowwise"]
+__all__ = ["Allocate", "Column", "Joins", "Selection", "column_of", "is_rowwise"]
 
 Allocate: TypeAlias = Callable[[str, tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]]
+
+
+@runtime_checkable
+class Joins(Protocol):
+    """An `Allocate` that also takes large `bytes` as they lie in their blocks."""
+
+    def join(self, parts: list[memoryview | None]) -> Any:
+        """Return what stands for the list of `bytes`, after copying the parts; None where that is not worth while."""
+        ...
+
 
 # Joining looks at each row from Python; above this width that costs less than the temporary of a gather does.
 WIDE_ROW_BYTES = 8192
@@ -96,7 +106,7 @@ class Column(Protocol):
         ...
 
     def gather(self, selection: Selection, allocate: Allocate) -> npt.NDArray[Any] | list[Any]:
-        """Return the column of a batch; an array comes from `allocate`.
+        """Return the column of a batch; an array comes from `allocate`, and what stands for `bytes` where it `Joins`.
 
         Raises:
             BadInputError: A fixed-width value is null; names field and sample.
@@ -233,15 +243,18 @@ class VaryingColumn:
         if pa.types.is_list(kind) or pa.types.is_large_list(kind):
             return _Varying(offsets, self._list_values(array.values), valid)
         data = array.buffers()[2]
-        return _Varying(offsets, memoryview(b"") if data is None else memoryview(data), valid)
+        return _Varying(offsets, memoryview(b"") if data is None else memoryview(data).cast("B"), valid)
 
     def gather(self, selection: Selection, allocate: Allocate) -> list[Any]:
         """Make one value per sample."""
-        values: list[Any] = []
+        parts: list[Any] = []
         for prepared, start, stop in selection.parts(self.name):
-            data, make, spans = prepared.data, self.make, prepared.spans(selection.rows[start:stop])
-            values += [None if span is None else make(data[span[0] : span[1]]) for span in spans]
-        return selection.scatter(values)
+            data, spans = prepared.data, prepared.spans(selection.rows[start:stop])
+            parts += [None if span is None else data[span[0] : span[1]] for span in spans]
+        parts, make = selection.scatter(parts), self.make
+        if make is bytes and isinstance(allocate, Joins) and (joined := allocate.join(parts)) is not None:
+            return joined
+        return [None if part is None else make(part) for part in parts]
 
     def _list_values(self, values: pa.Array) -> npt.NDArray[Any]:
         if values.null_count:

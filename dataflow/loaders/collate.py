@@ -24,6 +24,7 @@ from torch.utils.data import default_collate
 
 from dataflow.dataset.columns import Allocate
 from dataflow.loaders.bad_samples import BadSamples, Sieve
+from dataflow.loaders.blobs import Blobs
 from dataflow.loaders.packing import DIVERT_BYTES
 from dataflow.loaders.recycling import RECYCLE_BYTES
 from dataflow.loaders.slots import Bytes, SlotPool
@@ -38,10 +39,11 @@ from dataflow.observe.stages import stage
 from dataflow.transforms.epoch import reading_epoch
 from dataflow.transforms.ragged import RaggedColumn
 
-__all__ = ["Fetch", "Memory", "allocate_from", "collate_into", "collate_into_slots"]
+__all__ = ["Fetch", "Memory", "collate_into", "collate_into_slots"]
 
 # A user may teach torch's default collate new types; then only torch's own code knows what comes out.
 _COLLATE_AS_SHIPPED = dict(default_collate_fn_map)
+_MIN_BLOB_BYTES = 2048
 
 
 class Fetch:
@@ -87,7 +89,7 @@ class Fetch:
         self.sieve: Sieve | None = None
         self._make: Callable[[Any], Any] = self._torch.fetch
         if is_native:
-            self._make = partial(_gather, dataset, allocate_from(memory))
+            self._make = partial(_gather, dataset, _allocator(memory))
         self.joins = may_join and is_native and bad_samples is None and getattr(dataset, "is_rowwise", False)
         if bad_samples is not None:
             probe = partial(_probe, dataset, is_native)
@@ -111,7 +113,7 @@ class Fetch:
         """
         ends = [0, *accumulate(map(len, indices))]
         with stage("fetch"), reading_epoch(self._epoch):
-            columns = self._dataset.get_batch([*chain(*indices)], allocate_from(self._memory, batches=len(indices)))
+            columns = self._dataset.get_batch([*chain(*indices)], _allocator(self._memory, batches=len(indices)))
             with stage("collate"):
                 return [
                     {name: _as_collated(column[start:stop]) for name, column in columns.items()}
@@ -154,18 +156,39 @@ class Memory(Protocol):
         ...
 
 
-def allocate_from(memory: Memory, batches: int = 1) -> Allocate:
-    """Return a function that gives such memory, or fresh one for small fields and where there is none to be had.
+class _Allocator:
+    """Gives such memory, or fresh one for small fields and where there is none to be had: an `Allocate`.
 
     Who keeps the small fields of batches, such as labels, does not keep the memory of the large ones.
+
+    Args:
+        memory: Gives it.
+        batches: How many are made at once.
     """
 
-    def allocate(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:  # noqa: ARG001
+    def __init__(self, memory: Memory, batches: int = 1) -> None:
+        self._memory = memory
+        self._least_bytes = DIVERT_BYTES * batches
+
+    def __call__(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         size_bytes = math.prod(shape) * dtype.itemsize
-        block = memory.allocate(size_bytes) if size_bytes >= DIVERT_BYTES * batches else None
+        block = self._memory.allocate(size_bytes) if size_bytes >= self._least_bytes else None
         return np.empty(shape, dtype) if block is None else block.view(dtype).reshape(shape)
 
-    return allocate
+
+class _JoiningAllocator(_Allocator):
+    """Where a batch is to be pickled: one that also joins `bytes`."""
+
+    def join(self, parts: list[memoryview | None]) -> Blobs | None:
+        """See `Joins`; parts that are small on average are pickled faster than they are joined and split."""
+        size_bytes = sum(len(part) for part in parts if part is not None)
+        is_worth_while = size_bytes >= max(self._least_bytes, _MIN_BLOB_BYTES * len(parts))
+        memory = self._memory.allocate(size_bytes) if is_worth_while else None
+        return None if memory is None else Blobs.join(parts, memory)
+
+
+def _allocator(memory: Memory, batches: int = 1) -> _Allocator:
+    return (_JoiningAllocator if isinstance(memory, SlotPool) else _Allocator)(memory, batches)
 
 
 def collate_into(memory: Memory) -> Callable[[Any], Any]:
@@ -228,8 +251,10 @@ def _needs_torch(batch: Any) -> bool:
     return any(one.requires_grad or one.dtype != dtype for one in batch)
 
 
-def _as_collated(column: npt.NDArray[Any] | list[Any] | RaggedColumn) -> Any:
+def _as_collated(column: npt.NDArray[Any] | list[Any] | RaggedColumn | Blobs) -> Any:
     """Return what torch's default collate makes of the samples of one column; of a ragged one its parts."""
+    if isinstance(column, Blobs):
+        return column
     if isinstance(column, RaggedColumn):
         return {"values": _as_collated(column.values), "offsets": _as_collated(column.offsets)}
     if isinstance(column, np.ndarray) and column.dtype.kind in "biufc":
