@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from connectors.errors import BadInputError
 
-__all__ = ["Expression"]
+__all__ = ["Expression", "compare", "constant", "length"]
 
 _COMPARE = {
     ast.Eq: "equal",
@@ -79,7 +79,7 @@ class Expression:
         """
         try:
             result = self._evaluate(self._parse(), batch)
-        except (pa.ArrowException, TypeError) as error:
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise BadInputError(f"the filter {self.text!r} cannot be evaluated: {error}") from error
         if isinstance(result, pa.Scalar):
             result = pa.repeat(result, batch.num_rows)
@@ -127,7 +127,9 @@ class Expression:
             case ast.Call(func=ast.Name(id="field"), args=[ast.Constant(value=name)]):
                 return _plain(batch.column(str(name)))
             case ast.Constant(value=value):
-                return pa.scalar(value)
+                return constant(value)
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int(value))):
+                return constant(-value)
             case ast.Compare(ops=[ast.Is() | ast.IsNot() as op], left=left):
                 missing = pc.is_null(self._evaluate(left, batch))
                 return missing if isinstance(op, ast.Is) else pc.invert(missing)
@@ -139,7 +141,7 @@ class Expression:
             case ast.Compare(ops=ops, left=left, comparators=others):
                 sides = [self._evaluate(part, batch) for part in (left, *others)]
                 pairs = zip(ops, sides, sides[1:], strict=False)
-                return _fold("and_kleene", [pc.call_function(_COMPARE[type(op)], [a, b]) for op, a, b in pairs])
+                return _fold("and_kleene", [compare(_COMPARE[type(op)], a, b) for op, a, b in pairs])
             case ast.BoolOp(op=op, values=values):
                 parts = [self._evaluate(part, batch) for part in values]
                 return _fold("and_kleene" if isinstance(op, ast.And) else "or_kleene", parts)
@@ -149,7 +151,7 @@ class Expression:
             case ast.BinOp(left=left, op=op, right=right):
                 sides = [self._evaluate(left, batch), self._evaluate(right, batch)]
                 if isinstance(op, ast.Div):  # as in Python, and not as between integers
-                    sides = [pc.cast(side, pa.float64()) for side in sides]
+                    sides = [pc.cast(side, pa.float64(), safe=False) for side in sides]
                 return pc.call_function(_ARITHMETIC[type(op)], sides)
             case ast.Call(args=[operand]):
                 return length(self._evaluate(operand, batch))
@@ -166,6 +168,26 @@ def length(values: Any) -> Any:
         if fits(values.type):
             return measure(values)
     raise TypeError(f"{values.type} has no length")
+
+
+def constant(value: Any) -> pa.Scalar:
+    """Return a value as Arrow has it; integers from 2^63 on are unsigned.
+
+    Raises:
+        OverflowError: An integer of more than 64 bits.
+    """
+    unsigned = isinstance(value, int) and value >= 1 << 63
+    return pa.scalar(value, pa.uint64()) if unsigned else pa.scalar(value)
+
+
+def compare(function: str, left: Any, right: Any) -> Any:
+    """Compare numbers of any size, and all else: Arrow alone fails where their common type is too narrow for one."""
+    kinds, types = (left.type, right.type), pa.types
+    if pa.uint64() in kinds and any(map(types.is_signed_integer, kinds)):
+        left, right = (pc.cast(side, pa.decimal128(20, 0)) for side in (left, right))
+    elif any(map(types.is_integer, kinds)) and any(map(types.is_floating, kinds)):
+        left, right = (pc.cast(side, pa.float64(), safe=False) for side in (left, right))
+    return pc.call_function(function, [left, right])
 
 
 def _plain(column: pa.Array) -> pa.Array:

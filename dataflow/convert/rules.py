@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from connectors.errors import BadInputError
-from dataflow.convert.expression import length
+from dataflow.convert.expression import compare, constant, length
 from dataflow.formats.fields import field_kind
 from dataflow.media import decodes, insist_on_decoder
 
@@ -114,9 +114,13 @@ class Missing:
             _insist_on_number(self, entry)
         elif self.fill is not None:
             try:
-                pa.scalar(self.fill, entry.type)
-            except (pa.ArrowException, TypeError, ValueError) as error:
-                raise BadInputError(f"rule missing cannot fill field {entry.name!r} with {self.fill!r}") from error
+                fits = pa.scalar(self.fill, entry.type).as_py() == self.fill or not pa.types.is_integer(entry.type)
+            except (pa.ArrowException, TypeError, ValueError, OverflowError):
+                fits = False
+            if not fits:
+                raise BadInputError(
+                    f"rule missing cannot fill field {entry.name!r}, which is {entry.type}, with {self.fill!r}"
+                )
 
     def judge(self, column: pa.Array, facts: Facts) -> Verdict:
         """See `Rule`."""
@@ -171,7 +175,7 @@ class Zscore:
     def judge(self, column: pa.Array, facts: Facts) -> Verdict:
         """See `Rule`."""
         width = self.limit * facts["deviation"]
-        return _drop(_outside(pc.cast(column, pa.float64()), facts["mean"] - width, facts["mean"] + width))
+        return _drop(_outside(pc.cast(column, pa.float64(), safe=False), facts["mean"] - width, facts["mean"] + width))
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +197,9 @@ class Iqr:
     def judge(self, column: pa.Array, facts: Facts) -> Verdict:
         """See `Rule`."""
         width = self.factor * (facts["upper"] - facts["lower"])
-        return _drop(_outside(pc.cast(column, pa.float64()), facts["lower"] - width, facts["upper"] + width))
+        return _drop(
+            _outside(pc.cast(column, pa.float64(), safe=False), facts["lower"] - width, facts["upper"] + width)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,9 +330,9 @@ def _mask(values: Any) -> npt.NDArray[np.bool_]:
 def _outside(column: pa.Array, low: float | None, high: float | None) -> npt.NDArray[np.bool_]:
     mask = np.zeros(len(column), np.bool_)
     if low is not None:
-        mask |= _mask(pc.less(column, low))
+        mask |= _mask(compare("less", column, constant(low)))
     if high is not None:
-        mask |= _mask(pc.greater(column, high))
+        mask |= _mask(compare("greater", column, constant(high)))
     return mask
 
 
@@ -343,3 +349,5 @@ def _insist_on_text(rule: Any, entry: pa.Field) -> None:
 def _insist_on_bounds(rule: Any, low: float | None, high: float | None) -> None:
     if (low is None and high is None) or (low is not None and high is not None and low > high):
         raise BadInputError(f"rule {rule.name} needs min, max or both, in this order, got min={low}, max={high}")
+    if any(isinstance(bound, int) and not -(1 << 63) <= bound < 1 << 64 for bound in (low, high)):
+        raise BadInputError(f"rule {rule.name} needs bounds of at most 64 bits, got min={low}, max={high}")

@@ -84,7 +84,7 @@ class MeasureJob(_RangeJob):
         ):
             numbers.append(found)
             for name in names:
-                column = pc.cast(batch.column(name), pa.float64()).to_numpy(zero_copy_only=False)
+                column = pc.cast(batch.column(name), pa.float64(), safe=False).to_numpy(zero_copy_only=False)
                 values[name].append(column)
         ranks = Permutation(0, 0, "quartiles").apply(np.concatenate(numbers), max(1, len(work.source)))
         return {"fields": {name: _measure(np.concatenate(values[name]), ranks < MAX_VALUES) for name in names}}

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from connectors.errors import BadInputError, NotFoundError
-from dataflow.convert import parse_rule, read_rules
+from dataflow.convert import convert, parse_rule, read_rules
 from dataflow.convert.cleaning import Cleaning
 from dataflow.convert.rules import Duplicates, Iqr, Length, Missing, Range, Zscore
 from dataflow.formats import image_field
@@ -93,6 +94,25 @@ def test_a_rule_changes_what_it_says(rule: str, field: str, values: list, change
     assert cleaning.change(BATCH.select(["many"]), FACTS).equals(BATCH.select(["many"]))
 
 
+@pytest.mark.parametrize(
+    ("rule", "kept"),
+    [
+        ("range field=u min=6", [2**63, 2**64 - 1, None]),
+        ("range field=u max=9223372036854775808", [5, 2**63, None]),
+        ("range field=u max=5.5", [5, None]),
+        ("zscore field=u limit=1", [2**63, None]),
+        ("iqr field=u", [5, 2**63, 2**64 - 1, None]),
+        ("missing field=u fill=median", [5, 2**63, 2**64 - 1, 2**63]),
+    ],
+)
+def test_rules_hold_for_integers_of_any_size(tmp_path: Path, rule: str, kept: list[int | None]) -> None:
+    values = [5, 2**63, 2**64 - 1, None]
+    pq.write_table(pa.table({"u": pa.array(values, pa.uint64())}), tmp_path / "a.parquet")
+    convert(tmp_path / "a.parquet", tmp_path / "out", rules=[parse_rule(rule)])
+    with pa.ipc.open_file(tmp_path / "out" / "shard-00000.arrow") as shard:
+        assert shard.read_all().column("u").to_pylist() == kept
+
+
 def test_a_rule_sees_what_the_ones_before_it_left() -> None:
     rules = map(parse_rule, ["range field=n min=2", "missing field=n fill=500", "range field=n max=50"])
     cleaned = Cleaning.of(rules, SCHEMA).judge(BATCH, {})
@@ -140,6 +160,7 @@ def test_rules_are_read_from_text() -> None:
         "range field=n",
         "range field=n min=5 max=1",
         "range field=n min=low",
+        "range field=n max=99999999999999999999",
         "range field=s min=1",
         "range field=other min=1",
         "range field=n min=1 step=2",
@@ -152,6 +173,8 @@ def test_rules_are_read_from_text() -> None:
         "undecodable field=s kind=image",
         "undecodable field=photo kind=smell",
         "missing field=n fill=lots",
+        "missing field=n fill=1.5",
+        "missing field=n fill=99999999999999999999",
         "missing field=s fill=mean",
         "duplicates fields=other",
         "range field='n",

@@ -71,6 +71,22 @@ def test_expressions_agree_with_python(low: int, high: int, values: list[int]) -
     assert mask.tolist() == [bool(eval(text, {"v": v})) for v in values]
 
 
+LARGE = [0, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1]
+
+
+@given(st.sampled_from(["<", "<=", "==", "!=", ">", ">="]), st.sampled_from([-(2**63), -1, *LARGE]))
+def test_integers_of_any_size_compare_as_in_python(symbol: str, other: int) -> None:
+    mask = Expression(f"v {symbol} {other}").mask(pa.record_batch({"v": pa.array(LARGE, pa.uint64())}))
+    assert mask.tolist() == [eval(f"{value} {symbol} {other}") for value in LARGE]
+
+
+def test_numbers_of_any_types_compare() -> None:
+    batch = pa.record_batch({"u": pa.array(LARGE, pa.uint64()), "i": pa.array([1, -1, 2**62, 0, 5]), "b": [1.5] * 5})
+    assert Expression("u > i").mask(batch).tolist() == [False, True, True, True, True]
+    assert Expression("i > b").mask(batch).tolist() == [False, False, True, False, True]
+    assert Expression("u / 2 > 1.5").mask(batch).tolist() == [False, True, True, True, True]
+
+
 def test_only_what_is_looked_at_has_to_be_read() -> None:
     assert Expression("len(s) > 1 and n == 2 and n < 5").fields(BATCH.schema.names) == ["s", "n"]
 
@@ -90,6 +106,9 @@ def test_only_what_is_looked_at_has_to_be_read() -> None:
         ("n ** 2 == 4", "has a part that filters lack"),
         ("len(n) == 1", "cannot be evaluated"),
         ("s > 3", "cannot be evaluated"),
+        ("n > 99999999999999999999", "cannot be evaluated"),
+        ("n in (1, 99999999999999999999)", "cannot be evaluated"),
+        (r"s == '\ud800'", "cannot be evaluated"),
         ("n", "not true or false"),
     ],
 )
