@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch.utils.data import IterDataPipe, MapDataPipe, graph_settings
 
+from connectors.errors import BadInputError
 from dataflow.loaders.bad_samples import BadSample
 from dataflow.loaders.collate import Fetch
 from dataflow.loaders.device import Staging
@@ -192,9 +193,17 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
 
 
 def _advanced(indices: Iterator[Any], number: int) -> Iterator[Any]:
-    """Drop `number` indices, and draw the next one now, while the generators are what they were."""
-    head = list(itertools.islice(indices, number, number + 1))
-    return itertools.chain(head, indices)
+    """Drop `number` indices, and draw the next one now, while the generators are what they were.
+
+    Raises:
+        BadInputError: There are not so many.
+    """
+    if number and not list(itertools.islice(indices, number - 1, number)):
+        raise BadInputError(
+            f"the loader state stands behind batch {number} of an epoch that has fewer: it is damaged, or the sampler "
+            "yields less than it did"
+        )
+    return itertools.chain(list(itertools.islice(indices, 1)), indices)
 
 
 def _looked_ahead(indices: Iterator[Any]) -> tuple[Iterator[Any], bool]:

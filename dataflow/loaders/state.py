@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import base64
 import copy
+import operator
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -98,23 +99,34 @@ class Progress:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what a state keeps of it."""
+        _raise_unknown(part.get("state") for part in self.order["parts"])
         state = {"order": self.order, "base_seed": self.base_seed, "batches": self.batches, "ahead": sorted(self.ahead)}
         state["epoch"] = self.epoch
         if self.shared_seed is not None:
             state["shared_seed"] = self.shared_seed
         if self.shards:
             states = self.shard_states if self.live_state is None else [self.live_state()]
-            for unknown in states:
-                if isinstance(unknown, ExceptionWrapper):
-                    unknown.reraise()
+            _raise_unknown(states)
             state |= {"shards": self.shards, "shard_states": states, "next_shard": self.next_shard}
         return copy.deepcopy(state)
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Progress:
-        """Rebuild it."""
+        """Rebuild it.
+
+        Raises:
+            TypeError, ValueError, KeyError: It is damaged.
+        """
         values = copy.deepcopy(dict(state))
-        return cls(**values | {"ahead": set(values["ahead"])})
+        progress = cls(**values | {"ahead": set(values["ahead"])})
+        counts = [progress.batches, *progress.ahead, *progress.shards, progress.next_shard]
+        if min(map(operator.index, counts)) < 0 or operator.index(progress.next_shard) >= max(1, len(progress.shards)):
+            raise ValueError("a number is out of range")
+        for number in (progress.epoch, progress.base_seed, progress.shared_seed or 0):
+            operator.index(number)
+        if len(progress.shards) != len(progress.shard_states):
+            raise ValueError("there are not as many states as workers")
+        return progress
 
 
 @dataclass
@@ -171,6 +183,7 @@ def make_state(loader: DataLoader[Any], ledger: Ledger) -> dict[str, Any]:
     if not is_elastic(sampler):
         if progress is None:
             order = snapshot_order(loader, between_epochs=True)
+            _raise_unknown(part.get("state") for part in order["parts"])
             return {**state, "epoch": None, "next_epoch": ledger.next_epoch, "order": order}
         return {**state, "epoch": progress.as_dict()}
     if progress is None or sampler.epoch != progress.epoch:  # set_epoch() has moved it on
@@ -185,7 +198,6 @@ def load_state(loader: DataLoader[Any], state: Any) -> Progress | None:
         BadInputError: Not a state of a loader, or of another dataset, order or version; says what differs.
     """
     own, sampler = _identity(loader), index_sampler(loader)
-    num_shards = loader.num_shards
     if not isinstance(state, Mapping) or "version" not in state or not {"epoch", "sampler"} & state.keys():
         raise BadInputError(
             f"this is not the state of a dataflow DataLoader: {_describe(state)}; pass what its state_dict() returned"
@@ -198,22 +210,61 @@ def load_state(loader: DataLoader[Any], state: Any) -> Progress | None:
             )
     try:
         if is_elastic(sampler):
+            ahead = set(map(operator.index, state["ahead"]))
             sampler.load_state_dict(state["sampler"])
-            return Progress(order={}, base_seed=0, ahead=set(state["ahead"])) if state["ahead"] else None
-        if state["epoch"] is None:
-            _load_samplers(loader, state["order"], generators=True)
-            return None
-        progress = Progress.from_dict(state["epoch"])
-        if len(progress.shards) not in (0, num_shards):
-            raise BadInputError(
-                f"the loader state was saved with {len(progress.shards)} workers and this loader has "
-                f"{num_shards}: an iterable dataset is dealt out by worker, so only the same number of them "
-                "goes on with the same samples"
-            )
-        _load_samplers(loader, progress.order, generators=False)
-    except (KeyError, TypeError) as error:
+            return Progress(order={}, base_seed=0, ahead=ahead) if ahead else None
+        operator.index(state.get("next_epoch", 0))
+        progress = None if state["epoch"] is None else Progress.from_dict(state["epoch"])
+        order = state["order"] if progress is None else progress.order
+        set(state.get("bad_samples", ()))
+        _check_order(loader, order)
+        if progress is not None:
+            _check_place(loader, progress)
+        _load_samplers(loader, order, generators=progress is None)
+    except BadInputError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise BadInputError(f"the loader state is damaged: {error!r} while reading it") from error
     return progress
+
+
+def _check_order(loader: DataLoader[Any], order: Mapping[str, Any]) -> None:
+    """Try on other generators what is put back into the loader's when an epoch goes on, so that damage is found now.
+
+    Raises:
+        Exception: There is damage.
+    """
+    for part, snapshot in zip(sampler_parts(index_sampler(loader)), order["parts"], strict=True):
+        operator.index({"epoch": 0, **snapshot}["epoch"])
+        if "epoch" in snapshot and not hasattr(part, "set_epoch"):
+            raise ValueError("a sampler without epochs has one")
+        if "generator" in snapshot:
+            _try_generator(_generator(part), snapshot["generator"])
+    if "generator" in order:
+        _try_generator(loader.generator, order["generator"])
+    _restore_generators(order, torch.Generator(), random.Random(), np.random.RandomState())
+
+
+def _try_generator(generator: torch.Generator | None, text: str) -> None:
+    if generator is not None:
+        torch.Generator(generator.device).set_state(_decode_tensor(text))
+
+
+def _check_place(loader: DataLoader[Any], progress: Progress) -> None:
+    """Refuse a place in an epoch of another order, or of a stream that is dealt out otherwise."""
+    if len(progress.shards) not in (0, loader.num_shards):
+        raise BadInputError(
+            f"the loader state was saved with {len(progress.shards)} workers and this loader has "
+            f"{loader.num_shards}: an iterable dataset is dealt out by worker, so only the same number of them "
+            "goes on with the same samples"
+        )
+    for part, snapshot in zip(sampler_parts(index_sampler(loader)), progress.order["parts"], strict=True):
+        if type(part) in _TORCH_RANDOM and ("generator" in snapshot) != (_generator(part) is not None):
+            raise BadInputError(
+                f"the loader state was saved in an epoch whose {type(part).__qualname__} "
+                f"{'had' if 'generator' in snapshot else 'lacked'} a generator of its own, unlike this loader's: it "
+                "would go on with other batches; build the loader as it was"
+            )
 
 
 def _identity(loader: DataLoader[Any]) -> dict[str, Any]:
@@ -290,8 +341,18 @@ def _snapshot_part(part: Any) -> dict[str, Any]:
     if isinstance(epoch := getattr(part, "epoch", None), int) and hasattr(part, "set_epoch"):
         snapshot["epoch"] = epoch
     if is_stateful(part):
-        snapshot["state"] = copy.deepcopy(part.state_dict())
+        try:
+            snapshot["state"] = copy.deepcopy(part.state_dict())
+        except Exception:  # is raised where somebody asks for the loader's state
+            snapshot["state"] = ExceptionWrapper(where="in a sampler")
     return snapshot
+
+
+def _raise_unknown(states: Iterable[Any]) -> None:
+    """Raise the exception that stands in the place of a state."""
+    for state in states:
+        if isinstance(state, ExceptionWrapper):
+            state.reraise()
 
 
 def _generator(part: Any) -> torch.Generator | None:
@@ -320,14 +381,18 @@ def _load_generators(loader: DataLoader[Any], order: Mapping[str, Any]) -> None:
 def restore_order(loader: DataLoader[Any], order: Mapping[str, Any]) -> None:
     """Put all generators back to where they were when `order` was taken down: what is drawn next is drawn again."""
     _load_generators(loader, order)
+    _restore_generators(order, torch.default_generator, random, np.random)
+
+
+def _restore_generators(order: Mapping[str, Any], torchs: torch.Generator, pythons: Any, numpys: Any) -> None:
     if "torch" in order:
-        torch.set_rng_state(_decode_tensor(order["torch"]))
+        torchs.set_state(_decode_tensor(order["torch"]))
     if "python" in order:
         version, internal, gauss = order["python"]
-        random.setstate((version, tuple(_decode(internal, np.uint32).tolist()), gauss))
+        pythons.setstate((version, tuple(_decode(internal, np.uint32).tolist()), gauss))
     if "numpy" in order:
         keys, *rest = order["numpy"]
-        np.random.set_state(("MT19937", _decode(keys, np.uint32), *rest))
+        numpys.set_state(("MT19937", _decode(keys, np.uint32), *rest))
 
 
 def _encode(values: Any) -> str:

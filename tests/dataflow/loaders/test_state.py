@@ -1,7 +1,10 @@
 """A loaded state goes on with the very batches that were to come, whatever the number of workers."""
 
+import copy
+import functools
 import itertools
 import json
+import operator
 import random
 
 import numpy as np
@@ -456,6 +459,97 @@ def test_a_state_of_another_version_or_a_damaged_one_is_refused():
     del state["order"]
     with pytest.raises(BadInputError, match="damaged"):
         make("sequential", 0).load_state_dict(state)
+
+
+def walk(loader, steps):
+    """Begin an epoch and leave it again, or leave the loader untouched."""
+    if steps:
+        assert len(list(itertools.islice(loader, steps))) == steps
+
+
+def places_in(value, path=()):
+    """Yield where the values of a state are, inner ones after those that hold them."""
+    for key in list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []:
+        yield (*path, key)
+        yield from places_in(value[key], (*path, key))
+
+
+def damaged(state, path, damage):
+    """Return a copy of a state with one value replaced, or gone where the damage is `...`."""
+    state = copy.deepcopy(state)
+    *outer, last = path
+    holder = functools.reduce(operator.getitem, outer, state)
+    if damage is ...:
+        del holder[last]
+    else:
+        holder[last] = damage
+    return state
+
+
+DAMAGES = [..., None, "x", -1, 1.5, [], {}, [1, 2]]
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+@pytest.mark.parametrize("way", ["shuffle", "replacement", "distributed", "python", "elastic", "stream"])
+def test_damage_is_refused_in_words_or_does_no_harm(way, steps):
+    def load():
+        return DataLoader(Stream(LENGTH), batch_size=3) if way == "stream" else make(way, 0)
+
+    loader = load()
+    walk(loader, steps)
+    state = through_json(loader.state_dict())
+    refused = 0
+    for path, damage in itertools.product(places_in(state), DAMAGES):
+        resumed = load()
+        try:
+            resumed.load_state_dict(damaged(state, path, damage))
+        except BadInputError:
+            refused += 1
+            continue
+        next(iter(resumed))
+        resumed.state_dict()
+    assert refused > 50
+
+
+@pytest.mark.parametrize(("saved", "loaded"), [("shuffle", "own"), ("own", "shuffle")])
+def test_an_epoch_is_not_continued_by_another_generator(saved, loaded):
+    generators = {"shuffle": None, "own": own_generator()}
+    loaders = {way: DataLoader(Numbers(9), shuffle=True, generator=generator) for way, generator in generators.items()}
+    loaders[loaded].load_state_dict(loaders[saved].state_dict())  # before an epoch it does not matter
+    next(iter(loaders[saved]))
+    with pytest.raises(BadInputError, match="a generator of its own, unlike this loader's"):
+        loaders[loaded].load_state_dict(loaders[saved].state_dict())
+
+
+def test_a_place_behind_the_end_of_an_epoch_is_refused():
+    loader = make("shuffle", 0)
+    next(iter(loader))
+    state = loader.state_dict()
+    state["epoch"]["batches"] = 1000
+    loader.load_state_dict(state)
+    with pytest.raises(BadInputError, match="stands behind batch 1000 of an epoch that has fewer"):
+        iter(loader)
+
+
+class Vague(SequentialSampler):
+    """A sampler that cannot say where it is."""
+
+    def state_dict(self):
+        raise LookupError("no state yet")
+
+    def load_state_dict(self, state):
+        raise AssertionError
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_sampler_that_cannot_say_where_it_is_can_be_drawn_from(num_workers):
+    data = Numbers(5)
+    loader = DataLoader(data, sampler=Vague(data), num_workers=num_workers)
+    for steps in (0, 1):
+        walk(loader, steps)
+        with pytest.raises(LookupError, match="no state yet"):
+            loader.state_dict()
+    assert seen(loader) == [[0], [1], [2], [3], [4]]
 
 
 def test_an_elastic_state_goes_on_with_other_ranks_and_workers():
