@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import operator
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +62,45 @@ def diff(*, first: Path, second: Path) -> None:
 @click.option("--dataset", "url", help="The data set that a loader is to go on with.")
 def check(*, file: Path, url: str | None) -> None:
     """Say whether the state in FILE is whole, can be read by this release, and belongs to a data set."""
-    from dataflow.loaders.state import STATE_VERSION
-
     found = _read(file)
     place = _place(found)
-    if found is not place and found["version"] != STATE_VERSION:
-        raise BadInputError(
-            f"the state in {file} has version {found['version']!r} and this release reads {STATE_VERSION}: use the "
-            "release that wrote it"
-        )
+    _check_versions(found, place, file)
+    _check_whole(found, place, file)
     of_dataset = "" if url is None else f" of {_check_dataset(place, file, url):,} in {url}"
     click.echo(f"ok: {_where(place)}{of_dataset}")
+
+
+def _check_versions(found: Mapping[str, Any], place: Mapping[str, Any], file: Path) -> None:
+    from dataflow.loaders import schedule_sampler
+    from dataflow.loaders import state as loader_state
+
+    of_loader = [(found, loader_state.STATE_VERSION)] if found.keys() >= _OF_LOADER else []
+    of_sampler = [(place, schedule_sampler.STATE_VERSION)] if place.keys() >= _OF_SAMPLER else []
+    for part, version in of_loader + of_sampler:
+        if part["version"] != version:
+            raise BadInputError(
+                f"the state in {file} has version {part['version']!r} and this release reads {version}: use the "
+                "release that wrote it"
+            )
+
+
+def _check_whole(found: Mapping[str, Any], place: Mapping[str, Any], file: Path) -> None:
+    from dataflow.loaders.state import read_state
+
+    try:
+        if found is place and not found.keys() >= _OF_SAMPLER:
+            read_state(found)
+        else:
+            _read_place(place, found.get("ahead", ()))
+    except (LookupError, TypeError, ValueError) as error:
+        raise BadInputError(f"the state in {file} is damaged: {error!r} while reading it") from error
+
+
+def _read_place(place: Mapping[str, Any], ahead: Iterable[Any]) -> None:
+    for number in (place["epoch"], *ahead):
+        operator.index(number)
+    if min(operator.index(place[name]) for name in ("position", "step")) < 0:
+        raise ValueError("a number is out of range")
 
 
 def _check_dataset(place: Mapping[str, Any], file: Path, url: str) -> int:
@@ -106,7 +135,7 @@ def _read(file: Path) -> dict[str, Any]:
         raise BadInputError(f"{file} cannot be read: {error.strerror or error}") from error
     try:
         content = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         content = _load_checkpoint(file)
     found = list(_find(content, ""))
     if not found:
@@ -148,6 +177,13 @@ def _place(found: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _where(place: Mapping[str, Any]) -> str:
+    try:
+        return _describe(place)
+    except (LookupError, TypeError, ValueError):
+        return "no place that can be read: the state is damaged"
+
+
+def _describe(place: Mapping[str, Any]) -> str:
     if place.keys() >= _OF_SAMPLER:
         return f"epoch {place['epoch']}, step {place['step']:,}, {place['position']:,} samples"
     epoch = place["epoch"]

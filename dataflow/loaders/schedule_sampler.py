@@ -38,7 +38,7 @@ __all__ = ["Part", "ScheduleSampler"]
 
 _log = logging.getLogger(__name__)
 
-_STATE_VERSION = 1
+STATE_VERSION = 1
 # Own samples looked up at once, in the end: enough that numpy's cost per call vanishes, few enough for the L2 cache.
 # The first look is for one step and each next one for twice as many samples, so that no first batch waits for others.
 _LOOK_AHEAD_SAMPLES = 1 << 15
@@ -128,7 +128,7 @@ class ScheduleSampler(Sampler[list[Any]]):
         self.num_replicas = self.world_size if mesh is None else mesh.num_replicas
         self.schedule = schedule
         self._given_division = self._division = division
-        self._identity = {"version": _STATE_VERSION, "fingerprint": fingerprint, **schedule.identity()}
+        self._identity = {"version": STATE_VERSION, "fingerprint": fingerprint, **schedule.identity()}
         self._run = self._next = _Run(schedule, division, 0)
 
     def __len__(self) -> int:
@@ -251,7 +251,7 @@ class ScheduleSampler(Sampler[list[Any]]):
         if not isinstance(state, Mapping):
             raise BadInputError(f"a sampler state is a mapping, got {type(state).__qualname__}")
         missing = [name for name in (*self._identity, "epoch", "position", "step") if name not in state]
-        if missing and state.get("version", _STATE_VERSION) == _STATE_VERSION:
+        if missing and state.get("version", STATE_VERSION) == STATE_VERSION:
             raise BadInputError(f"the sampler state lacks {', '.join(missing)}")
         for name, own in self._identity.items():
             if state[name] != own or type(state[name]) is not type(own):

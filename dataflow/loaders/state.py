@@ -46,6 +46,7 @@ __all__ = [
     "is_stateful",
     "load_state",
     "make_state",
+    "read_state",
     "restore_order",
     "sampler_epoch",
     "sampler_length",
@@ -213,10 +214,7 @@ def load_state(loader: DataLoader[Any], state: Any) -> Progress | None:
             ahead = set(map(operator.index, state["ahead"]))
             sampler.load_state_dict(state["sampler"])
             return Progress(order={}, base_seed=0, ahead=ahead) if ahead else None
-        operator.index(state.get("next_epoch", 0))
-        progress = None if state["epoch"] is None else Progress.from_dict(state["epoch"])
-        order = state["order"] if progress is None else progress.order
-        set(state.get("bad_samples", ()))
+        progress, order = read_state(state)
         _check_order(loader, order)
         if progress is not None:
             _check_place(loader, progress)
@@ -226,6 +224,22 @@ def load_state(loader: DataLoader[Any], state: Any) -> Progress | None:
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise BadInputError(f"the loader state is damaged: {error!r} while reading it") from error
     return progress
+
+
+def read_state(state: Mapping[str, Any]) -> tuple[Progress | None, dict[str, Any]]:
+    """Return where in an epoch a loader stood, None between epochs, and what the order depends on.
+
+    Args:
+        state: Of a loader whose sampler has none of its own.
+
+    Raises:
+        LookupError, TypeError, ValueError: It is damaged.
+    """
+    operator.index(state.get("next_epoch", 0))
+    set(state.get("bad_samples", ()))
+    progress = None if state["epoch"] is None else Progress.from_dict(state["epoch"])
+    order = state["order"] if progress is None else progress.order
+    return progress, {**order, "parts": [{**part} for part in order["parts"]]}
 
 
 def _check_order(loader: DataLoader[Any], order: Mapping[str, Any]) -> None:

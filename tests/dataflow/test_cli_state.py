@@ -1,4 +1,7 @@
+import copy
+import functools
 import json
+import operator
 import re
 
 import pyarrow as pa
@@ -99,15 +102,69 @@ def test_check_refuses_another_version(tmp_path, loader):
     assert "version 99" in result.output
 
 
+@pytest.fixture(scope="module")
+def states(loader):
+    """States of all kinds, by name: ours, torch's, and a sampler's alone."""
+    shuffled = DataLoader(list(range(40)), batch_size=4, shuffle=True)
+    between = shuffled.state_dict()
+    next(iter(shuffled))
+    ours = loader.state_dict()
+    return {"elastic": ours, "sampler": ours["sampler"], "between": between, "torch": shuffled.state_dict()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "damage"),
+    [
+        ("elastic", ("sampler", "epoch"), "x"),
+        ("elastic", ("sampler", "position"), None),
+        ("elastic", ("sampler", "step"), -1),
+        ("elastic", ("sampler",), {}),
+        ("elastic", ("ahead",), ["x"]),
+        ("sampler", ("position",), [1]),
+        ("torch", ("epoch",), "x"),
+        ("torch", ("epoch", "batches"), "many"),
+        ("torch", ("epoch", "order"), {}),
+        ("between", ("order",), None),
+        ("between", ("next_epoch",), None),
+    ],
+)
+def test_check_refuses_a_damaged_state_and_show_shows_it(tmp_path, states, kind, path, damage):
+    file, state = tmp_path / "state.json", copy.deepcopy(states[kind])
+    file.write_text(json.dumps(state))
+    assert run("check", file).exit_code == 0
+    *outer, last = path
+    functools.reduce(operator.getitem, outer, state)[last] = damage
+    file.write_text(json.dumps(state))
+    result = run("check", file)
+    assert result.exit_code == 2
+    assert "is damaged" in words_of(result)
+    shown = run("show", file)
+    assert shown.exit_code == 0
+    assert "stands at" in shown.output
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"), [("elastic", ("sampler",)), ("elastic", ()), ("sampler", ()), ("torch", ()), ("between", ())]
+)
+def test_check_knows_the_version_of_each_part(tmp_path, states, kind, path):
+    file, state = tmp_path / "state.json", copy.deepcopy(states[kind])
+    functools.reduce(operator.getitem, path, state)["version"] = 7
+    file.write_text(json.dumps(state))
+    result = run("check", file)
+    assert result.exit_code == 2
+    assert "version 7 and this release reads 1" in words_of(result)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (b"[" * 100_000, "neither JSON nor a checkpoint"),
         (b"{}", "holds no state of a loader"),
         (b"\x80\x02no pickle", "neither JSON nor a checkpoint"),
         (b"", "neither JSON nor a checkpoint"),
         (b"nonsense", "neither JSON nor a checkpoint"),
     ],
-    ids=["empty object", "pickle", "empty", "text"],
+    ids=["nested", "empty object", "pickle", "empty", "text"],
 )
 def test_a_file_without_a_state_is_refused(tmp_path, content, message):
     file = tmp_path / "state"
