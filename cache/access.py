@@ -11,24 +11,30 @@ What stands behind a server is a ladder: the daemon, then a private server, then
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import cache as once
 
 from cache.address import ENVIRONMENT, answers, daemon_addresses, private_address, unused_address
 from cache.client import CacheClient
 from cache.config import CacheConfig, TierConfig
+from cache.connection import Connection, ServerGoneError
 from cache.direct import DirectReader
 from cache.fallback import FallbackReader
 from cache.in_place import InPlaceReader
 from cache.reader import BlockData, BlockReader, ObjectData
-from connectors.errors import BadInputError
+from connectors.errors import BadInputError, DataError
 from connectors.filesystems import is_local
 from connectors.objects import normalise_url, split_uri
 
 __all__ = ["DEFAULT_RAM_BYTES", "BlockData", "BlockReader", "ObjectData", "open_reader"]
 
+_log = logging.getLogger(__name__)
+
 DEFAULT_RAM_BYTES = 1 << 30
 """Memory for blocks of a private server that nobody configured."""
+
+_GREETING_S = 1.0
 
 
 def open_reader(
@@ -38,8 +44,8 @@ def open_reader(
 
     Args:
         url: Where the data lies; a plain path means `file://`.
-        cache: `"auto"`: a local disk is read in place; for other data the daemon that `DATAFLOW_CACHE` names or that
-            listens at the default address, else a private server with `DEFAULT_RAM_BYTES`. None: a private server that
+        cache: `"auto"`: a local disk is read in place; for other data the daemon that `DATAFLOW_CACHE` names, or one
+            that listens at a default address and takes this user, else a private server with `DEFAULT_RAM_BYTES`. None: a private server that
             keeps nothing (a local disk is read in place). A `CacheConfig`: a private server with those tiers. Any other
             string: a daemon's address.
         verify: Check `crc32c` of the references that carry one where no server does it.
@@ -83,7 +89,19 @@ def _daemon() -> str | None:
     addresses = daemon_addresses()
     if os.environ.get(ENVIRONMENT):
         return addresses[0]
-    return next(filter(answers, addresses), None)
+    return next((address for address in addresses if answers(address) and _takes_us(address)), None)
+
+
+def _takes_us(address: str) -> bool:
+    """Say whether a daemon that nobody named is one for this user, and speaks our protocol."""
+    try:
+        Connection(address, timeout_s=_GREETING_S).close()
+    except ServerGoneError:
+        pass  # slow or just leaving, of which the ladder takes care
+    except DataError as error:
+        _log.warning("%s; going on without it", str(error))
+        return False
+    return True
 
 
 @once

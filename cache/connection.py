@@ -34,6 +34,7 @@ from cache.frames import (
 )
 from cache.handle import Descriptor
 from cache.interruption import Interruption, current_interruption
+from cache.trust import trusts
 from connectors.errors import DataError, ErrorKind, PermissionDeniedError, TransientError
 
 __all__ = ["JOB_VARIABLE", "Connection", "ServerGoneError"]
@@ -60,7 +61,7 @@ class Connection:
 
     Raises:
         ServerGoneError: Nobody listens, or nobody answers in time.
-        PermissionDeniedError: Another user's server has the address, or the server refuses this user.
+        PermissionDeniedError: A server that is not to be trusted has the address, or the server refuses this user.
     """
 
     def __init__(self, address: str, *, timeout_s: float) -> None:
@@ -89,9 +90,10 @@ class Connection:
         except OSError as error:
             raise ServerGoneError(f"no cache server answers at {self.address}: {error.strerror}") from error
         pid, uid = peer(self._socket)
-        if uid not in (os.geteuid(), 0):
+        if not trusts(self.address, uid):
             raise PermissionDeniedError(
-                f"process {pid} of user {uid} has {self.address}; only this user's and root's servers are trusted"
+                f"process {pid} of user {uid} has {self.address} and may have put itself there; another user's server is "
+                "trusted in a folder that root has given to it, such as /run/dataflow, where nobody else may write"
             )
         welcome, _ = self.ask_once(Hello(PROTOCOL_VERSION, os.environ.get(JOB_VARIABLE, "")[:MAX_JOB_LENGTH]))
         if isinstance(welcome, Failed):

@@ -14,9 +14,10 @@ from cache.direct import DirectReader
 from cache.fallback import FallbackReader
 from cache.in_place import InPlaceReader
 from cache.keys import BlockRef
+from cache.rights import AccessConfig
 from cache.testing import running_server
 from connectors.bridge import run_sync
-from connectors.errors import BadInputError, ChangedError, NotFoundError
+from connectors.errors import BadInputError, ChangedError, DataError, NotFoundError, PermissionDeniedError
 from connectors.objects import normalise_url
 from connectors.registry import open_store
 
@@ -92,6 +93,29 @@ def test_a_daemon_that_answers_at_the_default_address_is_found(path, shared_disk
     with running_server(RAM, address=address), contextlib.closing(open_reader(path)) as reader:
         assert rungs(reader) == [CacheClient, CacheClient, InPlaceReader]
         assert reader.stats()["server"]["pid"] == os.getpid()
+
+
+def test_a_daemon_that_refuses_this_user_is_passed_over_unless_it_was_named(
+    path, shared_disk, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr("cache.server.peer", lambda connection: (os.getpid(), 4_000_001))
+    address = str(tmp_path / "run" / "dataflow" / "cache.sock")
+    with running_server(RAM, address=address, access=AccessConfig(allowed_uids=())):
+        with contextlib.closing(open_reader(path)) as reader:
+            assert rungs(reader) == [CacheClient, InPlaceReader]
+        assert "user 4000001 may not use this cache server" in caplog.text
+        with contextlib.closing(open_reader(path, address)) as reader, pytest.raises(PermissionDeniedError):
+            reader.read_blocks([ref_of(path)])
+
+
+def test_a_daemon_of_another_release_is_passed_over_unless_it_was_named(path, shared_disk, tmp_path, monkeypatch):
+    address = str(tmp_path / "run" / "dataflow" / "cache.sock")
+    with running_server(RAM, address=address):
+        monkeypatch.setattr("cache.connection.PROTOCOL_VERSION", 2)
+        with contextlib.closing(open_reader(path)) as reader:
+            assert rungs(reader) == [CacheClient, InPlaceReader]
+        with contextlib.closing(open_reader(path, address)) as reader, pytest.raises(DataError, match="same release"):
+            reader.read_blocks([ref_of(path)])
 
 
 def test_the_environment_names_the_daemon(path, shared_disk, monkeypatch):

@@ -465,6 +465,14 @@ def test_another_users_server_is_not_trusted(monkeypatch):
         CacheClient(running.address).stats()
 
 
+def test_another_users_server_is_trusted_in_a_place_that_was_given_to_it(monkeypatch, tmp_path):
+    address = str(tmp_path / "s")
+    monkeypatch.setattr("cache.connection.peer", lambda connection: (1, 54321))
+    monkeypatch.setattr("cache.connection.trusts", lambda *asked: asked == (address, 54321))
+    with running_server(address=address), contextlib.closing(CacheClient(address)) as client:
+        assert client.stats()["server"]["pid"] == os.getpid()
+
+
 def test_a_name_that_is_no_text_is_bad_input():
     puppet = Puppet(lambda request: iter([]))
     with pytest.raises(BadInputError, match="UTF-8"):
