@@ -45,9 +45,9 @@ def open_reader(
     Args:
         url: Where the data lies; a plain path means `file://`.
         cache: `"auto"`: a local disk is read in place; for other data the daemon that `DATAFLOW_CACHE` names, or one
-            that listens at a default address and takes this user, else a private server with `DEFAULT_RAM_BYTES`. None: a private server that
-            keeps nothing (a local disk is read in place). A `CacheConfig`: a private server with those tiers. Any other
-            string: a daemon's address.
+            that listens at a default address and takes this user, else a private server with `DEFAULT_RAM_BYTES`.
+            None: a private server that keeps nothing (a local disk is read in place). A `CacheConfig`: a private server
+            with those tiers. Any other string: a daemon's address.
         verify: Check `crc32c` of the references that carry one where no server does it.
 
     Raises:
