@@ -122,7 +122,7 @@ def listen(address: str, *, mode: int = 0o600, group_id: int | None = None) -> s
                 _clear(address)
                 listener.bind(target)
                 if group_id is not None:
-                    os.chown(address, -1, group_id)
+                    _give_to_group(address, group_id)
                 Path(address).chmod(mode)
                 # Under the lock too: bound but not yet listening, it looks like a dead server's.
                 listener.listen(socket.SOMAXCONN)
@@ -161,6 +161,15 @@ def _make_folder(folder: str, mode: int) -> None:
         raise PermissionDeniedError(
             f"{folder} belongs to user {found.st_uid} or others may write it; put the socket in a folder of your own"
         )
+
+
+def _give_to_group(path: str, group_id: int) -> None:
+    try:
+        os.chown(path, -1, group_id)
+    except PermissionError as error:
+        raise BadInputError(
+            f"cannot give {path} to group {group_id}: user {os.geteuid()} is no member of it; make it one"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -92,8 +92,8 @@ class Connection:
         pid, uid = peer(self._socket)
         if not trusts(self.address, uid):
             raise PermissionDeniedError(
-                f"process {pid} of user {uid} has {self.address} and may have put itself there; a server of another user "
-                "is trusted in a folder that root has given to it, such as /run/dataflow, where nobody else may write"
+                f"process {pid} of user {uid} has {self.address} and may have put itself there; a server of another "
+                "user is trusted in a folder that root has given to it, such as /run/dataflow, where nobody else may write"
             )
         welcome, _ = self.ask_once(Hello(PROTOCOL_VERSION, os.environ.get(JOB_VARIABLE, "")[:MAX_JOB_LENGTH]))
         if isinstance(welcome, Failed):

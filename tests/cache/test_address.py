@@ -82,6 +82,15 @@ def test_a_folder_that_is_there_keeps_its_mode(tmp_path):
     assert stat.S_IMODE(os.stat(tmp_path / "own").st_mode) == 0o711
 
 
+def test_a_group_that_the_socket_cannot_be_given_to_is_named(tmp_path, monkeypatch):
+    def chown(path, uid, gid):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chown", chown)
+    with pytest.raises(BadInputError, match=f"group 4000001: user {os.geteuid()} is no member"):
+        listen(str(tmp_path / "s"), group_id=4_000_001)
+
+
 def test_an_abstract_address_cannot_be_taken_twice():
     address = unused_address()
     first = listen(address)
