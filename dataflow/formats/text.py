@@ -21,6 +21,7 @@ import pyarrow.csv
 import pyarrow.json
 
 from connectors.errors import BadInputError, CorruptError, DataError
+from dataflow.formats.csv_records import header_end, record_end
 from dataflow.formats.scan import BLOCK_BYTES, BlockTable, Scan, remembered
 from dataflow.formats.scanned import open_scanned
 from dataflow.formats.sidecar import FileScan
@@ -62,7 +63,7 @@ class TextSource:
         ref = self.index.block_ref(block)
         records = unpack(data, ref.uri)
         if self.format == "csv" and records is not data:  # in a plain file the first block begins after the header
-            records = records[_header_end(bytes(records)) :]
+            records = records[header_end(bytes(records), _delimiter(ref.uri)) :]
         table = _parse(self.format, records, self.schema, uri=ref.uri, offset=ref.offset)
         expected = int(self.index.blocks.first_sample[block + 1] - self.index.blocks.first_sample[block])
         if table.num_rows != expected:
@@ -169,10 +170,11 @@ class TextFormat:
     ) -> tuple[list[tuple[int, int, int]], pa.Schema]:
         """Return the runs of good records in a piece (offset, length, number); note the bad ones between them."""
         header, body = bytes(records[: len(records) - length]), bytes(records[len(records) - length :])
+        delimiter = _delimiter(meta.key) if self.name == "csv" else None
         runs: list[tuple[int, int, int]] = []
         begin, broken = 0, True
         while begin < length:
-            end = _record_end(body, begin, begin + 1, quoted=self.name == "csv")
+            end = _record_end(body, begin, begin + 1, delimiter)
             end = end if end > begin else length
             record = memoryview(header + body[begin:end])
             try:
@@ -191,7 +193,7 @@ class TextFormat:
 
     def _pieces(self, place: Place, meta: ObjectMeta) -> Iterator[tuple[int, int, memoryview]]:
         """Yield offset and length of every block of a file, and its records with the CSV header in front."""
-        uri, quoted = place.uri(meta), self.name == "csv"
+        uri, delimiter = place.uri(meta), _delimiter(meta.key) if self.name == "csv" else None
         if compression_of(uri):
             packed = b"".join(place.chunks(meta))
             try:
@@ -202,10 +204,10 @@ class TextFormat:
             yield 0, meta.size_bytes, records
             return
         header = b""
-        for offset, piece in _split(place, meta, quoted=quoted):
+        for offset, piece in _split(place, meta, delimiter):
             begin = 0
-            if quoted and not offset:
-                begin = _header_end(piece)
+            if delimiter and not offset:
+                begin = header_end(piece, delimiter)
                 header = piece[:begin]
                 if not begin and b"\r" in piece:
                     raise BadInputError(f"the lines of {uri} end in CR alone, as on old Macs; they need LF", uri=uri)
@@ -213,12 +215,12 @@ class TextFormat:
                 yield offset + begin, len(piece) - begin, memoryview(header + piece[begin:])
 
 
-def _split(place: Place, meta: ObjectMeta, *, quoted: bool) -> Iterator[tuple[int, bytes]]:
-    """Yield a file in pieces of whole records, each with its offset."""
+def _split(place: Place, meta: ObjectMeta, delimiter: str | None) -> Iterator[tuple[int, bytes]]:
+    """Yield a file in pieces of whole records, of CSV where there is a delimiter, each with its offset."""
     left, offset = b"", 0
     for chunk in place.chunks(meta):
         data, begin = left + chunk, 0
-        while (end := _record_end(data, begin, begin + BLOCK_BYTES, quoted=quoted)) > begin:
+        while (end := _record_end(data, begin, begin + BLOCK_BYTES, delimiter)) > begin:
             yield offset + begin, data[begin:end]
             begin = end
         left, offset = data[begin:], offset + begin
@@ -229,30 +231,15 @@ def _split(place: Place, meta: ObjectMeta, *, quoted: bool) -> Iterator[tuple[in
         yield offset, left
 
 
-def _record_end(data: bytes, begin: int, least: int, *, quoted: bool) -> int:
-    """Return where the first record ends that reaches `least`; `begin` where none ends in `data`.
-
-    A line break between quotes is part of a value: it is preceded by an odd number of them.
-    """
-    quotes, counted, position = 0, begin, least
-    while (position := data.find(b"\n", position)) >= 0:
-        position += 1
-        if not quoted:
-            return position
-        quotes, counted = quotes + data.count(b'"', counted, position), position
-        if quotes % 2 == 0:
-            return position
-    return begin
+def _record_end(data: bytes, begin: int, least: int, delimiter: str | None) -> int:
+    """Return where the first record ends that reaches `least`; `begin` where none ends in `data`."""
+    if delimiter:
+        return record_end(data, begin, least, delimiter)
+    return data.find(b"\n", least) + 1 or begin
 
 
-def _header_end(data: bytes) -> int:
-    """Return where the header of a CSV file ends, with the blank lines before it; 0 where it is all there is."""
-    begin = 0
-    while (end := _record_end(data, begin, begin, quoted=True)) > begin:
-        if data[begin:end].strip(BOM + b"\r\n"):
-            return end
-        begin = end
-    return 0
+def _delimiter(name: str) -> str:
+    return "\t" if ".tsv" in name.lower()[-8:] else ","
 
 
 def _parse(kind: str, records: memoryview, schema: pa.Schema | None, *, uri: str, offset: int) -> pa.Table:
@@ -260,7 +247,7 @@ def _parse(kind: str, records: memoryview, schema: pa.Schema | None, *, uri: str
     if kind == "text" and not offset and records[: len(BOM)] == BOM:  # pyarrow takes it off CSV and JSON
         records = records[len(BOM) :]
     try:
-        return _PARSERS[kind](records, schema, "\t" if ".tsv" in uri.lower()[-8:] else ",")
+        return _PARSERS[kind](records, schema, _delimiter(uri))
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise CorruptError(
             f"{uri} cannot be parsed as {kind} in the {len(records)} bytes from offset {offset}: {error}", uri=uri

@@ -183,6 +183,16 @@ def test_files_without_a_record_have_no_fields_to_convert(tmp_path: Path) -> Non
         convert(tmp_path / "in", tmp_path / "out")
 
 
+@pytest.mark.parametrize(("names", "more"), [("size", ""), ("size,n", ",7")])
+def test_a_quote_within_a_value_of_csv_is_a_character(tmp_path: Path, names: str, more: str) -> None:
+    values = [f'{number}" nail' if number % 2 else f"{number}\nboxes" for number in range(200)]
+    lines = [(f'"{value}"' if "\n" in value else value) + more + "\n" for value in values]
+    put(tmp_path / "a.csv", names + "\n" + "".join(lines))
+    dataset = open_dataset(tmp_path)
+    assert dataset.index.num_blocks > 3
+    assert dataset.get_batch(range(200))["size"] == values
+
+
 def test_csv_files_with_other_headers_are_refused(tmp_path: Path) -> None:
     put(tmp_path / "a.csv", "a,b\n1,2\n")
     put(tmp_path / "b.csv", "b,a\n2,1\n")
