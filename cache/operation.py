@@ -71,11 +71,14 @@ class Operation:
             return stats
         retention = stats["retention"]
         pins = [pin for pin in retention["pins"] if self._rights.sees(pin["prefix"])]
-        tiers = [
-            {**tier, "quotas": [quota for quota in tier["quotas"] if self._sees_quota(quota["name"])]}
-            for tier in stats["tiers"]
-        ]
+        tiers = [self._visible_tier(tier) for tier in stats["tiers"]]
         return {**stats, "tiers": tiers, "retention": {**retention, "pins": pins}}
+
+    def _visible_tier(self, tier: dict[str, Any]) -> dict[str, Any]:
+        seen = {**tier, "quotas": [quota for quota in tier["quotas"] if self._sees_quota(quota["name"])]}
+        if "directories" in tier:
+            seen["directories"] = [self._visible_tier(one) for one in tier["directories"]]
+        return seen
 
     async def _usage(self, request: AskUsage) -> Held:
         if request.prefix:

@@ -1,15 +1,18 @@
 """Operators' requests over the wire: who may, what they do, and that names stay with those who may read them."""
 
 import os
+from typing import cast
 
 import pytest
 
 from cache.client import CacheClient
 from cache.config import CacheConfig, JobConfig, PrefixConfig, TierConfig
+from cache.engine import Engine
 from cache.frames import Done
 from cache.keys import BlockRef
+from cache.operation import Operation
 from cache.orders import AskUsage, EvictPrefix, Held, PinPrefix, PinsKept, Removed, ResizeTier, UnpinPrefix
-from cache.rights import AccessConfig, PrefixRule
+from cache.rights import AccessConfig, PrefixRule, Rights
 from cache.testing import running_server
 from connectors.errors import BadInputError, NotFoundError, PermissionDeniedError
 
@@ -105,6 +108,22 @@ def test_who_may_not_read_something_does_not_hear_of_it(urls, strange) -> None:
         quotas = [quota["name"] for quota in client.stats()["tiers"][0]["quotas"]]
         assert quotas == [urls["public"]]
         client.close()
+
+
+def test_names_stay_hidden_in_the_numbers_of_each_directory_too() -> None:
+    def tier(**more: object) -> dict[str, object]:
+        return {
+            "name": "nvme",
+            "quotas": [{"name": "s3://b/open"}, {"name": "s3://b/secret"}, {"name": "job a"}],
+            **more,
+        }
+
+    stats = {"tiers": [tier(directories=[tier(path="/0"), tier(path="/1")])], "retention": {"pins": []}}
+    rights = Rights(AccessConfig(rules=(PrefixRule("s3://b/secret"),)), STRANGER)
+    (seen,) = Operation(cast("Engine", None), rights).visible(stats)["tiers"]
+    for one in (seen, *seen["directories"]):
+        assert [quota["name"] for quota in one["quotas"]] == ["s3://b/open", "job a"]
+    assert [one["path"] for one in seen["directories"]] == ["/0", "/1"]
 
 
 def test_a_job_says_its_name_when_it_connects(urls, monkeypatch) -> None:
