@@ -236,10 +236,21 @@ def grain(workload: str, folder: Path, num_workers: int) -> Iterable:
     import grain as package
 
     dataset = package.MapDataset.source(Source(workload, folder)).shuffle(seed=0).repeat()
-    batches = dataset.batch(BATCH_SIZES[workload], batch_fn=functools.partial(collate, workload))
+    options = {"batch_size": BATCH_SIZES[workload], "batch_fn": functools.partial(_collate_to_numpy, workload)}
+    # Without threads and read-ahead of its own: with the defaults, 16 and 500, it is slower.
+    reading = package.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     if not num_workers:
-        return batches.to_iter_dataset(package.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    return batches.to_iter_dataset().mp_prefetch(package.MultiprocessingOptions(num_workers=num_workers))
+        return dataset.batch(**options).to_iter_dataset(reading)
+    workers = package.MultiprocessingOptions(num_workers=num_workers)
+    return dataset.to_iter_dataset(reading).batch(**options).mp_prefetch(workers)
+
+
+def _collate_to_numpy(workload: str, samples: list[Any]) -> Any:
+    """Grain's processes share arrays of numpy; tensors they would hand over by torch, and lose at their end."""
+    batch = collate(workload, samples)
+    if isinstance(batch, torch.Tensor):
+        return batch.numpy()
+    return [one.numpy() if isinstance(one, torch.Tensor) else one for one in batch]
 
 
 def _in_torch(dataset: Any, workload: str, num_workers: int, **options: Any) -> Iterable:
