@@ -69,6 +69,9 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         BadInputError: `on_worker_failure` or `worker_deadline_s` is out of range, or `bad_samples` cannot be followed.
     """
 
+    device: str | torch.device | None = None
+    workers: str = "process"
+
     def __init__(
         self,
         dataset: Dataset[_T_co] | NativeDataset,
@@ -99,11 +102,15 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             raise BadInputError(f'on_worker_failure must be "restart" or "raise", got {on_worker_failure!r}')
         if worker_deadline_s is not None and not worker_deadline_s > 0:
             raise BadInputError(f"worker_deadline_s must be a time above 0, got {worker_deadline_s!r}")
-        self.device = None if device is None else torch.device(device)
+        _check_workers(workers, worker_init_fn)
+        # Subclasses written for torch's may have attributes of these names already.
+        if device is not None:
+            self.device = torch.device(device)
+        if workers != "process":
+            self.workers = workers
         self.on_worker_failure = on_worker_failure
         self.worker_deadline_s = worker_deadline_s
         self.bad_samples = bad_samples
-        self.workers = workers
         self._ledger = Ledger(rejects=None if bad_samples is None else Rejects(bad_samples))
         newer = {"in_order": in_order} if _KNOWS_IN_ORDER else {}
         super().__init__(
@@ -127,7 +134,6 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         )
         self.in_order = in_order
         _check_bad_samples(self)
-        _check_workers(self)
         # Names that Accelerate asks for. It takes this loader as it is where batches are dealt to the ranks already (it
         # would deal each part to all ranks once more, and lose the rest), and keeps this loader's state.
         self._is_accelerate_prepared = is_elastic(self.batch_sampler)
@@ -156,12 +162,12 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
     def has_worker_processes(self) -> bool:
         """Whether other processes make the batches."""
         if self.num_workers == 0 or self.workers != "auto":
-            return self.num_workers > 0 and self.workers == "process"
+            return self.num_workers > 0 and self.workers != "thread"
         plain = self.collate_fn is default_collate and self.worker_init_fn is None
         return not (plain and self.multiprocessing_context is None and _gathers_columns(self.dataset))
 
     @property
-    def num_shards(self) -> int:
+    def num_stream_readers(self) -> int:
         """Among how many readers a stream is dealt out."""
         return self.num_workers if self.has_worker_processes else 1
 
@@ -219,10 +225,10 @@ def _check_bad_samples(loader: DataLoader[Any]) -> None:
         raise BadInputError('without batches there is nothing to leave a sample out of: use BadSamples("substitute")')
 
 
-def _check_workers(loader: DataLoader[Any]) -> None:
-    if loader.workers not in ("process", "thread", "auto"):
-        raise BadInputError(f'workers must be "process", "thread" or "auto", got {loader.workers!r}')
-    if loader.workers == "thread" and loader.worker_init_fn is not None:
+def _check_workers(workers: str, worker_init_fn: Callable[[int], None] | None) -> None:
+    if workers not in ("process", "thread", "auto"):
+        raise BadInputError(f'workers must be "process", "thread" or "auto", got {workers!r}')
+    if workers == "thread" and worker_init_fn is not None:
         raise BadInputError("worker_init_fn sets up a process of its own, which a worker thread is not")
 
 

@@ -59,11 +59,10 @@ class Staging:
         self._thread: ThreadPoolExecutor | None = None
 
     @classmethod
-    def for_loader(cls, device: torch.device | None, *, pins: bool, pin_device: str | None) -> Staging | None:
+    def for_loader(cls, device: str | torch.device | None, *, pins: bool, pin_device: str | None) -> Staging | None:
         """Return a staging if there is anything to do."""
-        if device is not None and device.type == "cpu":
-            device = None
-        return cls(device, pins=pins, pin_device=pin_device) if pins or device is not None else None
+        target = None if device is None or torch.device(device).type == "cpu" else torch.device(device)
+        return cls(target, pins=pins, pin_device=pin_device) if pins or target is not None else None
 
     def bring(self, batch: Any) -> Any:
         """Bring a batch over now, on the current stream."""

@@ -120,7 +120,7 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
             self._prepare(loader, REOPENING, progress.batches)
             self._sampler_iter = _advanced(iter(sampler), 0 if self._is_iterable else progress.batches)
         if self._is_iterable and not progress.shards:
-            shards = loader.num_shards
+            shards = loader.num_stream_readers
             progress.shards, progress.shard_states = [0] * shards, [None] * shards
         self._ledger.progress = self._progress = progress
         self._ledger.next_epoch = progress.epoch + 1

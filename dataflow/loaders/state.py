@@ -266,10 +266,10 @@ def _try_generator(generator: torch.Generator | None, text: str) -> None:
 
 def _check_place(loader: DataLoader[Any], progress: Progress) -> None:
     """Refuse a place in an epoch of another order, or of a stream that is dealt out otherwise."""
-    if len(progress.shards) not in (0, loader.num_shards):
+    if len(progress.shards) not in (0, loader.num_stream_readers):
         raise BadInputError(
             f"the loader state was saved with {len(progress.shards)} workers and this loader has "
-            f"{loader.num_shards}: an iterable dataset is dealt out by worker, so only the same number of them "
+            f"{loader.num_stream_readers}: an iterable dataset is dealt out by worker, so only the same number of them "
             "goes on with the same samples"
         )
     for part, snapshot in zip(sampler_parts(index_sampler(loader)), progress.order["parts"], strict=True):

@@ -371,6 +371,26 @@ def test_the_cpu_needs_no_staging(device):
     assert next(iterator).device.type == "cpu"
 
 
+@pytest.mark.parametrize("is_early", [True, False])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_subclass_may_have_attributes_of_its_own_with_our_names(num_workers, is_early):
+    class Own(DataLoader):
+        def __init__(self, dataset, device, workers):
+            if is_early:
+                self.device, self.workers, self.num_shards = device, workers, 7
+            super().__init__(dataset, num_workers=num_workers)
+            if not is_early:
+                self.device, self.workers, self.num_shards = device, workers, 7
+
+        def __iter__(self):
+            return (batch.to(self.device) for batch in super().__iter__())
+
+    for device in ("cpu", "meta"):
+        loader = Own(Numbers(3), device, workers=4)
+        assert [batch.device.type for batch in loader] == [device] * 3
+        assert (loader.device, loader.workers, loader.has_worker_processes) == (device, 4, num_workers > 0)
+
+
 def test_staging_leaves_the_trainer_its_threads():
     def train():
         staging = dataflow.loaders.device.Staging.for_loader(torch.device("meta"), pins=False, pin_device=None)
