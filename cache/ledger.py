@@ -144,11 +144,13 @@ class Ledger:
         return chosen is not None and self._busy.isdisjoint(chosen)
 
     def reserve(self, key: bytes, length: int) -> Reservation | None:
-        """Charge space for a block and single out its victims; None where the block is not let in."""
+        """Charge space for a block and single out its victims; None where it is not let in, or is `undecided` yet."""
         size_bytes = self._cost_bytes(length)
         chosen = self._choose(key, size_bytes)
-        if chosen is None or not self._busy.isdisjoint(chosen):
+        if chosen is None:
             self.counters.refused += key not in self._lengths
+            return None
+        if not self._busy.isdisjoint(chosen):
             return None
         victims = [(victim, self._lengths[victim]) for victim in chosen]
         victim_bytes = self._total_bytes(victims)

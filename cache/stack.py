@@ -181,10 +181,12 @@ class Stack:
                 self._moving[block.key] = block
                 self.begin(self._store(block, level, tier, reservation))
                 return True
-            if len(self._waiting[tier]) < _MAX_WAITING_BLOCKS and tier.ledger.undecided(block.key, block.length):
-                self._moving[block.key] = block
-                self._waiting[tier].append(block)
-                return True
+            if tier.ledger.undecided(block.key, block.length):
+                if len(self._waiting[tier]) < _MAX_WAITING_BLOCKS:
+                    self._moving[block.key] = block
+                    self._waiting[tier].append(block)
+                    return True
+                tier.ledger.counters.refused += 1
         return False
 
     async def _store(self, block: Block, level: int, tier: Tier, reservation: Reservation) -> None:

@@ -116,6 +116,15 @@ async def test_a_block_that_finds_a_directory_full_of_unwritten_ones_is_offered_
     assert sum(stack.holds(make_key(number)) for number in range(10)) == 4 + ring_blocks
 
 
+async def test_a_block_counts_once_as_let_in_or_refused_however_often_it_was_offered(build: Build, stacked) -> None:
+    disk = build("disk", 3, KeptSet(), disk=True)
+    stack = stacked([disk])
+    place(stack, *range(100, 0, -1))  # more than may wait
+    await stack.settle()
+    counters = disk.ledger.counters
+    assert counters.insertions + counters.refused == 100
+
+
 async def test_a_settled_kept_set_writes_nothing_more(build: Build, stacked) -> None:
     ram, disk = build("ram", 2, KeptSet()), build("disk", 3, KeptSet(), disk=True)
     stack = stacked([ram, disk], ring_blocks=1)
