@@ -258,13 +258,15 @@ def encode(message: Request | Reply) -> bytes:
     """Return the frame of a message.
 
     Raises:
-        BadInputError: A text in it has no UTF-8 form (the name of a file may be any bytes).
+        BadInputError: A text in it has no UTF-8 form (the name of a file may be any bytes), or a number has no room.
     """
     frame = bytearray(_LENGTH.size)
     try:
         _encoder.encode_into(message, frame, _LENGTH.size)
     except UnicodeEncodeError as error:
         raise BadInputError(f"{error.object!r} cannot be sent to a cache server: it is not UTF-8") from error
+    except OverflowError as error:
+        raise BadInputError("a number of more than 64 bits cannot be sent to a cache server") from error
     _LENGTH.pack_into(frame, 0, len(frame) - _LENGTH.size)
     return bytes(frame)
 

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from cache import frames
 from cache.frames import encode, replies, requests
+from cache.orders import ResizeTier
 from cache.testing import garbage, reply_messages, request_messages
-from connectors.errors import ChangedError, DataError, ErrorKind
+from connectors.errors import BadInputError, ChangedError, DataError, ErrorKind
 
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
@@ -102,3 +103,8 @@ def test_an_object_of_a_size_that_cannot_be_is_a_protocol_error(size_bytes):
     with pytest.raises(DataError) as caught:
         list(replies().feed(framed(msgspec.msgpack.encode(body))))
     assert caught.value.kind is ErrorKind.PROTOCOL
+
+
+def test_a_number_that_does_not_fit_the_wire_is_bad_input():
+    with pytest.raises(BadInputError, match="64 bits"):
+        encode(ResizeTier("ram", 1 << 64, None))
