@@ -10,6 +10,7 @@ from typing import Any
 import click
 import msgspec
 import numpy as np
+import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
@@ -83,7 +84,7 @@ def describe(dataset: Dataset, num_shown: int) -> dict[str, Any]:
 
 
 def _first_samples(dataset: Dataset, count: int) -> Sequence[Mapping[str, Any]]:
-    """Return samples for people to look at: with None for a null, for which an array of numbers has no place."""
+    """Return samples for people to look at: also with nulls, for which an array of numbers has no place."""
     try:
         return dataset.__getitems__(range(count))
     except BadInputError:
@@ -92,9 +93,13 @@ def _first_samples(dataset: Dataset, count: int) -> Sequence[Mapping[str, Any]]:
 
 
 def _first_values(dataset: Dataset, name: str, count: int) -> list[Any]:
-    batches = (batch for _, batch in read_samples(dataset, [name], np.arange(count)))
-    is_valid = [valid for batch in batches for valid in batch.column(name).is_valid().to_pylist()]
-    return [dataset[number][name] if valid else None for number, valid in enumerate(is_valid)]
+    try:
+        return list(dataset.get_batch(range(count))[name])
+    except BadInputError:
+        columns = [batch.column(name) for _, batch in read_samples(dataset, [name], np.arange(count))]
+        if pa.types.is_temporal(dataset.schema.field(name).type):  # Python's have no nanoseconds
+            columns = [column.cast(pa.string()) for column in columns]
+        return [value for column in columns for value in column.to_pylist()]
 
 
 def _manifest_facts(dataset: Dataset) -> dict[str, Any]:

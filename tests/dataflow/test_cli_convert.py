@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -129,19 +130,23 @@ def test_samples_of_python_have_no_format(tmp_path: Path) -> None:
 
 
 def test_inspect_shows_nulls_and_numbers_that_json_lacks(tmp_path: Path) -> None:
-    schema = pa.schema([("n", pa.int64()), ("x", pa.float64()), ("t", pa.string())])
-    with ShardWriter(tmp_path / "set", schema) as writer:
-        for n, x, t in [(1, math.nan, "a"), (None, math.inf, None), (3, None, "b")]:
-            writer.write({"n": n, "x": x, "t": t})
-    shown = run("inspect", tmp_path / "set", "--json")
+    columns = {
+        "n": pa.array([1, None, 3]),
+        "x": pa.array([math.nan, math.inf, None]),
+        "t": pa.array(["a", None, "b"]),
+        "many": pa.array([[], None, [4, None]]),
+        "at": pa.array([1, None, 2], pa.timestamp("ns")),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "set.parquet")
+    shown = run("inspect", tmp_path / "set.parquet", "--json")
     assert "NaN" not in shown
     assert "Infinity" not in shown
     assert json.loads(shown)["samples"] == [
-        {"n": 1, "x": "nan", "t": "a"},
-        {"n": None, "x": "inf", "t": None},
-        {"n": 3, "x": None, "t": "b"},
+        {"n": 1, "x": "nan", "t": "a", "many": "[]", "at": "1970-01-01 00:00:00.000000001"},
+        {"n": None, "x": "inf", "t": None, "many": None, "at": None},
+        {"n": 3, "x": None, "t": "b", "many": "[4, None]", "at": "1970-01-01 00:00:00.000000002"},
     ]
-    assert "None" in run("inspect", tmp_path / "set")
+    assert "None" in run("inspect", tmp_path / "set.parquet")
 
 
 def test_inspect_shows_any_text_as_it_is(tmp_path: Path) -> None:
