@@ -181,6 +181,13 @@ def _samples(archive: IO[bytes], uri: str, at: int) -> tuple[list[_Sample], int]
 
 
 def _add(samples: list[_Sample], member: Member, match: re.Match[str], uri: str) -> None:
+    if not member.name.isascii():
+        try:
+            member.name.encode()
+        except UnicodeEncodeError as error:
+            raise BadInputError(
+                f"{uri} has the name {member.name!r}, which is not UTF-8: rename it", uri=uri
+            ) from error
     key, name = match.group(1), match.group(2).lower()
     if not samples or samples[-1].key != key:
         samples.append(_Sample(key, member.offset))

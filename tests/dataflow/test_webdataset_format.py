@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -121,6 +122,13 @@ def test_an_archive_without_samples_adds_none(tmp_path: Path, members: list[tupl
     assert len(open_dataset(tmp_path)) == 0
     put(tmp_path / "b.tar", [("1.txt", b"x")])
     assert [sample["txt"] for sample in open_dataset(tmp_path)] == ["x"]
+
+
+@pytest.mark.parametrize("name", [b"\xff.txt", b"1.\xff"])
+def test_a_member_whose_name_is_no_text_is_named(tmp_path: Path, name: bytes) -> None:
+    put(tmp_path / "a.tar", [(os.fsdecode(name), b"x")], tarfile.GNU_FORMAT)
+    with pytest.raises(BadInputError, match=r"a\.tar has the name '.*udcff.*', which is not UTF-8"):
+        open_dataset(tmp_path)
 
 
 def test_two_files_of_one_suffix_are_refused(tmp_path: Path) -> None:
