@@ -99,7 +99,6 @@ class Crew:
 
     Attributes:
         workers: By id.
-        is_stopped: Whether `stop` was called; nothing else may be, then.
     """
 
     def __init__(self, context: Any, job: Job, begin: list[BeginEpoch]) -> None:
@@ -109,7 +108,7 @@ class Crew:
         self._holdings = Holdings()
         self._poll = select.poll()
         self._by_fd: dict[int, Worker] = {}
-        self.is_stopped = False
+        self._is_stopped = False
         self.workers: list[Worker] = []
         try:
             for worker_id, begin_one in enumerate(begin):
@@ -117,6 +116,11 @@ class Crew:
         except BaseException:
             self.stop()
             raise
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether `stop` was called or the workers belong to a parent that forked; nothing else may be called, then."""
+        return self._is_stopped or os.getpid() != self._pid
 
     def post(self, worker_id: int, order: Order) -> None:
         """Give an order to a worker."""
@@ -162,9 +166,9 @@ class Crew:
 
     def stop(self) -> None:
         """End all workers: in order if they can, by force after torch's patience. Safe to call again."""
-        if self.is_stopped or os.getpid() != self._pid:
+        if self.is_stopped:
             return
-        self.is_stopped = True
+        self._is_stopped = True
         for worker in self.workers:
             self._forget(worker)
             worker.channel.close()  # an end of file is the order to leave

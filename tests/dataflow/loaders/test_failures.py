@@ -1,6 +1,7 @@
 """Workers and trainers that are killed: the same batches, no hang, nothing left."""
 
 import itertools
+import multiprocessing
 import os
 import random
 import select
@@ -123,6 +124,21 @@ def test_persistent_workers_killed_between_epochs_are_replaced():
         kill(process)
     assert [numbers_of(batch) for batch in loader] == expected
     assert [numbers_of(batch) for batch in loader] == expected
+
+
+def test_a_forked_child_of_the_trainer_has_persistent_workers_of_its_own(tmp_path):
+    loader = DataLoader(Numbers(6), batch_size=2, num_workers=2, persistent_workers=True)
+    epoch = [[0, 1], [2, 3], [4, 5]]
+    assert [numbers_of(batch) for batch in loader] == epoch
+
+    def read():
+        (tmp_path / "seen").write_text(str([[numbers_of(batch) for batch in loader] for _ in range(2)]))
+
+    child = multiprocessing.get_context("fork").Process(target=read)
+    child.start()
+    child.join()
+    assert (tmp_path / "seen").read_text() == str([epoch, epoch])
+    assert [numbers_of(batch) for batch in loader] == epoch
 
 
 def test_out_of_order_batches_come_once_each_whichever_workers_are_killed():
