@@ -68,12 +68,13 @@ _UPLOADS_AT_ONCE = 4
 _RAW_RANGES = ((_MIB, 32), (4 * _MIB, 16), (8 * _MIB, 8))
 # A request costs a server about as much as a few megabytes do, so blocks are larger than by default; as many bytes are
 # shuffled with each other.
-_BLOCK_BYTES, _WINDOW_BYTES = 4 * _MIB, 64 * _MIB
+_BLOCK_BYTES, _WINDOW_BYTES = 8 * _MIB, 64 * _MIB
+_CACHE_BYTES = 4 << 30
 # How far bytes may be off where a loader fills up the parts of its workers with samples that it gave already.
 _BYTES_OFF = 0.002
 _RELAY = "LOADER_S3_RELAY_PID"
 # The folder of each form; the peers' as loader_peers names them.
-_FORMS = {"dataflow": "blocks-4m", "streaming": "mds", "litdata": "litdata", "webdataset": "webdataset"}
+_FORMS = {"dataflow": "blocks-8m", "streaming": "mds", "litdata": "litdata", "webdataset": "webdataset"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,18 +115,22 @@ class Round:
 
 
 def dataflow(workload: str, place: Place, num_workers: int) -> tuple[Iterable, Callable[[], dict[str, Any]]]:
-    return ours(workload, place.url, num_workers)
+    from cache import CacheConfig, TierConfig
+
+    return ours(workload, place.url, num_workers, cache=CacheConfig((TierConfig("ram", _CACHE_BYTES),)))
 
 
 def local(workload: str, place: Place, num_workers: int) -> tuple[Iterable, None]:
     return ours(workload, place.local, num_workers)[0], None
 
 
-def ours(workload: str, url: str | Path, num_workers: int) -> tuple[Iterable, Callable[[], dict[str, Any]]]:
+def ours(
+    workload: str, url: str | Path, num_workers: int, **options: Any
+) -> tuple[Iterable, Callable[[], dict[str, Any]]]:
     from dataflow import DataLoader, ElasticBatchSampler, open_dataset
     from dataflow.transforms import Cast, TransformedDataset
 
-    opened = open_dataset(url, encoded=["image"] if workload.startswith("jpeg") else [])
+    opened = open_dataset(url, encoded=["image"] if workload.startswith("jpeg") else [], **options)
     dataset: Any = TransformedDataset(opened, Cast("tokens", "int64")) if workload == "tokens" else opened
     sampler = ElasticBatchSampler(
         dataset, BATCH_SIZES[workload], rank=0, world_size=1, window_blocks=_WINDOW_BYTES // _BLOCK_BYTES
