@@ -243,7 +243,8 @@ class CacheClient:
             try:
                 return Connection(self.address, timeout_s=self._options.silence_timeout_s)
             except ServerGoneError as error:
-                if self._private is None or error.kind is ErrorKind.TIMEOUT or attempt == self._options.max_attempts:
+                nobody = error.kind is ErrorKind.UNREACHABLE
+                if self._private is None or not nobody or attempt == self._options.max_attempts:
                     raise
                 self._start(self._private)
         raise AssertionError("the last attempt returns or raises")

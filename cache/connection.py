@@ -47,7 +47,10 @@ _ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize
 
 
 class ServerGoneError(TransientError):
-    """Nobody answers at the address, or who answered went away. What was asked can be asked again elsewhere."""
+    """Nobody answers at the address, or who answered went away or has no room for one more connection (`TRANSIENT`).
+
+    What was asked can be asked again elsewhere.
+    """
 
     default_kind = ErrorKind.UNREACHABLE
 
@@ -93,11 +96,12 @@ class Connection:
         if not trusts(self.address, uid):
             raise PermissionDeniedError(
                 f"process {pid} of user {uid} has {self.address} and may have put itself there; a server of another "
-                "user is trusted in a folder that root has given to it, such as /run/dataflow, where nobody else may write"
+                "user is trusted in a folder that root has given it, such as /run/dataflow, where nobody else may write"
             )
         welcome, _ = self.ask_once(Hello(PROTOCOL_VERSION, os.environ.get(JOB_VARIABLE, "")[:MAX_JOB_LENGTH]))
         if isinstance(welcome, Failed):
-            raise error_of(welcome)
+            refusal = error_of(welcome)
+            raise ServerGoneError(str(refusal), kind=refusal.kind) if isinstance(refusal, TransientError) else refusal
         if not isinstance(welcome, Welcome) or welcome.version != PROTOCOL_VERSION:
             raise DataError(
                 f"the cache server at {self.address} speaks another protocol than version {PROTOCOL_VERSION}; "

@@ -182,6 +182,8 @@ def _daemon(addresses: Sequence[str]) -> Finding:
         except ServerGoneError as error:
             if error.kind is ErrorKind.TIMEOUT:
                 return Finding(subject, str(error), "wrong", "Stop that process and start the daemon again.")
+            if error.kind is not ErrorKind.UNREACHABLE:
+                return Finding(subject, str(error), "note", "Programs go on without it; end some that are connected.")
         except DataError as error:
             return Finding(subject, str(error), "wrong", f"Set {ENVIRONMENT} to the address of a daemon of yours.")
         else:

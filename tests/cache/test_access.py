@@ -10,11 +10,13 @@ from cache import access
 from cache.access import BlockReader, open_reader
 from cache.client import CacheClient
 from cache.config import CacheConfig, TierConfig
+from cache.connection import ServerGoneError
 from cache.direct import DirectReader
 from cache.fallback import FallbackReader
 from cache.in_place import InPlaceReader
 from cache.keys import BlockRef
 from cache.rights import AccessConfig
+from cache.server import ServerLimits
 from cache.testing import running_server
 from connectors.bridge import run_sync
 from connectors.errors import BadInputError, ChangedError, DataError, NotFoundError, PermissionDeniedError
@@ -124,6 +126,32 @@ def test_the_environment_names_the_daemon(path, shared_disk, monkeypatch):
         with contextlib.closing(open_reader(path)) as reader:
             assert reader.read_blocks([ref_of(path)])[0].source == "origin"
             assert reader.stats()["server"]["requests"] == 2
+
+
+def test_a_daemon_without_room_for_a_connection_is_a_warning_and_a_private_server(path, caplog):
+    with (
+        running_server(RAM, limits=ServerLimits(max_connections=1)) as running,
+        contextlib.closing(CacheClient(running.address)) as first,
+        contextlib.closing(open_reader(path, running.address)) as reader,
+    ):
+        first.stats()
+        assert reader.read_blocks([ref_of(path)])[0].source == "origin"
+        assert reader.stats()["server"]["pid"] != os.getpid()
+    assert "has its 1 connections already" in caplog.text
+
+
+def test_a_private_server_without_room_is_not_started_again(monkeypatch):
+    def start(*args, **kwargs):
+        raise AssertionError("there is a server")
+
+    monkeypatch.setattr("cache.client.start_server", start)
+    with (
+        running_server(RAM, limits=ServerLimits(max_connections=1)) as running,
+        contextlib.closing(CacheClient(running.address)) as first,
+    ):
+        first.stats()
+        with pytest.raises(ServerGoneError, match="connections already"):
+            CacheClient(running.address, private=RAM).stats()
 
 
 def test_a_named_daemon_that_is_dead_is_a_warning_and_a_private_server(path, caplog):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import socket
@@ -10,6 +11,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from cache.client import CacheClient
+from cache.server import ServerLimits
+from cache.testing import running_server
 from dataflow.cli import doctor
 from dataflow.cli.doctor import Finding
 
@@ -103,6 +107,14 @@ def test_a_daemon_that_was_named_and_does_not_answer_is_wrong(tmp_path: Path, mo
     assert doctor._daemon([address]).level == "fine"
     monkeypatch.setenv("DATAFLOW_CACHE", address)
     assert doctor._daemon([address]).level == "wrong"
+
+
+def test_a_daemon_without_room_is_noted() -> None:
+    limits = ServerLimits(max_connections=1)
+    with running_server(limits=limits) as running, contextlib.closing(CacheClient(running.address)) as client:
+        client.stats()
+        finding = doctor._daemon([running.address])
+    assert (finding.level, "1 connections already" in finding.found) == ("note", True)
 
 
 def test_a_daemon_that_is_stuck_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
