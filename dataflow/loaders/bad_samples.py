@@ -98,12 +98,12 @@ class Sieve:
         """Return the batch of some samples.
 
         Raises:
-            Exception: No sample is to blame, or none is good.
+            Exception: No sample is to blame, none is good, or what stands for the batch does not say which they are.
         """
         try:
             return self._make(items)
         except Exception as error:
-            if not _blames_sample(error):
+            if not _blames_sample(error) or not isinstance(items, Iterable):
                 raise
             kept = [other for item in items for other in self._sift(item)]
             if not kept or kept == list(items):

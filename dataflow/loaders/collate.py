@@ -93,7 +93,8 @@ class Fetch:
         self.joins = may_join and is_native and bad_samples is None and getattr(dataset, "is_rowwise", False)
         if bad_samples is not None:
             probe = partial(_probe, dataset, is_native)
-            self.sieve = Sieve(bad_samples, make=self._make, probe=probe, num_samples=len(dataset))
+            num_samples = len(dataset) if bad_samples.action == "substitute" else 0
+            self.sieve = Sieve(bad_samples, make=self._make, probe=probe, num_samples=num_samples)
             self._make = self.sieve.make_batch if auto_collation else self.sieve.make_sample
 
     def __call__(self, index: Any) -> Any:

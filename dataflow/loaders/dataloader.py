@@ -223,6 +223,10 @@ def _check_bad_samples(loader: DataLoader[Any]) -> None:
         raise BadInputError("bad_samples needs a map-style dataset: a stream that has raised cannot go on behind it")
     if policy.action == "skip" and loader.batch_sampler is None:
         raise BadInputError('without batches there is nothing to leave a sample out of: use BadSamples("substitute")')
+    if policy.action == "substitute" and not hasattr(loader.dataset, "__len__"):
+        raise BadInputError(
+            'a substitute is one of all samples of the dataset, and this dataset has no length: use BadSamples("skip")'
+        )
 
 
 def _check_workers(workers: str, worker_init_fn: Callable[[int], None] | None) -> None:

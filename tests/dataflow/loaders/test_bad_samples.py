@@ -175,6 +175,34 @@ def test_what_is_skipped_is_what_fails_and_the_order_stays(bad, items):
     assert [found.sample for found in sieve.take_found()] == [item for item in items if item in bad]
 
 
+class Slices(Numbers):
+    def __getitems__(self, batch):
+        raise ValueError(f"{batch.start} to {batch.stop}")
+
+
+def test_a_batch_that_does_not_name_its_samples_is_its_own_error():
+    with pytest.raises(ValueError, match="0 to 4"):
+        next(iter(DataLoader(Slices(8), batch_sampler=[slice(0, 4)], bad_samples=BadSamples("skip"))))
+
+
+class Endless:
+    """A dataset without a length, whose samples a sampler knows."""
+
+    def __getitem__(self, index):
+        if index in BAD:
+            raise ValueError(index)
+        return torch.tensor([index])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_samples_of_a_dataset_without_a_length_are_skipped_and_have_no_substitute(num_workers):
+    options = {"batch_size": 4, "sampler": range(2, 10), "num_workers": num_workers}
+    loader = DataLoader(Endless(), bad_samples=BadSamples("skip"), **options)
+    assert batches_of(loader) == [[2, 4, 5], [6, 7]]
+    with pytest.raises(BadInputError, match="dataset has no length"):
+        DataLoader(Endless(), bad_samples=BadSamples("substitute"), **options)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
