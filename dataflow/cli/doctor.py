@@ -47,6 +47,11 @@ else:
 print(json.dumps([torch.__version__, [f"{kind}:{i}" for i in range(count)]]))
 """
 _TORCH_TIMEOUT_S = 120
+# glibc's loader lists its settings; other processors and C libraries have neither file nor line.
+_LINKER = Path("/lib64/ld-linux-x86-64.so.2")
+_COPIES_PAST_CACHE = "glibc.cpu.x86_non_temporal_threshold"
+# Samples of a megabyte or so are the largest that are common.
+_LATE_BYTES = 1 << 20
 _DAEMON_TIMEOUT_S = 5
 
 
@@ -92,6 +97,7 @@ def examine() -> Iterator[Finding]:
     yield from _places()
     yield _descriptors(*resource.getrlimit(resource.RLIMIT_NOFILE))
     yield _shared_memory(Path("/dev/shm"))  # noqa: S108 - this very file system is what torch uses
+    yield from _large_copies(_LINKER)
     yield from _optional()
     yield _daemon(daemon_addresses())
     yield _torch()
@@ -161,6 +167,24 @@ def _shared_memory(path: Path) -> Finding:
         advice = "Worker processes of torch may die of a bus error: make it larger (docker run --shm-size=1g)."
         return Finding(str(path), found, "note", advice)
     return Finding(str(path), found)
+
+
+def _large_copies(linker: Path) -> Iterator[Finding]:
+    """From which size on memory is copied without reading its destination into the processor's cache first."""
+    try:
+        listed = subprocess.run([linker, "--list-tunables"], capture_output=True, text=True, check=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return
+    values = dict(line.split(": ", 1) for line in listed.stdout.splitlines() if ": " in line)
+    if _COPIES_PAST_CACHE not in values:
+        return
+    size_bytes = int(values[_COPIES_PAST_CACHE].split()[0], 16)
+    found = f"past the processor's cache from {size_bytes >> 10:,} KiB on"
+    if size_bytes <= _LATE_BYTES:
+        yield Finding("large copies", found)
+        return
+    advice = f"Samples of 256 KiB and more may be batched faster with GLIBC_TUNABLES={_COPIES_PAST_CACHE}=262144"
+    yield Finding("large copies", found, "note", advice)
 
 
 def _optional() -> Iterator[Finding]:

@@ -53,6 +53,23 @@ def test_a_missing_shared_memory_is_wrong(tmp_path: Path) -> None:
     assert finding.advice
 
 
+@pytest.mark.parametrize(
+    ("tunables", "levels"),
+    [
+        ("glibc.cpu.x86_non_temporal_threshold: 0x6300000 (min: 0x4040, max: 0xf)", ["note"]),
+        ("glibc.cpu.x86_non_temporal_threshold: 0xc0000 (min: 0x4040, max: 0xf)", ["fine"]),
+        ("glibc.malloc.check: 0 (min: 0, max: 3)", []),
+        ("", []),
+    ],
+)
+def test_a_c_library_that_copies_through_the_cache_is_noted(tunables: str, levels: list[str], tmp_path: Path) -> None:
+    linker = tmp_path / "ld.so"
+    linker.write_text(f"#!/bin/sh\necho 'glibc.rtld.nns: 0x4 (min: 0x1, max: 0x10)'\necho '{tunables}'\n")
+    linker.chmod(0o755)
+    assert [finding.level for finding in doctor._large_copies(linker)] == levels
+    assert list(doctor._large_copies(tmp_path / "none")) == []
+
+
 def test_a_users_file_that_would_take_our_place_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cache.py").touch()
     monkeypatch.chdir(tmp_path)
