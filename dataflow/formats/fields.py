@@ -87,7 +87,13 @@ def inferred_field(name: str, values: Sequence[Any]) -> pa.Field:
         kinds = {(value.dtype, value.shape) for value in values}
         if len(kinds) == 1:
             return tensor_field(name, *kinds.pop())
-    return pa.field(name, pa.array(values).type)
+    try:
+        return pa.field(name, pa.array(values).type)
+    except OverflowError:  # beyond 2^63, and so unsigned or too large
+        try:
+            return pa.field(name, pa.array(values, pa.uint64()).type)
+        except OverflowError as error:
+            raise ValueError(f"integers have at most 64 bits: {error}") from error
 
 
 def label_field(name: str, classes: Iterable[str]) -> pa.Field:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +180,40 @@ def test_dictionaries_are_stored_plain(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path / "set")
     assert dataset.schema.field("x").type == pa.string()
     assert dataset.get_batch([2, 1])["x"] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "message"),
+    [
+        (pa.int64(), 1.5, "1.5 has a fraction"),
+        (pa.uint8(), np.float32(0.5), "has a fraction"),
+        (pa.int64(), Decimal("1.5"), "has a fraction"),
+        (pa.list_(pa.int8()), [1, 1.5], "1.5 has a fraction"),
+        (pa.list_(pa.int8()), np.array([1, 1.5]), "has a fraction"),
+        (pa.list_(pa.list_(pa.int8()), 1), [[1.5]], "1.5 has a fraction"),
+        (pa.struct([("a", pa.int8())]), {"a": 1.5}, "1.5 has a fraction"),
+        (pa.struct([("a", pa.int8())]), {"a": 1, "b": 2}, r"\['b'\] are unknown"),
+        (pa.list_(pa.struct([("a", pa.string())])), [{"b": 2}], r"\['b'\] are unknown"),
+        (pa.fixed_shape_tensor(pa.int8(), (2,)), np.array([1, 300]), "int64 is too large for int8"),
+    ],
+)
+def test_nothing_of_a_value_is_cut_off(tmp_path: Path, kind: pa.DataType, value: object, message: str) -> None:
+    with (
+        pytest.raises(BadInputError, match=rf"field 'x' cannot hold a value as .*: .*{message}"),
+        ShardWriter(tmp_path / "set", pa.schema([("x", kind)])) as writer,
+    ):
+        writer.write({"x": value})
+
+
+def test_whole_numbers_of_other_types_are_stored(tmp_path: Path) -> None:
+    schema = pa.schema([("x", pa.int16()), ("many", pa.list_(pa.int8())), ("pair", pa.struct([("a", pa.int8())]))])
+    with ShardWriter(tmp_path / "set", schema) as writer:
+        writer.write({"x": 2.0, "many": np.array([1.0, 2.0]), "pair": {}})
+        writer.write({"x": np.uint8(3), "many": [np.int8(100), np.int8(100)], "pair": {"a": 5}})
+    dataset = open_dataset(tmp_path / "set")
+    assert dataset.get_batch([0, 1])["x"].tolist() == [2, 3]
+    assert [many.tolist() for many in dataset.get_batch([0, 1])["many"]] == [[1, 2], [100, 100]]
+    assert dataset.get_batch([0, 1])["pair"] == [{"a": None}, {"a": 5}]
 
 
 def test_views_are_stored_plain_wherever_they_are(tmp_path: Path) -> None:

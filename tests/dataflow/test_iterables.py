@@ -87,6 +87,23 @@ def test_a_schema_says_what_the_first_samples_do_not(tmp_path: Path, monkeypatch
     assert [int(row["n"]) for row in open_dataset(tmp_path / "out")] == list(range(10, 20))
 
 
+def test_a_sample_that_the_first_ones_did_not_announce_is_refused(tmp_path: Path) -> None:
+    first = [{"n": 1, "meta": {"a": 1}}] * 300
+    with pytest.raises(BadInputError, match=r"field 'n' cannot hold a value as int64: 1.5 has a fraction"):
+        convert([*first, {"n": 1.5, "meta": {}}], tmp_path / "fraction")
+    with pytest.raises(BadInputError, match=r"field 'meta' cannot hold .*: \['b'\] are unknown"):
+        convert([*first, {"n": 1, "meta": {"b": 1}}], tmp_path / "unknown")
+
+
+def test_integers_beyond_63_bits_are_unsigned(tmp_path: Path) -> None:
+    convert([{"n": 1 << 63}, {"n": (1 << 64) - 1}], tmp_path / "out")
+    assert open_dataset(tmp_path / "out").get_batch([0, 1])["n"].tolist() == [1 << 63, (1 << 64) - 1]
+    with pytest.raises(
+        BadInputError, match="field 'n' has values that Arrow has no type for: integers have at most 64"
+    ):
+        convert([{"n": 1 << 64}], tmp_path / "large")
+
+
 def test_a_quarantine_names_the_object(tmp_path: Path) -> None:
     convert(
         [{"n": number} for number in range(20)],

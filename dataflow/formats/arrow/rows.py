@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -86,11 +88,46 @@ def _array(field: pa.Field, values: list[Any]) -> pa.Array:
             return _tensors(kind, values)
         if isinstance(kind, pa.BaseExtensionType):
             return pa.ExtensionArray.from_storage(kind, pa.array(values, kind.storage_type))
-        return pa.array(values, kind)
+        array = pa.array(values, kind)
+        with np.errstate(all="ignore"):
+            _insist_on_all(values, kind)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         if isinstance(error, BadInputError):
             raise
         raise BadInputError(f"field {field.name!r} cannot hold a value as {kind}: {error}") from error
+    return array
+
+
+def _insist_on_all(values: Sequence[Any], kind: pa.DataType) -> None:
+    """Refuse what Arrow stores a part of: of a number with a fraction the integer, of a mapping the fields it knows."""
+    types = pa.types
+    if types.is_integer(kind):
+        if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
+            return
+        with contextlib.suppress(TypeError):
+            if type(sum(values)) is int:  # the fastest way to know that all are
+                return
+        for value in values:
+            if isinstance(value, float | np.floating | Decimal) and not float(value).is_integer():
+                raise ValueError(f"{value!r} has a fraction")
+    elif types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        if _is_partial(kind.value_type):
+            for value in values:
+                if value is not None:
+                    _insist_on_all(value, kind.value_type)
+    elif types.is_struct(kind):
+        given = [value for value in values if isinstance(value, Mapping)]
+        names = {field.name for field in kind}
+        for value in given:
+            if not value.keys() <= names:
+                raise ValueError(f"{sorted(map(str, value.keys() - names))} are unknown")
+        for field in kind:
+            _insist_on_all([value.get(field.name) for value in given], field.type)
+
+
+def _is_partial(kind: pa.DataType) -> bool:
+    """Return whether `_insist_on_all` has to look at values of a type."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_nested(kind))
 
 
 def _tensors(kind: Any, values: list[Any]) -> pa.Array:
@@ -100,7 +137,11 @@ def _tensors(kind: Any, values: list[Any]) -> pa.Array:
     for array in arrays:
         if array.shape != shape or not (array.dtype == dtype or np.can_cast(array.dtype, dtype, "same_kind")):
             raise ValueError(f"expected {dtype} of shape {shape}, got {array.dtype} of shape {array.shape}")
-    return _tensor_array(kind, np.stack(arrays).astype(dtype, copy=False), pa.array(missing) if missing.any() else None)
+    given = np.stack(arrays)
+    stored = given.astype(dtype, copy=False)
+    if dtype.kind in "iu" and given.dtype != dtype and (stored != given).any():
+        raise ValueError(f"a number of {given.dtype} is too large for {dtype}")
+    return _tensor_array(kind, stored, pa.array(missing) if missing.any() else None)
 
 
 def _layout(kind: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
