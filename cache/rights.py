@@ -33,8 +33,18 @@ from connectors.objects import normalise_url
 __all__ = ["AccessConfig", "PrefixRule", "Rights", "check_name"]
 
 _MODE = re.compile(r"0?[0-7]{3}")
-# Other names by which fsspec opens a store of ours; http is here because one server mostly answers both.
-_SAME_STORE = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "http": "https"}
+# Two names by which fsspec opens one store; http is here because one server mostly answers both.
+_SAME_STORE = {
+    "abfs": "az",
+    "abfss": "az",
+    "gcs": "gs",
+    "http": "https",
+    "jlab": "jupyter",
+    "ocilake": "oci",
+    "s3a": "s3",
+    "ssh": "sftp",
+    "tosfs": "tos",
+}
 _DEFAULT_PORT = re.compile(r":(80|443)?$")
 _MAX_REMEMBERED = 1024
 
