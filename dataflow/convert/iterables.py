@@ -17,6 +17,7 @@ from PIL import Image
 from connectors.errors import BadInputError, DataError
 from dataflow.formats.arrow import ShardWriter
 from dataflow.formats.fields import image_field, inferred_field
+from dataflow.media.pictures import target_mode
 
 __all__ = ["name_of", "spool"]
 
@@ -96,8 +97,10 @@ class _Picture(np.ndarray):
     """The pixels of an image: told from other arrays, and stored as PNG."""
 
     def __new__(cls, image: Image.Image) -> _Picture:
-        mode = image.mode if image.mode in ("L", "RGB", "RGBA") else "RGB"
-        return np.asarray(image.convert(mode)).view(cls)
+        try:
+            return np.asarray(image.convert(target_mode(image))).view(cls)
+        except ValueError as error:
+            raise BadInputError(f"an image of Pillow cannot be stored as one: {error}, as the array of it") from error
 
 
 def _infer(samples: list[dict[str, Any]], source: Any) -> pa.Schema:

@@ -25,6 +25,7 @@ from PIL import Image
 from connectors.errors import BadInputError, CorruptError
 from dataflow.dataset.rows import address_of, rows_at
 from dataflow.formats.fields import field_kind
+from dataflow.media.pictures import CHANNELS, target_mode
 
 __all__ = ["Allocate", "Column", "Joins", "Selection", "column_of", "is_rowwise"]
 
@@ -301,7 +302,7 @@ class ImageColumn:
 
     def _pixels(self, image: Image.Image, sample: int) -> npt.NDArray[np.uint8]:
         try:
-            target = _target_mode(image)
+            target = target_mode(image)
             return np.array(image if target == image.mode else image.convert(target))
         except _UNDECODABLE as error:
             raise self._undecodable(error, sample) from error
@@ -336,27 +337,13 @@ _BOOL = np.dtype(np.bool_)
 
 # What Pillow raises for files that are not images, or are damaged or too large.
 _UNDECODABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
-_CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
-
-
-def _target_mode(image: Image.Image) -> str:
-    """Return the 8-bit mode that an image is handed out in. Orientation tags are not applied."""
-    if image.mode in _CHANNELS:
-        return image.mode
-    if image.mode == "1":
-        return "L"
-    if image.mode in {"P", "PA"}:
-        return "RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB"
-    if image.mode in {"CMYK", "YCbCr", "LAB", "HSV", "RGBX", "RGBa"}:
-        return "RGB"
-    raise ValueError(f"it has mode {image.mode}, more than 8 bits a channel; store it as a tensor")
 
 
 def _shape(image: Image.Image | None) -> tuple[int, ...] | None:
     if image is None:
         return None
     try:
-        channels = _CHANNELS[_target_mode(image)]
+        channels = CHANNELS[target_mode(image)]
     except ValueError:
         return None  # decoding says what is wrong
     return (image.height, image.width) if channels == 1 else (image.height, image.width, channels)

@@ -95,6 +95,31 @@ def test_a_sample_that_the_first_ones_did_not_announce_is_refused(tmp_path: Path
         convert([*first, {"n": 1, "meta": {"b": 1}}], tmp_path / "unknown")
 
 
+@pytest.mark.parametrize(("mode", "channels"), [("1", 1), ("L", 1), ("LA", 2), ("RGB", 3), ("RGBA", 4), ("CMYK", 3)])
+def test_images_of_pillow_keep_their_channels(tmp_path: Path, mode: str, channels: int) -> None:
+    is_kept = mode in ("L", "LA", "RGB", "RGBA")
+    pixels = np.arange(6 * channels, dtype=np.uint8).reshape(2, 3, channels).squeeze() * 8
+    convert([{"image": Image.fromarray(pixels) if is_kept else Image.new(mode, (3, 2))}], tmp_path / "out")
+    stored = open_dataset(tmp_path / "out")[0]["image"]
+    assert stored.shape == pixels.shape
+    if is_kept:
+        np.testing.assert_array_equal(stored, pixels)
+
+
+def test_transparency_of_a_palette_is_kept(tmp_path: Path) -> None:
+    image = Image.new("P", (2, 2))
+    image.putpalette([10, 20, 30] * 256)
+    image.info["transparency"] = 0
+    convert([{"image": image}], tmp_path / "out")
+    assert open_dataset(tmp_path / "out")[0]["image"].tolist() == [[[10, 20, 30, 0]] * 2] * 2
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_images_of_more_than_8_bits_are_refused_and_not_cut(tmp_path: Path, mode: str) -> None:
+    with pytest.raises(BadInputError, match=rf"it has mode {mode}, more than 8 bits a channel; store it as a tensor"):
+        convert([{"image": Image.new(mode, (3, 2), 1000)}], tmp_path / "out")
+
+
 def test_integers_beyond_63_bits_are_unsigned(tmp_path: Path) -> None:
     convert([{"n": 1 << 63}, {"n": (1 << 64) - 1}], tmp_path / "out")
     assert open_dataset(tmp_path / "out").get_batch([0, 1])["n"].tolist() == [1 << 63, (1 << 64) - 1]
