@@ -92,6 +92,7 @@ class DirectoryShelf:
         self._lock: Descriptor | None = None
         # Seen by whoever looked at the lock since the last `renew`.
         self._was_away = False
+        self._was_mount = False
 
     def lock(self) -> None:
         """Become the directory's only server and sweep what a killed one was writing; once is enough.
@@ -106,7 +107,8 @@ class DirectoryShelf:
     def renew(self) -> None:
         """Lock the directory where that was not possible yet, or where it is another one by now.
 
-        One that somebody has removed is not made again here, as it is at a start; errors as `lock`.
+        One that somebody has removed is not made again here, as it is at a start, and where a disk was mounted the
+        folder below it is not taken; errors as `lock`.
         """
         if self._lock is None:
             self.lock()
@@ -117,6 +119,8 @@ class DirectoryShelf:
             if error.errno != errno.ESTALE:
                 raise
             os.stat(self.path)
+            if self._was_mount and not os.path.ismount(self.path):
+                raise OSError(errno.ENODEV, "no disk is mounted", self.path) from error
             self._lock = self._take_lock()
         if self._was_away:
             self._was_away = False
@@ -144,6 +148,7 @@ class DirectoryShelf:
                 f"the cache directory {self.path} is in use by process {holder}; "
                 "connect to that server, stop it, or give this one another directory"
             ) from None
+        self._was_mount = os.path.ismount(self.path)
         os.ftruncate(lock.fd, 0)
         os.pwrite(lock.fd, f"{os.getpid()}\n".encode(), 0)
         with os.scandir(self._temporary) as left:

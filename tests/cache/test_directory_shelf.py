@@ -162,6 +162,23 @@ def test_a_directory_that_was_away_and_is_back_counts_as_another_one(tmp_path: P
     assert shelf.changes == 1
 
 
+def test_where_a_disk_was_mounted_the_one_below_it_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, mounted = tmp_path / "disk", [True]
+    monkeypatch.setattr(os.path, "ismount", lambda found: found == str(path) and mounted[0])
+    shelf = opened(path)
+    path.rename(tmp_path / "away")
+    path.mkdir()
+    mounted[0] = False
+    readable, _, reason = shelf.probe()
+    assert (readable, shelf.changes, list(path.iterdir())) == (False, 0, [])
+    assert f"no disk is mounted: '{path}'" in str(reason)
+    mounted[0] = True
+    assert shelf.probe() == (True, True, None)
+    assert shelf.changes == 1
+
+
 @pytest.mark.parametrize("gone", ["tmp", "blocks-1", "blocks-1/07"])
 def test_a_folder_that_somebody_tidied_away_is_made_again_by_the_next_write(tmp_path: Path, gone: str) -> None:
     shelf, block = opened(tmp_path), make_block(7)
