@@ -322,6 +322,7 @@ def test_a_field_that_a_format_cannot_hold_is_named_before_anything_is_written(
         ("zarr", pa.int64(), None, "zarr has no nulls, and field 'x'"),
         ("zarr", pa.string(), None, "zarr has no nulls, and field 'x'"),
         ("zarr", pa.list_(pa.int8(), 2), [1, None], "zarr has no nulls, and field 'x'"),
+        ("webdataset", pa.timestamp("s"), np.datetime64(1 << 40, "s"), "field 'x' has a value that an archive cannot"),
         ("megatron", pa.list_(pa.int8()), None, "megatron has no nulls, and some sequences"),
         ("megatron", pa.list_(pa.int8()), [1, None], "megatron has no nulls, and some tokens"),
         ("megatron", pa.list_(pa.int8()), [], "have no tokens"),

@@ -175,7 +175,10 @@ def _values(column: pa.Array, field: pa.Field) -> list[bytes | None]:
         return [None if array is None else _npy(array) for array in tensor_values(column)]
     write = _WRITERS[_suffix(column.type)]
     dtype = column.type.to_pandas_dtype() if pa.types.is_floating(column.type) else None
-    return [None if value is None else write(value, dtype) for value in column.to_pylist()]
+    try:
+        return [None if value is None else write(value, dtype) for value in column.to_pylist()]
+    except (ValueError, OverflowError) as error:  # a time that Python lacks
+        raise BadInputError(f"field {field.name!r} has a value that an archive cannot hold: {error}") from error
 
 
 def _npy(array: np.ndarray[Any, Any]) -> bytes:
