@@ -328,32 +328,37 @@ class _Worker:
 
     def _work(self, tasks: list[Task]) -> None:
         began_s = time.perf_counter()
-        outcomes = self._make_together(tasks) or self._make_some(tasks, began_s + PARCEL_S)
+        slots: dict[int, int] = {}
+        made = self._make_together(tasks, slots) or self._make_some(tasks, slots, began_s + PARCEL_S)
         with stage("handover"):
-            slots: dict[int, int] = {}
-            made = [self._pack(task, *outcome, slots) for task, outcome in zip(tasks, outcomes, strict=False)]
-            del outcomes
             self._orders.extendleft(reversed(tasks[len(made) :]))
             self._pace.made(len(made), time.perf_counter() - began_s, sum(slots.values()))
             self._send(made, slots)
 
-    def _make_together(self, tasks: list[Task]) -> list[_Outcome] | None:
+    def _make_together(self, tasks: list[Task], slots: dict[int, int]) -> list[Made] | None:
         """Return what became of several tasks, where one call makes all of their batches."""
         if len(tasks) == 1 or self._fetch is None or not self._fetch.joins:
             return None
         try:
-            return [_Outcome(Status.BATCH, batch, []) for batch in self._fetch.together([task.index for task in tasks])]
+            batches = self._fetch.together([task.index for task in tasks])
         except Exception:  # one by one they tell which of them is to blame
             return None
+        with stage("handover"):
+            return [
+                self._pack(task, Status.BATCH, batch, [], slots) for task, batch in zip(tasks, batches, strict=True)
+            ]
 
-    def _make_some(self, tasks: list[Task], until_s: float) -> list[_Outcome]:
+    def _make_some(self, tasks: list[Task], slots: dict[int, int], until_s: float) -> list[Made]:
         """Return what became of the first tasks; when it takes too long, the others wait until these are sent."""
-        outcomes: list[_Outcome] = []
+        made: list[Made] = []
         for task in tasks:
-            outcomes.append(self._make(task.index))
+            outcome = self._make(task.index)
+            with stage("handover"):  # at once: who makes batches may make the next one in the same memory
+                made.append(self._pack(task, *outcome, slots))
+            del outcome
             if time.perf_counter() > until_s:
                 break
-        return outcomes
+        return made
 
     def _make(self, index: Any) -> _Outcome:
         """Return what became of a task."""

@@ -479,6 +479,25 @@ def test_errors_of_staging_reach_the_caller(monkeypatch):
 # --- memory
 
 
+class Reusing:
+    """A collate function that makes each batch in the same memory."""
+
+    def __init__(self, memory):
+        self.memory = memory
+
+    def __call__(self, samples):
+        self.memory[:] = samples[0]
+        return self.memory
+
+
+@pytest.mark.parametrize(
+    "memory", [np.zeros(700, np.int64), torch.zeros(700, dtype=torch.int64)], ids=["numpy", "torch"]
+)
+def test_a_collate_function_may_use_its_memory_again(memory):
+    batches = DataLoader(range(200), num_workers=1, collate_fn=Reusing(memory))
+    assert all((batch == number).all() for number, batch in enumerate(batches))
+
+
 def test_batches_kept_beyond_the_limit_are_copies_of_their_own():
     kept = list(DataLoader(Numbers(100, 600), num_workers=2))
     assert [int(batch[0, 5]) for batch in kept] == list(range(100))
