@@ -12,6 +12,7 @@ import pyarrow as pa
 from connectors.errors import BadInputError
 from dataflow.convert.digests import value_bytes
 from dataflow.convert.reading import read_samples
+from dataflow.formats.fields import tensor_values
 
 if TYPE_CHECKING:
     from dataflow.dataset import Dataset
@@ -132,9 +133,21 @@ def _aligned(
 
 def _differences(one: pa.Array, other: pa.Array) -> np.ndarray[Any, np.dtype[np.bool_]]:
     if one.type != other.type:
-        sides: list[Any] = [one.to_pylist(), other.to_pylist()]
+        sides: list[Any] = [_values(one, other.type), _values(other, one.type)]
     elif one.equals(other):
         return np.zeros(len(one), np.bool_)
     else:
         sides = [value_bytes(one), value_bytes(other)]
     return np.array([a != b for a, b in zip(*sides, strict=True)], np.bool_)
+
+
+def _values(column: pa.Array, beside: pa.DataType) -> list[Any]:
+    """Return Python values; of tensors the nested lists, where that is what they are compared with, else flat ones."""
+    is_nested = pa.types.is_list(beside) and pa.types.is_nested(beside.value_type)
+    if is_nested and isinstance(column.type, pa.FixedShapeTensorType):
+        return [None if value is None else value.tolist() for value in tensor_values(column)]
+    stored = column.storage if isinstance(column, pa.ExtensionArray) else column
+    try:
+        return stored.to_pylist()  # type: ignore[no-any-return]
+    except (ValueError, OverflowError) as error:  # a time that Python lacks
+        raise BadInputError(f"values of {column.type} and {beside} cannot be compared: {error}") from error

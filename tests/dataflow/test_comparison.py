@@ -59,6 +59,27 @@ def test_the_same_samples_in_other_blocks_and_formats_are_equal(tmp_path: Path) 
     assert (result.num_compared, seen[-1]) == (100, 100)
 
 
+@pytest.mark.parametrize("to", ["jsonl", "tfrecord", "parquet"])
+def test_tensors_equal_the_lists_that_other_formats_make_of_them(tmp_path: Path, to: str) -> None:
+    values = np.arange(24).reshape(4, 2, 3)
+    with ShardWriter(tmp_path / "one", pa.schema([tensor_field("t", np.int64, (2, 3))])) as writer:
+        writer.write_columns({"t": values})
+    convert(tmp_path / "one", tmp_path / "two", to=to)
+    result = compared(tmp_path / "one", tmp_path / "two")
+    assert (result.num_compared, result.num_different) == (4, 0)
+    with ShardWriter(tmp_path / "other", pa.schema([tensor_field("t", np.int64, (2, 3))])) as writer:
+        writer.write_columns({"t": values + (values == 7)})
+    assert compared(tmp_path / "other", tmp_path / "two").examples == [(1, ["t"])]
+
+
+def test_times_that_python_lacks_cannot_be_compared_with_other_types(tmp_path: Path) -> None:
+    for name, kind in [("one", pa.timestamp("s")), ("two", pa.int64())]:
+        with ShardWriter(tmp_path / name, pa.schema([("t", kind)])) as writer:
+            writer.write_batch(pa.record_batch([pa.array([1 << 40], kind)], names=["t"]))
+    with pytest.raises(BadInputError, match=r"values of timestamp\[s\] and int64 cannot be compared"):
+        compared(tmp_path / "one", tmp_path / "two")
+
+
 def test_every_difference_is_found_and_counted_by_field(tmp_path: Path) -> None:
     changed = rows()
     changed[0]["x"] = 0.0  # was missing
