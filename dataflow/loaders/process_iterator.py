@@ -208,7 +208,16 @@ class ProcessIterator(AheadIterator):
         if self._deadline_s != math.inf and self._owed_by(worker) == numbers:
             worker.heard_s = time.monotonic()  # it had nothing to do until now
         indices = [self._owed[number].index for number in numbers]
-        self._crew.post(worker.id, Tasks(self._epoch, numbers, indices, worker.slots.notices()))
+        notices = worker.slots.notices()
+        try:
+            self._crew.post(worker.id, Tasks(self._epoch, numbers, indices, notices))
+        except Exception:  # an index cannot be sent: nobody may wait for its batch
+            for number in numbers:
+                del self._owed[number]
+            self._load[worker.id] -= len(numbers)
+            for slot in notices.returned:
+                worker.slots.give_back(slot)
+            raise
 
     def _attend(self, timeout_s: float | None) -> bool:
         """Deal with what the workers did, waiting for it if need be; say whether there was anything."""

@@ -292,6 +292,16 @@ class LocalError(Numbers):
         raise InnerError("from inside")
 
 
+def test_an_index_that_cannot_be_sent_is_an_error_and_nobody_waits_for_its_batch():
+    indices = [0, 1, 2, lambda: 3, 4, 5]
+    iterator = iter(DataLoader(Numbers(6), batch_size=None, sampler=indices, num_workers=1, prefetch_factor=2))
+    assert next(iterator).item() == 0
+    # As with an error of the sampler, the batch that was to be handed out meanwhile is lost.
+    with pytest.raises(Exception, match=r"(?i)pickle"):
+        next(iterator)
+    assert [batch.item() for batch in iterator] == [2, 4, 5]
+
+
 def test_an_error_of_a_class_that_cannot_be_sent_is_a_runtime_error():
     with pytest.raises(RuntimeError, match="from inside"):
         next(iter(DataLoader(LocalError(3), num_workers=1)))
