@@ -166,12 +166,15 @@ class Dataset:
             block, row = block[places], row[places]
         is_first = np.ones(len(block), np.bool_)
         np.not_equal(block[1:], block[:-1], out=is_first[1:])
-        wanted = block[is_first].tolist()
-        prepared = self._blocks(wanted)
+        bounds = np.append(is_first.nonzero()[0], len(samples))
+        wanted = block[is_first]
+        # What is needed last is buffered last, and stays.
+        by_use = wanted if places is None else wanted[places[bounds[1:] - 1].argsort()]
+        prepared = self._blocks(by_use.tolist())
         with stage("decode"):
             owners = is_first.cumsum() - 1
-            bounds = [*is_first.nonzero()[0].tolist(), len(samples)]
-            selection = Selection(samples, [prepared[number] for number in wanted], row, owners, bounds, places)
+            blocks = [prepared[number] for number in wanted.tolist()]
+            selection = Selection(samples, blocks, row, owners, bounds.tolist(), places)
             return {column.name: column.gather(selection, allocate or _allocate) for column in self._columns}
 
     def _blocks(self, wanted: list[int]) -> dict[int, dict[str, Any]]:

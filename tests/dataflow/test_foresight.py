@@ -225,3 +225,13 @@ def test_a_real_cache_fetches_what_is_announced(url: str, num_workers: int) -> N
     assert stats["useful"] + stats["late"] > 0
     del loader
     with_cache.reader.close()
+
+
+def test_of_the_blocks_of_a_batch_those_stay_that_it_needs_last(dataset: Dataset) -> None:
+    firsts = dataset.index.blocks.first_sample[:-1].tolist()
+    kept = range(5)
+    dataset.get_batch([*reversed(firsts[5:20]), *(firsts[block] for block in kept)])
+    reader = reader_of(dataset)
+    before = len(reader.requests)
+    dataset.get_batch([firsts[block] for block in kept])
+    assert len(reader.requests) == before
