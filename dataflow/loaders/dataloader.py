@@ -17,7 +17,7 @@ from dataflow.dataset import Dataset as NativeDataset
 from dataflow.loaders.bad_samples import BadSamples, Rejects
 from dataflow.loaders.collate import _gathers_columns
 from dataflow.loaders.generators import generators_kept
-from dataflow.loaders.iterators import InlineIterator
+from dataflow.loaders.inline import InlineIterator
 from dataflow.loaders.process_iterator import ProcessIterator
 from dataflow.loaders.state import Ledger, is_elastic, load_state, make_state, sampler_parts
 from dataflow.loaders.stats import LoaderStats

@@ -1,19 +1,18 @@
-"""What `iter(loader)` returns: the part that all kinds share, and the one that makes batches in this process.
+"""What `iter(loader)` returns: the part that all kinds share.
 
-They derive from torch's own base class, which draws seeds, checks pinning and walks the sampler, so that all of that is
+It derives from torch's own base class, which draws seeds, checks pinning and walks the sampler, so that all of that is
 as in torch.
 """
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import operator
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-from torch.utils.data import IterDataPipe, MapDataPipe, graph_settings
+from torch.utils.data import graph_settings
 
 from connectors.errors import BadInputError
 from dataflow.loaders.bad_samples import BadSample
@@ -26,7 +25,6 @@ from dataflow.loaders.state import (
     Ledger,
     Progress,
     is_elastic,
-    is_stateful,
     restore_order,
     sampler_epoch,
     sampler_length,
@@ -37,7 +35,7 @@ from dataflow.loaders.torch_private import BaseIterator, DatasetKind, index_samp
 if TYPE_CHECKING:
     from dataflow.loaders.dataloader import DataLoader
 
-__all__ = ["InlineIterator", "LoaderIterator"]
+__all__ = ["LoaderIterator"]
 
 
 class LoaderIterator(BaseIterator):  # type: ignore[misc]
@@ -218,52 +216,3 @@ def _looked_ahead(indices: Iterator[Any]) -> tuple[Iterator[Any], bool]:
 
 def _raise(error: Exception) -> NoReturn:
     raise error
-
-
-class InlineIterator(LoaderIterator):
-    """Makes the batches in this process: `num_workers=0`."""
-
-    def __init__(self, loader: DataLoader[Any], ledger: Ledger) -> None:
-        # A sampler whose `__iter__` is no generator draws its order at once, and torch's base class calls it next.
-        sampler = index_sampler(loader)
-        is_lazy = inspect.isgeneratorfunction(getattr(type(sampler), "__iter__", None))
-        order = None if is_lazy or is_elastic(sampler) else snapshot_order(loader)
-        super().__init__(loader, ledger)
-        if self._timeout != 0:
-            raise AssertionError("_SingleProcessDataLoaderIter requires timeout == 0")
-        if isinstance(self._dataset, (IterDataPipe, MapDataPipe)):
-            graph_settings.apply_sharding(self._dataset, self._world_size, self._rank)
-        self._begin(loader, self._sampler_iter, order)
-        self._fetch = self._make_fetch()
-
-    def _make_fetch(self) -> Fetch:
-        progress = self._progress
-        if self._is_iterable and is_stateful(self._dataset):
-            if progress.shard_states[0] is not None:
-                self._dataset.load_state_dict(progress.shard_states[0])
-            progress.live_state = self._dataset.state_dict
-        fetch = self._fetch_maker()()
-        if self._is_iterable and progress.live_state is None:
-            fetch.skip(progress.shards[0] * (self._batch_size or 1))
-        return fetch
-
-    def _next_data(self) -> Any:
-        try:
-            number, index = self._draw()
-        except StopIteration:
-            self._progress.finished = True
-            raise
-        try:
-            batch = self._fetch(index)
-        except Exception as error:
-            if self._is_iterable and isinstance(error, StopIteration):
-                self._progress.finished = True
-            else:
-                self._hand_out(number, index)
-            raise
-        self._hand_out(number, index)
-        if self._fetch.sieve is not None:
-            self._note(self._fetch.sieve.take_found())
-        if self._is_iterable:
-            self._progress.shards[0] += 1
-        return batch if self._staging is None else self._staging.bring(batch)

@@ -1,0 +1,119 @@
+"""Batches made in the process that wants them.
+
+Small batches of native data cost less made several at once: most of it is done once for all of them. They are drawn
+ahead for that, where the sampler's future is known anyway; any other may look at what became of a batch before it draws
+the next one. What goes wrong with one of them comes in its turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import IterDataPipe, MapDataPipe, graph_settings
+
+from dataflow.loaders.collate import Fetch
+from dataflow.loaders.iterators import LoaderIterator
+from dataflow.loaders.pace import Pace
+from dataflow.loaders.state import Ledger, is_elastic, is_stateful, snapshot_order
+from dataflow.loaders.torch_private import index_sampler
+
+if TYPE_CHECKING:
+    from dataflow.loaders.dataloader import DataLoader
+
+__all__ = ["InlineIterator"]
+
+
+class InlineIterator(LoaderIterator):
+    """Makes the batches in this process: `num_workers=0`."""
+
+    def __init__(self, loader: DataLoader[Any], ledger: Ledger) -> None:
+        # A sampler whose `__iter__` is no generator draws its order at once, and torch's base class calls it next.
+        sampler = index_sampler(loader)
+        is_lazy = inspect.isgeneratorfunction(getattr(type(sampler), "__iter__", None))
+        order = None if is_lazy or is_elastic(sampler) else snapshot_order(loader)
+        super().__init__(loader, ledger)
+        if self._timeout != 0:
+            raise AssertionError("_SingleProcessDataLoaderIter requires timeout == 0")
+        if isinstance(self._dataset, (IterDataPipe, MapDataPipe)):
+            graph_settings.apply_sharding(self._dataset, self._world_size, self._rank)
+        self._begin(loader, self._sampler_iter, order)
+        self._fetch = self._make_fetch(may_join=is_elastic(sampler))
+        self._pace = Pace()
+        # What was drawn and not handed out, the batches of it that are made, and what stopped the sampler.
+        self._drawn: deque[tuple[int, Any]] = deque()
+        self._made: deque[Any] = deque()
+        self._draw_failure: Exception | None = None
+
+    def _make_fetch(self, *, may_join: bool) -> Fetch:
+        progress = self._progress
+        if self._is_iterable and is_stateful(self._dataset):
+            if progress.shard_states[0] is not None:
+                self._dataset.load_state_dict(progress.shard_states[0])
+            progress.live_state = self._dataset.state_dict
+        fetch = self._fetch_maker(may_join=may_join)()
+        if self._is_iterable and progress.live_state is None:
+            fetch.skip(progress.shards[0] * (self._batch_size or 1))
+        return fetch
+
+    def _next_data(self) -> Any:
+        if not self._drawn:
+            self._draw_some()
+        number, index = self._drawn.popleft()
+        try:
+            batch = self._made.popleft() if self._made else self._make(index)
+        except Exception as error:
+            if self._is_iterable and isinstance(error, StopIteration):
+                self._progress.finished = True
+            else:
+                self._hand_out(number, index)
+            raise
+        self._hand_out(number, index)
+        if self._fetch.sieve is not None:
+            self._note(self._fetch.sieve.take_found())
+        if self._is_iterable:
+            self._progress.shards[0] += 1
+        return batch if self._staging is None else self._staging.bring(batch)
+
+    def _draw_some(self) -> None:
+        """Draw the next batch, or several that are made at once; what goes wrong behind the first of them comes later.
+
+        Raises:
+            StopIteration: The sampler has no more.
+        """
+        failure, self._draw_failure = self._draw_failure, None
+        if failure is not None:
+            raise failure
+        try:
+            while len(self._drawn) < self._pace.batches:
+                self._drawn.append(self._draw())
+        except StopIteration:  # comes again
+            self._progress.finished = not self._drawn
+            if not self._drawn:
+                raise
+        except Exception as error:
+            if not self._drawn:
+                raise
+            self._draw_failure = error
+        if len(self._drawn) > 1:
+            began_s = time.monotonic()
+            with contextlib.suppress(Exception):  # one by one they tell which of them is to blame
+                self._made.extend(self._fetch.together([index for _, index in self._drawn]))
+                self._pace.made(len(self._made), time.monotonic() - began_s, sum(map(_size_bytes, self._made)))
+
+    def _make(self, index: Any) -> Any:
+        if not self._fetch.joins:
+            return self._fetch(index)
+        began_s = time.monotonic()
+        batch = self._fetch(index)
+        self._pace.made(1, time.monotonic() - began_s, _size_bytes(batch))
+        return batch
+
+
+def _size_bytes(batch: Mapping[str, Any]) -> int:
+    """Return the size of the arrays of a batch of native data."""
+    return sum(getattr(column, "nbytes", 0) for column in batch.values())
