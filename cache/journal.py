@@ -16,6 +16,7 @@ The calls block; several threads may append.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import struct
@@ -102,8 +103,11 @@ class Journal:
         Raises:
             OSError: It was not written, or not whole.
         """
+        encoded = _encode(record)
+        if len(encoded) > _HEADER.size + _MAX_BODY_BYTES:  # it would be taken for torn
+            raise OSError(errno.EFBIG, f"a journal's record has {_MAX_BODY_BYTES} bytes at most", self._path)
         with self._guard:
-            self._write(self._path, os.O_APPEND, [_encode(record)])
+            self._write(self._path, os.O_APPEND, [encoded])
             self._labels += isinstance(record, LabelRecord)
 
     def overgrown(self, blocks: int) -> bool:

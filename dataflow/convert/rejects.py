@@ -74,6 +74,8 @@ class FaultPolicy:
             raise BadInputError(f"on_error must be one of {', '.join(ON_ERROR)}, got {self.on_error!r}")
         if self.max_errors is not None and self.max_errors < 0:
             raise BadInputError(f"max_errors must be >= 0, got {self.max_errors}")
+        if self.max_errors is not None and not self.lenient:
+            raise BadInputError('max_errors counts what is passed over: give on_error="skip" or "quarantine" as well')
 
     @property
     def lenient(self) -> bool:

@@ -73,6 +73,15 @@ def test_a_record_that_cannot_be_written_is_an_error(tmp_path: Path, number: int
     assert journal(tmp_path).load() == ({}, PinSet())
 
 
+def test_what_would_not_be_read_back_is_not_written(tmp_path: Path) -> None:
+    own = journal(tmp_path)
+    own.append(PinRecord(PINS))
+    with pytest.raises(OSError, match="bytes at most") as refused:
+        own.append(PinRecord(PinSet(4, (Pin("s3://b/" + "x" * (4 << 20), 5, None, 1),))))
+    assert refused.value.errno == errno.EFBIG
+    assert journal(tmp_path).load() == ({}, PINS)
+
+
 def test_a_rewrite_leaves_out_what_is_gone_and_keeps_what_came_meanwhile(tmp_path: Path) -> None:
     book = journal(tmp_path)
     book.append(PinRecord(PINS))

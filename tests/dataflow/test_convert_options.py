@@ -377,6 +377,8 @@ def test_too_many_bad_samples_end_the_conversion(damaged: tuple[Path, set[int]],
     with pytest.raises(DataError, match=r"more than 1 samples \(max_errors\) are bad"):
         convert(path, tmp_path / "out", on_error="skip", max_errors=1)
     assert convert(path, tmp_path / "fine", on_error="skip", max_errors=len(lost)).num_errors == len(lost)
+    with pytest.raises(BadInputError, match="on_error"):
+        convert(path, tmp_path / "none", max_errors=1)
 
 
 def test_a_quarantine_says_what_where_and_why(damaged: tuple[Path, set[int]], tmp_path: Path, functions: str) -> None:
