@@ -6,8 +6,8 @@ batches asked for, and several by each message, a worker goes from one to the ne
 
     every so many messages: did the caller wait, and are batches small? -> twice as many
 
-More is only asked for where nobody can tell: of samplers that draw the same however early they are drawn from, and not
-of data that comes through a cache, where ranks that read further apart need more of its ring.
+More is only asked for where nobody can tell: of samplers that draw the same however early they are drawn from, and of
+data that comes through a cache only as much as its ring hardly feels.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ class Depth:
 
     Args:
         given: `prefetch_factor`.
-        may_grow: Whether it may be exceeded.
+        most: How far it may be exceeded; 0 where it may not.
 
     Attributes:
         batches: Batches to ask each worker for.
         at_once: How many of them to ask for together, in one message.
     """
 
-    def __init__(self, given: int, *, may_grow: bool) -> None:
+    def __init__(self, given: int, *, most: int) -> None:
         self.batches = given
         self.at_once = 1
-        self._may_grow = may_grow
+        self._most = most
         self._delivered = 0
         self._waits = 0
         self._largest_bytes = 0
@@ -57,8 +57,8 @@ class Depth:
             return 0
         is_kept_waiting = self._waits >= _WAITS
         self._delivered = self._waits = 0
-        grown = min(2 * self.batches, MAX_DEPTH)
-        if not self._may_grow or not is_kept_waiting or grown * self._largest_bytes > AHEAD_BYTES:
+        grown = min(2 * self.batches, self._most)
+        if not self._most or not is_kept_waiting or grown * self._largest_bytes > AHEAD_BYTES:
             return 0
         more, self.batches = max(0, grown - self.batches), max(grown, self.batches)
         self.at_once = max(1, self.batches // _MESSAGES)

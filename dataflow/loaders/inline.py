@@ -18,7 +18,7 @@ from torch.utils.data import IterDataPipe, MapDataPipe, graph_settings
 
 from dataflow.loaders.collate import Fetch
 from dataflow.loaders.iterators import LoaderIterator
-from dataflow.loaders.pace import Pace
+from dataflow.loaders.pace import MAX_BATCHES, Pace
 from dataflow.loaders.state import Ledger, is_elastic, is_stateful, snapshot_order
 from dataflow.loaders.torch_private import index_sampler
 
@@ -44,6 +44,7 @@ class InlineIterator(LoaderIterator):
         self._begin(loader, self._sampler_iter, order)
         self._fetch = self._make_fetch(may_join=is_elastic(sampler))
         self._pace = Pace()
+        self._most = max(1, self._most_ahead(MAX_BATCHES))
         # What was drawn and not handed out, the batches of it that are made, and what stopped the sampler.
         self._drawn: deque[tuple[int, Any]] = deque()
         self._made: deque[Any] = deque()
@@ -89,7 +90,7 @@ class InlineIterator(LoaderIterator):
         if failure is not None:
             raise failure
         try:
-            while len(self._drawn) < self._pace.batches:
+            while len(self._drawn) < min(self._pace.batches, self._most):
                 self._drawn.append(self._draw())
         except StopIteration:  # comes again
             self._progress.finished = not self._drawn

@@ -24,6 +24,7 @@ from dataflow.loaders.rehearsal import INLINE_OPENING, REOPENING, Setting
 from dataflow.loaders.state import (
     Ledger,
     Progress,
+    draws_unseen,
     is_elastic,
     restore_order,
     sampler_epoch,
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from dataflow.loaders.dataloader import DataLoader
 
 __all__ = ["LoaderIterator"]
+
+# Of an epoch, by all workers of a rank together.
+_AHEAD_SHARE = 1 / 64
 
 
 class LoaderIterator(BaseIterator):  # type: ignore[misc]
@@ -166,6 +170,19 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         if progress.batches == self._length:
             # A sampler may draw once more behind its last index; the state of a finished epoch comes after that.
             self._sampler_iter, progress.finished = _looked_ahead(self._sampler_iter)
+
+    def _most_ahead(self, batches: int) -> int:
+        """Return how many batches a worker may make ahead that nobody asked for, at most so many.
+
+        None of streams, and of samplers that are seen to be drawn from. Through a cache a part of the epoch: the
+        further apart ranks read, the more of its ring their blocks take.
+        """
+        if self._is_iterable or not draws_unseen(self._index_sampler):
+            return 0
+        if self._ledger.foresight is None:
+            return batches
+        epoch = sampler_length(self._index_sampler) or 0
+        return min(batches, int(_AHEAD_SHARE * epoch / max(1, self._num_workers)))
 
     def _fetch_maker(self, *, may_join: bool = False) -> Callable[[], Fetch]:
         """Return what makes fetches for threads of this process, one for each; it does not refer to the iterator."""

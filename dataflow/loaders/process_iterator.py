@@ -29,7 +29,7 @@ from dataflow.loaders.generators import GeneratorStates
 from dataflow.loaders.packing import unpack
 from dataflow.loaders.rehearsal import REOPENING
 from dataflow.loaders.slots import HELD_SLOTS, Leases
-from dataflow.loaders.state import Ledger, draws_unseen, snapshot_order
+from dataflow.loaders.state import Ledger, snapshot_order
 from dataflow.loaders.torch_private import interpreter_is_leaving, sharding_init_fn
 from dataflow.loaders.workers import BeginEpoch, Job, Made, Result, Status, Tasks
 
@@ -96,9 +96,7 @@ class ProcessIterator(AheadIterator):
         self._prefetch_factor = operator.index(loader.prefetch_factor or 0)
         if self._prefetch_factor <= 0:
             raise AssertionError("prefetch_factor must be greater than 0 for MultiProcessingDataLoaderIter")
-        # Not where a plan is announced: the further apart ranks read, the more of the ring their blocks take.
-        may_grow = not self._is_iterable and draws_unseen(self._index_sampler) and ledger.foresight is None
-        self._depth = Depth(self._prefetch_factor, may_grow=may_grow)
+        self._depth = Depth(self._prefetch_factor, most=self._most_ahead(MAX_DEPTH))
         self._context = loader.multiprocessing_context or torch.multiprocessing
         self._worker_init_fn = loader.worker_init_fn
         if isinstance(self._dataset, (IterDataPipe, MapDataPipe)):

@@ -23,10 +23,10 @@ from torch.utils.data import IterDataPipe, MapDataPipe, graph_settings
 
 from dataflow.loaders.ahead import AheadIterator
 from dataflow.loaders.collate import Fetch
-from dataflow.loaders.depth import AHEAD_BYTES, Depth
+from dataflow.loaders.depth import AHEAD_BYTES, MAX_DEPTH, Depth
 from dataflow.loaders.device import Staging
 from dataflow.loaders.rehearsal import REOPENING
-from dataflow.loaders.state import Ledger, draws_unseen, is_stateful, snapshot_order
+from dataflow.loaders.state import Ledger, is_stateful, snapshot_order
 from dataflow.loaders.threads import Made, Order, Threads
 
 if TYPE_CHECKING:
@@ -64,8 +64,7 @@ class ThreadIterator(AheadIterator):
 
     def __init__(self, loader: DataLoader[Any], ledger: Ledger) -> None:
         super().__init__(loader, ledger)
-        may_grow = not self._is_iterable and draws_unseen(self._index_sampler) and ledger.foresight is None
-        self._depth = Depth(operator.index(loader.prefetch_factor or 0), may_grow=may_grow)
+        self._depth = Depth(operator.index(loader.prefetch_factor or 0), most=self._most_ahead(MAX_DEPTH))
         if isinstance(self._dataset, (IterDataPipe, MapDataPipe)):
             graph_settings.apply_sharding(self._dataset, self._world_size, self._rank)
         self._reset(loader, first_iter=True)

@@ -21,30 +21,32 @@ def grown(depth: Depth, *, waits: int, size_bytes: int = 1000, batches: int = 32
 
 
 def test_a_caller_who_waits_for_small_batches_has_more_made_ahead():
-    assert grown(Depth(2, may_grow=True), waits=16, batches=15) == 2
-    assert grown(Depth(2, may_grow=True), waits=16, batches=16) == 4
-    assert grown(Depth(2, may_grow=True), waits=4) == MAX_DEPTH
+    assert grown(Depth(2, most=MAX_DEPTH), waits=16, batches=15) == 2
+    assert grown(Depth(2, most=MAX_DEPTH), waits=16, batches=16) == 4
+    assert grown(Depth(2, most=MAX_DEPTH), waits=4) == MAX_DEPTH
 
 
 def test_a_caller_who_rarely_waits_has_not():
-    assert grown(Depth(2, may_grow=True), waits=3) == 2
+    assert grown(Depth(2, most=MAX_DEPTH), waits=3) == 2
 
 
 def test_large_batches_are_made_ahead_up_to_a_number_of_bytes():
-    assert grown(Depth(2, may_grow=True), waits=16, size_bytes=AHEAD_BYTES // 4) == 4
-    assert grown(Depth(2, may_grow=True), waits=16, size_bytes=AHEAD_BYTES // 4 + 1) == 2
+    assert grown(Depth(2, most=MAX_DEPTH), waits=16, size_bytes=AHEAD_BYTES // 4) == 4
+    assert grown(Depth(2, most=MAX_DEPTH), waits=16, size_bytes=AHEAD_BYTES // 4 + 1) == 2
 
 
 def test_a_depth_that_may_not_grow_does_not():
-    assert grown(Depth(2, may_grow=False), waits=16) == 2
+    assert grown(Depth(2, most=0), waits=16) == 2
+    assert grown(Depth(2, most=7), waits=16) == 7
+    assert grown(Depth(4, most=3), waits=16) == 4
 
 
 def test_a_given_depth_is_never_less():
-    assert grown(Depth(100, may_grow=True), waits=16) == 100
+    assert grown(Depth(100, most=MAX_DEPTH), waits=16) == 100
 
 
 def test_growth_is_told_as_often_as_it_happens():
-    depth = Depth(3, may_grow=True)
+    depth = Depth(3, most=MAX_DEPTH)
     told = 0
     for _ in range(500):
         depth.waited()

@@ -8,6 +8,7 @@ import torch
 from connectors.errors import CorruptError
 from dataflow import DataLoader, ElasticBatchSampler, ShardWriter, open_dataset, tensor_field
 from dataflow.dataset import Dataset
+from dataflow.testing import PlannedReader
 from dataflow.transforms import Cast, TransformedDataset
 
 SAMPLES, BATCH = 100, 4
@@ -79,6 +80,17 @@ def test_a_state_says_what_was_handed_out_and_not_what_was_drawn(dataset, stop):
     assert len(tail) == (len(whole) - stop or len(whole))
     rest = [numbers_of(batch) for batch in iterator]
     assert rest == whole[stop:]
+
+
+@pytest.mark.parametrize(("batch", "sizes"), [(1, [1, 3, 3, 3]), (4, [4, 4, 4, 4])])
+def test_through_a_cache_no_more_are_made_at_once_than_a_part_of_an_epoch(dataset, batch, sizes, gathers, monkeypatch):
+    monkeypatch.setattr("dataflow.loaders.iterators._AHEAD_SHARE", 3 / SAMPLES)
+    dataset._reader = PlannedReader(dataset.reader)
+    sampler = ElasticBatchSampler(dataset, batch, rank=0, world_size=1)
+    iterator = iter(DataLoader(dataset, batch_sampler=sampler))
+    while len(gathers) < 4:
+        next(iterator)
+    assert gathers == sizes
 
 
 def test_samplers_of_others_are_asked_for_one_batch_after_the_other(dataset, gathers):
