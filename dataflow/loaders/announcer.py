@@ -38,8 +38,10 @@ Step: TypeAlias = tuple[int, int, npt.NDArray[np.int64]]
 _AHEAD_BLOCKS = 4096
 # Looked at in one go: some milliseconds.
 _STEPS_AT_ONCE = 32
-# Each mark is a message, so one for every few blocks.
+# Each mark is a message that the trainer waits for, so one for every few blocks, and so are what comes later in the plan.
 _MARK_BLOCKS = 16
+# What comes sooner is told at once.
+_NEAR_BLOCKS = 64
 # A worker keeps decoded blocks for a while; one that was planned this few blocks ago is not asked for again.
 _BUFFERED_BYTES = 64 << 20
 
@@ -68,8 +70,10 @@ class Announcer:
         self._dataset = dataset
         self._index = dataset.index
         self._plan: PlanHandle | None = None
-        # Places of the plan: what the reader has passed, what the cache was told of that, and what is known.
-        self._position = self._marked = self._end = 0
+        # Places of the plan: what the reader has passed, what the cache was told of that, and what is known, to the
+        # cache and here.
+        self._position = self._marked = self._told = self._end = 0
+        self._untold: list[npt.NDArray[np.int64]] = []
         self._expected = (0, 0)
         self._blocks: Iterator[Step] = iter(())
         # Of each step that was announced: epoch, step, and the plan's length after it.
@@ -100,7 +104,8 @@ class Announcer:
                 self._plan.replace()
         except DataError as error:
             self._give_up(error)
-        self._marked = self._end = self._position
+        self._marked = self._told = self._end = self._position
+        self._untold.clear()
         self._expected = (epoch, step)
         self._blocks = _first_needed(self._index, steps)
         self._ends.clear()
@@ -133,18 +138,21 @@ class Announcer:
         if self._plan is None:
             return
         try:
-            window = np.empty(0, np.int64)
             if min(self._end - self._position, len(self._ends)) < _AHEAD_BLOCKS // 2:
-                window = self._next_window()
-            if self._position - self._marked >= (1 if len(window) else _MARK_BLOCKS):
+                self._untold += self._next_window()
+            least = _MARK_BLOCKS
+            if self._untold and (self._end - self._told >= least or self._told - self._position < _NEAR_BLOCKS):
+                self._plan.extend(np.concatenate(self._untold))
+                self._untold.clear()
+                self._told = self._end
+                least = 1
+            if self._position - self._marked >= least:
                 self._plan.advance(self._position)
                 self._marked = self._position
-            if len(window):
-                self._plan.extend(window)
         except DataError as error:
             self._give_up(error)
 
-    def _next_window(self) -> npt.NDArray[np.int64]:
+    def _next_window(self) -> list[npt.NDArray[np.int64]]:
         parts: list[npt.NDArray[np.int64]] = []
         # A data set that is decoded once and then kept by its workers has steps without a block, so both are bounded.
         for _ in range(_STEPS_AT_ONCE):
@@ -158,8 +166,9 @@ class Announcer:
             epoch, step, blocks = found
             self._end += len(blocks)
             self._ends.append((epoch, step, self._end))
-            parts.append(blocks)
-        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+            if len(blocks):
+                parts.append(blocks)
+        return parts
 
     def _give_up(self, error: DataError) -> None:
         # The text alone: a record that keeps the error would keep its frames, and with them the loader.

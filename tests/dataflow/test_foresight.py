@@ -235,3 +235,17 @@ def test_of_the_blocks_of_a_batch_those_stay_that_it_needs_last(dataset: Dataset
     before = len(reader.requests)
     dataset.get_batch([firsts[block] for block in kept])
     assert len(reader.requests) == before
+
+
+def test_what_comes_late_is_told_in_parts(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(announcer, "_AHEAD_BLOCKS", 400)
+    monkeypatch.setattr(announcer, "_STEPS_AT_ONCE", 2)
+    monkeypatch.setattr(announcer, "_NEAR_BLOCKS", 10)
+    loader = DataLoader(dataset, batch_sampler=ElasticBatchSampler(dataset, 4, window_blocks=2))
+    for _ in range(3):
+        for _batch in loader:
+            (plan,) = reader_of(dataset).plans
+            assert plan.position <= len(plan.blocks)
+    blocks = 4 * dataset.index.num_blocks
+    assert len(plan.blocks) >= blocks - 10
+    assert plan.calls.count("extend") <= blocks // 4 + 10
