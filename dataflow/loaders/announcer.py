@@ -38,9 +38,9 @@ Step: TypeAlias = tuple[int, int, npt.NDArray[np.int64]]
 _AHEAD_BLOCKS = 4096
 # Looked at in one go: some milliseconds.
 _STEPS_AT_ONCE = 32
-# Each mark is a message that the trainer waits for, so one for every few blocks, and so are what comes later in the plan.
+# The trainer waits for each message, so a mark is one for every few blocks, and so is what the plan goes on with.
 _MARK_BLOCKS = 16
-# What comes sooner is told at once.
+# What is nearer to the reader is told at once.
 _NEAR_BLOCKS = 64
 # A worker keeps decoded blocks for a while; one that was planned this few blocks ago is not asked for again.
 _BUFFERED_BYTES = 64 << 20
