@@ -33,7 +33,6 @@ import json
 import multiprocessing
 import os
 import random
-import shutil
 import statistics
 import sys
 import tempfile
@@ -42,7 +41,6 @@ import traceback
 import types
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -124,9 +122,7 @@ def local(workload: str, place: Place, num_workers: int) -> tuple[Iterable, None
     return ours(workload, place.local, num_workers)[0], None
 
 
-def ours(
-    workload: str, url: str | Path, num_workers: int, **options: Any
-) -> tuple[Iterable, Callable[[], dict[str, Any]]]:
+def ours(workload: str, url: str | Path, num_workers: int, **options: Any) -> tuple[Iterable, Callable[[], Any]]:
     from dataflow import DataLoader, ElasticBatchSampler, open_dataset
     from dataflow.transforms import Cast, TransformedDataset
 
@@ -200,7 +196,7 @@ def webdataset(workload: str, place: Place, num_workers: int) -> tuple[Iterable,
 
     store = S3Store(_BUCKET, client_options={"allow_http": True})
     keys = [f"{place.key}/{path.name}" for path in sorted(place.local.glob("*.tar"))]
-    shards = obstore.sign(store, "GET", keys, timedelta(hours=1))
+    shards = obstore.sign(store, "GET", keys, dt.timedelta(hours=1))
 
     def restore(sample: dict[str, Any]) -> Any:
         return finish(workload, {name.split(".")[0]: value for name, value in sample.items() if name[0] != "_"})
@@ -496,7 +492,6 @@ def main() -> None:
         print(f"\nload at the end {', '.join(f'{one:.1f}' for one in os.getloadavg())}")
     if options.json:
         options.json.write_text(json.dumps(report, indent=1))
-    shutil.rmtree(scratch, ignore_errors=True)
 
 
 if __name__ == "__main__":
