@@ -1,8 +1,8 @@
 """Which blocks have been verified, known to a process and all that it forks.
 
 The workers of one loader need the same blocks, and at the same time. So a block is claimed before it is verified: who
-finds it claimed looks after others first, and verifies it only where nobody else has done so by then. Each of W workers
-by itself would verify all of them, which is most of what a first epoch costs.
+finds it claimed looks after others first, and verifies it only where nobody else has done so by then. By itself each of
+W workers would verify all of them.
 
 A table of hashes in anonymous shared memory, eight to a line, without a lock. A hash is written by one store; what is
 lost where two write to one place, or a line is full, is verified again, and so is what was claimed by a process that
