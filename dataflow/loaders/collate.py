@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate, chain, islice, pairwise
 from typing import Any, Protocol
@@ -39,7 +39,7 @@ from dataflow.observe.stages import stage
 from dataflow.transforms.epoch import reading_epoch
 from dataflow.transforms.ragged import RaggedColumn
 
-__all__ = ["Fetch", "Memory", "collate_into", "collate_into_slots"]
+__all__ = ["Fetch", "Memory", "collate_into", "collate_into_slots", "is_gathered", "size_bytes_of"]
 
 # A user may teach torch's default collate new types; then only torch's own code knows what comes out.
 _COLLATE_AS_SHIPPED = dict(default_collate_fn_map)
@@ -84,8 +84,7 @@ class Fetch:
         # Nothing here refers to this object, so it ends with its last user, and the dataset with it.
         collate = partial(_collate, collate_into(memory) if collate_fn is default_collate else collate_fn)
         self._torch = create_fetcher(kind, dataset, auto_collation, collate, drop_last)
-        is_native = kind == DatasetKind.Map and auto_collation and _gathers_columns(dataset)
-        is_native = is_native and _is_default_collate(collate_fn)
+        is_native = is_gathered(kind, dataset, auto_collation, collate_fn)
         self.sieve: Sieve | None = None
         self._make: Callable[[Any], Any] = self._torch.fetch
         if is_native:
@@ -106,7 +105,7 @@ class Fetch:
         with stage("fetch"), reading_epoch(self._epoch):
             return self._make(index)
 
-    def together(self, indices: Sequence[Sequence[int]]) -> list[Any]:
+    def together(self, indices: Sequence[Sequence[int] | npt.NDArray[np.int64]]) -> list[Any]:
         """Return several batches that are gathered at once.
 
         Raises:
@@ -114,7 +113,8 @@ class Fetch:
         """
         ends = [0, *accumulate(map(len, indices))]
         with stage("fetch"), reading_epoch(self._epoch):
-            columns = self._dataset.get_batch([*chain(*indices)], _allocator(self._memory, batches=len(indices)))
+            samples = np.concatenate(indices) if isinstance(indices[0], np.ndarray) else [*chain(*indices)]
+            columns = self._dataset.get_batch(samples, _allocator(self._memory, batches=len(indices)))
             with stage("collate"):
                 return [
                     {name: _as_collated(column[start:stop]) for name, column in columns.items()}
@@ -262,6 +262,18 @@ def _as_collated(column: npt.NDArray[Any] | list[Any] | RaggedColumn | Blobs) ->
         return torch.from_numpy(column)
     values = list(column)
     return default_collate(values) if values else values
+
+
+def is_gathered(kind: int, dataset: Any, auto_collation: bool, collate_fn: Callable[[Any], Any]) -> bool:
+    """Whether batches are the columns of a native dataset, which takes the numbers of samples as an array too."""
+    if kind != DatasetKind.Map or not auto_collation:
+        return False
+    return _gathers_columns(dataset) and _is_default_collate(collate_fn)
+
+
+def size_bytes_of(batch: Mapping[str, Any]) -> int:
+    """Return the size of the arrays of a batch of a native dataset."""
+    return sum(getattr(column, "nbytes", 0) for column in batch.values())
 
 
 def _gathers_columns(dataset: Any) -> bool:

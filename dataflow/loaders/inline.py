@@ -11,12 +11,11 @@ import contextlib
 import inspect
 import time
 from collections import deque
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import IterDataPipe, MapDataPipe, graph_settings
 
-from dataflow.loaders.collate import Fetch
+from dataflow.loaders.collate import Fetch, size_bytes_of
 from dataflow.loaders.iterators import LoaderIterator
 from dataflow.loaders.pace import MAX_BATCHES, Pace
 from dataflow.loaders.state import Ledger, is_elastic, is_stateful, snapshot_order
@@ -104,17 +103,12 @@ class InlineIterator(LoaderIterator):
             began_s = time.monotonic()
             with contextlib.suppress(Exception):  # one by one they tell which of them is to blame
                 self._made.extend(self._fetch.together([index for _, index in self._drawn]))
-                self._pace.made(len(self._made), time.monotonic() - began_s, sum(map(_size_bytes, self._made)))
+                self._pace.made(len(self._made), time.monotonic() - began_s, sum(map(size_bytes_of, self._made)))
 
     def _make(self, index: Any) -> Any:
         if not self._fetch.joins:
             return self._fetch(index)
         began_s = time.monotonic()
         batch = self._fetch(index)
-        self._pace.made(1, time.monotonic() - began_s, _size_bytes(batch))
+        self._pace.made(1, time.monotonic() - began_s, size_bytes_of(batch))
         return batch
-
-
-def _size_bytes(batch: Mapping[str, Any]) -> int:
-    """Return the size of the arrays of a batch of native data."""
-    return sum(getattr(column, "nbytes", 0) for column in batch.values())

@@ -16,7 +16,7 @@ from torch.utils.data import graph_settings
 
 from connectors.errors import BadInputError
 from dataflow.loaders.bad_samples import BadSample
-from dataflow.loaders.collate import Fetch
+from dataflow.loaders.collate import Fetch, is_gathered
 from dataflow.loaders.device import Staging
 from dataflow.loaders.foresight import Foresight, foresee
 from dataflow.loaders.recycling import Recycler, keep_freed_memory
@@ -68,6 +68,8 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         self._batch_size = loader.batch_size
         self._bad_samples = loader.bad_samples
         self._is_iterable = self._dataset_kind == DatasetKind.Iterable
+        is_native = is_gathered(self._dataset_kind, self._dataset, self._auto_collation, self._collate_fn)
+        self._takes_arrays = is_native and self._bad_samples is None
         self._staging = Staging.for_loader(loader.device, pins=self._pin_memory, pin_device=self._pin_memory_device)
 
     def __next__(self) -> Any:
@@ -105,7 +107,7 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
             order: What determines the order, if it had to be taken down before `indices` was made.
         """
         sampler, resume, self._ledger.resume = self._index_sampler, self._ledger.resume, None
-        self._sampler_iter = indices
+        self._sampler_iter = getattr(indices, "arrays", indices) if self._takes_arrays else indices
         if is_elastic(sampler):
             ahead = set() if resume is None else resume.ahead
             progress = Progress({}, self._base_seed, sampler.first_step, ahead, epoch=sampler.epoch)

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,10 @@ STATE_VERSION = 1
 # Own samples looked up at once, in the end: enough that numpy's cost per call vanishes, few enough for the L2 cache.
 # The first look is for one step and each next one for twice as many samples, so that no first batch waits for others.
 _LOOK_AHEAD_SAMPLES = 1 << 15
+
+
+# Sample numbers, or one list of them for each pack.
+_Units: TypeAlias = "npt.NDArray[np.int64] | list[list[int]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +147,7 @@ class ScheduleSampler(Sampler[list[Any]]):
     def __iter__(self) -> Iterator[list[Any]]:
         """Walk the next epoch."""
         self._run = self._next
-        return self._draw()
+        return _Walk(self._draw())
 
     @property
     def epoch(self) -> int:
@@ -281,7 +285,7 @@ class ScheduleSampler(Sampler[list[Any]]):
             return []
         return [(first, WeightedParts(weights)) for first, weights in found]
 
-    def _draw(self) -> Iterator[list[Any]]:
+    def _draw(self) -> Iterator[_Units]:
         run = self._run = self._next
         self._next = _Run(self.schedule, self._division, run.epoch + 1)
         window, inside = run.plan.enter(run.first.position) if run.first.position else (0, 0)
@@ -296,7 +300,7 @@ class ScheduleSampler(Sampler[list[Any]]):
             else:
                 window, inside = window + 1, 0
 
-    def _read(self, run: _Run, window: int, first: int) -> Iterator[list[Any]]:
+    def _read(self, run: _Run, window: int, first: int) -> Iterator[_Units]:
         """Yield this rank's part of each step of a window, from step `first` on, the next one to be drawn."""
         plan, drawn = run.plan, run.step - first
         steps = plan.window(window)
@@ -327,12 +331,26 @@ _MISFITS = {
 }
 
 
-def _look_up(plan: Epoch, waiting: list[tuple[GlobalBatch, npt.NDArray[np.int64]]]) -> Iterator[list[Any]]:
+class _Walk(Iterator[list[Any]]):
+    """The steps of an epoch, as lists.
+
+    Attributes:
+        arrays: The same steps for who takes samples as an array: int64, or still lists of lists where units are packs.
+    """
+
+    def __init__(self, steps: Iterator[_Units]) -> None:
+        self.arrays = steps
+
+    def __next__(self) -> list[Any]:
+        return _as_list(next(self.arrays))
+
+
+def _look_up(plan: Epoch, waiting: list[tuple[GlobalBatch, npt.NDArray[np.int64]]]) -> Iterator[_Units]:
     """Yield the samples of some parts, found by one call for all of them."""
     if not waiting:
         return
     positions = [batch.positions_of(units) for batch, units in waiting]
-    samples = plan.order.at(np.concatenate(positions)).tolist()
+    samples = plan.order.at(np.concatenate(positions))
     end = 0
     for (batch, units), own in zip(waiting, positions, strict=True):
         begin, end = end, end + len(own)
@@ -340,14 +358,18 @@ def _look_up(plan: Epoch, waiting: list[tuple[GlobalBatch, npt.NDArray[np.int64]
 
 
 def _units_of(batch: GlobalBatch, units: npt.NDArray[np.int64]) -> list[Any]:
-    return _pack(batch, units, batch.order.at(batch.positions_of(units)).tolist())
+    return _as_list(_pack(batch, units, batch.order.at(batch.positions_of(units))))
 
 
-def _pack(batch: GlobalBatch, units: npt.NDArray[np.int64], samples: list[int]) -> list[Any]:
+def _pack(batch: GlobalBatch, units: npt.NDArray[np.int64], samples: npt.NDArray[np.int64]) -> _Units:
     if batch.unit_starts is None:
         return samples
     ends = np.cumsum(np.diff(batch.unit_starts)[units]).tolist()
-    return [samples[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+    return [samples[begin:end].tolist() for begin, end in zip([0, *ends], ends, strict=False)]
+
+
+def _as_list(units: _Units) -> list[Any]:
+    return units.tolist() if isinstance(units, np.ndarray) else units
 
 
 def _find_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from itertools import chain, repeat
 from typing import Any, TypeAlias
 
 from dataflow.loaders.bad_samples import BadSample
-from dataflow.loaders.collate import Fetch
+from dataflow.loaders.collate import Fetch, size_bytes_of
 from dataflow.loaders.pace import Pace
 from dataflow.loaders.parallelism import parallelism_kept, use_one_thread
 from dataflow.loaders.torch_private import JOIN_TIMEOUT_S, ExceptionWrapper
@@ -218,7 +218,7 @@ class _Maker:
 
     def _look(self, first: Order, batches: list[dict[str, Any]]) -> list[int]:
         """Return the sizes of batches that could be gathered together, after adapting the pace to them."""
-        sizes = [sum(getattr(column, "nbytes", 0) for column in batch.values()) for batch in batches]
+        sizes = [*map(size_bytes_of, batches)]
         self.pace.made(len(batches), time.monotonic() - first.begun_s, sum(sizes))
         return sizes
 

@@ -14,9 +14,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import accumulate, pairwise, repeat
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch.utils.data import IterDataPipe, graph_settings
 
@@ -130,7 +131,7 @@ def encode_order(order: Order) -> bytes:
     """Turn an order into a message. Plain tuples are pickled twice as fast as named ones."""
     if isinstance(order, BeginEpoch):
         return pickle.dumps((True, *order), 5)
-    return pickle.dumps((False, order.epoch, order.numbers, order.indices, *order.notices), 5)
+    return pickle.dumps((False, order.epoch, order.numbers, _joined(order.indices), *order.notices), 5)
 
 
 def decode_order(message: bytes) -> Order:
@@ -139,7 +140,21 @@ def decode_order(message: bytes) -> Order:
     if begins:
         return BeginEpoch(*fields)
     epoch, numbers, indices, returned, retired = fields
-    return Tasks(epoch, numbers, indices, Notices(returned, retired))
+    return Tasks(epoch, numbers, _parted(indices), Notices(returned, retired))
+
+
+def _joined(indices: list[Any]) -> list[Any] | tuple[Any, list[int]]:
+    """Make one array of several, which is pickled faster, and say where each of them ends."""
+    if not all(type(index) is np.ndarray and index.dtype == np.int64 and index.ndim == 1 for index in indices):
+        return indices
+    return np.concatenate(indices), [*accumulate(map(len, indices))]
+
+
+def _parted(indices: list[Any] | tuple[Any, list[int]]) -> list[Any]:
+    if isinstance(indices, list):
+        return indices
+    samples, ends = indices
+    return [samples[start:end] for start, end in pairwise([0, *ends])]
 
 
 class Status:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from connectors.errors import BadInputError
+from dataflow.index.finder import BlockFinder
 from dataflow.order.feistel import MAX_ELEMENTS, Permutation
 
 __all__ = ["BlockOrder", "FullOrder", "Order", "SequentialOrder"]
@@ -144,7 +145,8 @@ class BlockOrder(_Positions):
         dealt = Permutation(seed, epoch, "rows").apply(place, self._num_groups, deal)
         self._deals = dealt.reshape(num_deals, self._num_groups)
         self._group_ends = np.cumsum(self._group_sizes())
-        self._opened = _Groups(*(np.empty(0, dtype=np.int64) for _ in range(6)))
+        none = np.empty(0, dtype=np.int64)
+        self._opened = _Groups(none, none, none, none, BlockFinder(np.zeros(1, dtype=np.int64)), none)
 
     def at(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """See `Order.at`."""
@@ -155,8 +157,7 @@ class BlockOrder(_Positions):
         ends = opened.window_ends[window]
         starts = np.where(window > 0, opened.window_ends[window - 1], 0)
         inside = starts + self._samples.apply(positions - starts, ends - starts, opened.windows[window])
-        # `right` steps over the empty blocks, whose end is that of the block before them.
-        return np.asarray(inside + opened.shift[np.searchsorted(opened.block_ends, inside, side="right")])
+        return np.asarray(inside + opened.shift[opened.blocks.find(inside)])
 
     def _group_sizes(self) -> npt.NDArray[np.int64]:
         """Return the number of samples of each group."""
@@ -192,8 +193,8 @@ class BlockOrder(_Positions):
         group, count = np.repeat(groups, counts), np.repeat(counts, counts)
         row = self._blocks.apply(np.arange(len(group)) - np.repeat(firsts, counts), count, group)
         block = self._block_of(group, row)
-        block_ends = np.cumsum(self._first_sample[block + 1] - self._first_sample[block])
-        block_starts = np.concatenate([[0], block_ends])
+        sizes = self._first_sample[block + 1] - self._first_sample[block]
+        block_starts = np.concatenate([[0], np.cumsum(sizes)])
         turn = np.arange(1, self._windows_per_group + 1, dtype=np.int64)
         window_lasts = firsts[:, None] + turn * counts[:, None] // self._windows_per_group
         return _Groups(
@@ -201,7 +202,7 @@ class BlockOrder(_Positions):
             lead=block_starts[firsts] - np.concatenate([[0], self._group_ends])[groups],
             windows=(groups[:, None] * self._windows_per_group + turn - 1).ravel(),
             window_ends=block_starts[window_lasts].ravel(),
-            block_ends=block_ends,
+            blocks=BlockFinder(block_starts),
             shift=self._first_sample[block] - block_starts[:-1],
         )
 
@@ -214,7 +215,7 @@ class _Groups(NamedTuple):
         lead: By group: what leads from a position of the order to a place.
         windows: The number of each window in the order.
         window_ends: The place behind each window.
-        block_ends: The place behind each block.
+        blocks: Finds the block of a place.
         shift: By block: what leads from a place inside it to a sample number.
     """
 
@@ -222,7 +223,7 @@ class _Groups(NamedTuple):
     lead: npt.NDArray[np.int64]
     windows: npt.NDArray[np.int64]
     window_ends: npt.NDArray[np.int64]
-    block_ends: npt.NDArray[np.int64]
+    blocks: BlockFinder
     shift: npt.NDArray[np.int64]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -116,7 +117,15 @@ class EqualParts:
         self, batch: GlobalBatch, num_units: int, num_parts: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """See `Division`."""
-        return np.arange(num_units, dtype=np.int64), part_starts(num_units, num_parts)
+        return _equal_parts(num_units, num_parts)
+
+
+# Nearly all batches of an epoch have the same size.
+@lru_cache(maxsize=2)
+def _equal_parts(num_units: int, num_parts: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    units, starts = np.arange(num_units, dtype=np.int64), part_starts(num_units, num_parts)
+    units.flags.writeable = starts.flags.writeable = False
+    return units, starts
 
 
 @dataclass(frozen=True, slots=True)
