@@ -145,9 +145,9 @@ def decode_order(message: bytes) -> Order:
 
 def _joined(indices: list[Any]) -> list[Any] | tuple[Any, list[int]]:
     """Make one array of several, which is pickled faster, and say where each of them ends."""
-    if not all(type(index) is np.ndarray and index.dtype == np.int64 and index.ndim == 1 for index in indices):
-        return indices
-    return np.concatenate(indices), [*accumulate(map(len, indices))]
+    if indices and all(type(one) is np.ndarray and one.dtype == np.int64 and one.ndim == 1 for one in indices):
+        return np.concatenate(indices), [*accumulate(map(len, indices))]
+    return indices
 
 
 def _parted(indices: list[Any] | tuple[Any, list[int]]) -> list[Any]:

@@ -191,7 +191,7 @@ class BlockOrder(_Positions):
         counts = num_rows - (self._block_of(groups, np.full_like(groups, num_rows - 1)) >= num_blocks)
         firsts = np.cumsum(counts) - counts
         group, count = np.repeat(groups, counts), np.repeat(counts, counts)
-        row = self._blocks.apply(np.arange(len(group)) - np.repeat(firsts, counts), count, group)
+        row = self._blocks.apply(np.arange(len(group)) - np.repeat(firsts, counts), _only(count), _only(group))
         block = self._block_of(group, row)
         sizes = self._first_sample[block + 1] - self._first_sample[block]
         block_starts = np.concatenate([[0], np.cumsum(sizes)])

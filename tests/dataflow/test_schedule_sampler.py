@@ -271,3 +271,11 @@ def test_averaging_weighted_gradients_equals_the_gradient_of_the_global_batch() 
         parts = [sampler.part_at(step) for sampler in ranks]
         mean = sum(gradient(p.units[: len(p.units) - p.num_padding], p.gradient_weight) for p in parts) / 3
         assert np.allclose(mean, gradient(whole, 1.0), atol=1e-12)
+
+
+def test_an_iterator_gives_its_steps_as_arrays_too() -> None:
+    (one,), (other,) = samplers(1), samplers(1)
+    arrays = list(iter(one).arrays)
+    assert {part.dtype for part in arrays} == {np.dtype(np.int64)}
+    assert [part.tolist() for part in arrays] == list(other)
+    assert one.state_dict() == other.state_dict()

@@ -5,10 +5,13 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataflow.loaders import DataLoader, ScheduleSampler
+from dataflow.loaders import DataLoader, ElasticBatchSampler, ScheduleSampler
+from dataflow.loaders.slots import Notices
+from dataflow.loaders.workers import Tasks, decode_order, encode_order
 from dataflow.order import Filtered, Mixture, PackedBatches, Schedule, Selection, Shuffle
 
 LENGTHS = np.random.default_rng(0).integers(1, 60, 300)
@@ -54,3 +57,41 @@ def test_any_number_of_workers_and_ranks_goes_on_with_the_same_batches(stops: li
         found += some
     assert found == expected[: len(found)]
     assert len(found) == min(sum(steps for _, _, steps in stops), len(expected))
+
+
+class TypeNames:
+    """A sample is the name of the type of its number."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, number: int) -> str:
+        return type(number).__name__
+
+
+@pytest.mark.parametrize(("num_workers", "workers"), [(0, "process"), (1, "process"), (1, "thread")])
+def test_datasets_that_are_not_native_are_asked_for_plain_integers(num_workers: int, workers: Any) -> None:
+    sampler = ElasticBatchSampler(TypeNames(), 4, rank=0, world_size=1)
+    loader = DataLoader(TypeNames(), batch_sampler=sampler, num_workers=num_workers, workers=workers)
+    assert [name for batch in loader for name in batch] == ["int"] * 10
+
+
+@pytest.mark.parametrize(
+    "indices",
+    [
+        [np.array([3, 1]), np.array([], np.int64), np.array([2])],
+        [np.array([3, 1], np.uint8), np.array([2], np.uint8)],
+        [np.array([3, 1]), np.array([2.5])],
+        [np.array([[3, 1], [4, 5]])],
+        [np.array([3, 1]), [2]],
+        [3, "a", None, slice(4)],
+        [],
+    ],
+    ids=str,
+)
+def test_what_tasks_say_is_in_batches_arrives_as_it_was(indices: list[Any]) -> None:
+    sent = Tasks(1, list(range(len(indices))), indices, Notices([5], [6]))
+    found = decode_order(encode_order(sent))
+    assert isinstance(found, Tasks)
+    assert list(map(repr, found.indices)) == list(map(repr, indices))
+    assert found._replace(indices=indices) == sent
