@@ -6,6 +6,8 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import chain
 
+from cache.policy.victims import first_enough
+
 __all__ = ["DropBehind"]
 
 
@@ -18,16 +20,7 @@ class DropBehind:
 
     def admit(self, key: bytes, size_bytes: int, *, free_bytes: int, free_blocks: int) -> list[bytes] | None:
         """Displace what was hit, the first one first, and nothing that still waits for its reader."""
-        victims = []
-        candidates = iter(self._read)
-        while size_bytes > free_bytes or free_blocks < 1:
-            candidate = next(candidates, None)
-            if candidate is None:
-                return None
-            victims.append(candidate)
-            free_bytes += self._sizes[candidate]
-            free_blocks += 1
-        return victims
+        return first_enough(self._read, self._sizes, size_bytes, free_bytes=free_bytes, free_blocks=free_blocks)
 
     def insert(self, key: bytes, size_bytes: int) -> None:
         """See `Policy.insert`."""

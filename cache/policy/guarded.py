@@ -16,6 +16,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from cache.policy.protocol import Policy
+from cache.policy.victims import first_enough
 
 __all__ = ["Account", "Guarded"]
 
@@ -182,13 +183,10 @@ class Guarded:
         free_blocks += len(chosen)
         if pinned:
             others = (victim for victim in policy.leaving() if victim not in victims)
-            while size_bytes > free_bytes or free_blocks < 1:
-                victim = next(others, None)
-                if victim is None:
-                    return False
-                victims[victim] = None
-                free_bytes += self._sizes[victim]
-                free_blocks += 1
+            more = first_enough(others, self._sizes, size_bytes, free_bytes=free_bytes, free_blocks=free_blocks)
+            if more is None:
+                return False
+            victims.update(dict.fromkeys(more))
             return True
         # What the policy names again makes room only once.
         left = set(chosen)

@@ -12,8 +12,11 @@ written.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import takewhile
 
 from sortedcontainers import SortedDict
+
+from cache.policy.victims import first_enough
 
 __all__ = ["KeptSet"]
 
@@ -26,19 +29,9 @@ class KeptSet:
 
     def admit(self, key: bytes, size_bytes: int, *, free_bytes: int, free_blocks: int) -> list[bytes] | None:
         """Displace the highest keys, as few as needed, but none below `key`."""
-        if size_bytes <= free_bytes and free_blocks >= 1:
-            return []
-        victims = []
         # Ends once `size_bytes` are together, so the steps are bounded also where the answer is no.
-        for candidate in reversed(self._sizes):
-            if candidate < key:
-                return None
-            victims.append(candidate)
-            free_bytes += self._sizes[candidate]
-            free_blocks += 1
-            if size_bytes <= free_bytes and free_blocks >= 1:
-                return victims
-        return None
+        higher = takewhile(lambda candidate: candidate >= key, reversed(self._sizes))
+        return first_enough(higher, self._sizes, size_bytes, free_bytes=free_bytes, free_blocks=free_blocks)
 
     def insert(self, key: bytes, size_bytes: int) -> None:
         """See `Policy.insert`."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 
+from cache.policy.victims import first_enough
+
 __all__ = ["Lru"]
 
 
@@ -16,16 +18,7 @@ class Lru:
 
     def admit(self, key: bytes, size_bytes: int, *, free_bytes: int, free_blocks: int) -> list[bytes] | None:
         """Displace the blocks not used for longest; only what could never fit is turned away."""
-        victims = []
-        candidates = iter(self._sizes.items())
-        while size_bytes > free_bytes or free_blocks < 1:
-            oldest = next(candidates, None)
-            if oldest is None:
-                return None
-            victims.append(oldest[0])
-            free_bytes += oldest[1]
-            free_blocks += 1
-        return victims
+        return first_enough(self._sizes, self._sizes, size_bytes, free_bytes=free_bytes, free_blocks=free_blocks)
 
     def insert(self, key: bytes, size_bytes: int) -> None:
         """See `Policy.insert`."""

@@ -8,9 +8,12 @@ algorithms for a virtual-storage computer", IBM Systems Journal 5(2), 1966). Wha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import takewhile
 from typing import Literal, TypeAlias
 
 from sortedcontainers import SortedList
+
+from cache.policy.victims import first_enough
 
 __all__ = ["NextUse"]
 
@@ -39,19 +42,9 @@ class NextUse:
 
     def admit(self, key: bytes, size_bytes: int, *, free_bytes: int, free_blocks: int) -> list[bytes] | None:
         """Displace those wanted last, as few as needed, but none that is wanted before `key`."""
-        if size_bytes <= free_bytes and free_blocks >= 1:
-            return []
         own = self._rank(key)
-        victims = []
-        for rank in reversed(self._order):
-            if rank < own:
-                return None
-            victims.append(rank[2])
-            free_bytes += self._sizes[rank[2]]
-            free_blocks += 1
-            if size_bytes <= free_bytes and free_blocks >= 1:
-                return victims
-        return None
+        later = (rank[2] for rank in takewhile(lambda rank: rank >= own, reversed(self._order)))
+        return first_enough(later, self._sizes, size_bytes, free_bytes=free_bytes, free_blocks=free_blocks)
 
     def insert(self, key: bytes, size_bytes: int) -> None:
         """See `Policy.insert`."""
