@@ -223,11 +223,8 @@ class Ledger:
 
         None: it is not here, or is leaving, and then its space is the reservation's affair. Else `end_removal` follows.
         """
-        length = self._lengths.pop(key, None)
-        if length is None or key in self._busy:
-            return None
-        self._policy.remove(key)
-        self._busy.add(key)
+        length = self.begin_eviction(key)
+        self.hide(key)
         return length
 
     def end_removal(self, key: bytes, length: int, *, removed: bool) -> None:

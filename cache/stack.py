@@ -16,6 +16,7 @@ import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from cache.handle import Block, Handle
@@ -129,14 +130,7 @@ class Stack:
     async def resize(self, name: str, limits: Sequence[tuple[int, int]]) -> bool:
         """Give each place of a tier new limits, in bytes and blocks; what leaves is offered below."""
         number = next(number for number, level in enumerate(self.levels) if level.name == name)
-        below = self._levels[number + 1 :]
-
-        def wanted(key: bytes, length: int) -> bool:
-            return any(lower.wants(key, length) for lower in below)
-
-        def pass_on(victim: Block) -> None:
-            self._offer(victim, number + 1, len(self._levels))
-
+        wanted, pass_on = partial(self._wanted_below, number), partial(self._pass_on, number)
         done = True
         for tier, (capacity_bytes, capacity_blocks) in zip(self.levels[number].members, limits, strict=True):
             await tier.scanned()
@@ -174,7 +168,7 @@ class Stack:
                 if evicted is None:
                     continue
                 for victim in evicted:
-                    self._offer(victim, level + 1, len(self._levels))
+                    self._pass_on(level, victim)
                 return True
             reservation = tier.ledger.reserve(block.key, block.length)
             if reservation is not None:
@@ -189,15 +183,15 @@ class Stack:
                 tier.ledger.counters.refused += 1
         return False
 
+    def _wanted_below(self, level: int, key: bytes, length: int) -> bool:
+        return any(lower.wants(key, length) for lower in self._levels[level + 1 :])
+
+    def _pass_on(self, level: int, victim: Block) -> None:
+        """Offer what leaves a level to those below it."""
+        self._offer(victim, level + 1, len(self._levels))
+
     async def _store(self, block: Block, level: int, tier: Tier, reservation: Reservation) -> None:
-        below = self._levels[level + 1 :]
-
-        def wanted(key: bytes, length: int) -> bool:
-            return any(lower.wants(key, length) for lower in below)
-
-        def pass_on(victim: Block) -> None:
-            self._offer(victim, level + 1, len(self._levels))
-
+        wanted, pass_on = partial(self._wanted_below, level), partial(self._pass_on, level)
         stored = False
         try:
             stored = await tier.store(block, reservation, wanted=wanted, pass_on=pass_on)
