@@ -44,8 +44,17 @@ _SAME_STORE = {
     "s3a": "s3",
     "ssh": "sftp",
     "tosfs": "tos",
+    "webhdfs": "hdfs",
 }
-_DEFAULT_PORT = re.compile(r":(80|443)?$")
+# Where a host is named, the ports that mean no other store than none would, and whose account is used does not matter.
+# A name node answers each of its protocols at another port, and those are often changed.
+_PORTS = {
+    "ftp": re.compile(r":(21)?$"),
+    "hdfs": re.compile(r":\d*$"),
+    "https": re.compile(r":(80|443)?$"),
+    "sftp": re.compile(r":(22)?$"),
+    "smb": re.compile(r":(445)?$"),
+}
 _MAX_REMEMBERED = 1024
 
 
@@ -210,8 +219,8 @@ def _spelling(uri: str) -> str:
     authority, slash, key = rest.partition("/")
     if scheme == "az":
         authority = authority.partition("@")[0]  # container@account
-    elif scheme == "https":
-        authority = _DEFAULT_PORT.sub("", authority.rpartition("@")[2]).rstrip(".")
+    elif scheme in _PORTS:
+        authority = _PORTS[scheme].sub("", authority.rpartition("@")[2]).rstrip(".")
     return f"{scheme}://{authority.lower()}{slash}{key}"
 
 

@@ -71,6 +71,12 @@ def test_another_spelling_of_a_name_opens_nothing(uri):
         ("https://host/private", "http://HOST.:80/private/x"),
         ("http://host/private", "https://somebody@host:443/private/x"),
         ("http://host:8080/private", "https://host:8080/private/x"),
+        ("hdfs://node:8020/private", "webhdfs://node:9870/private/x"),
+        ("webhdfs://node/private", "hdfs://somebody@NODE.:8020/private/x"),
+        ("sftp://host/private", "ssh://somebody@host:22/private/x"),
+        ("sftp://somebody@host:2222/private", "sftp://host:2222/private/x"),
+        ("ftp://host/private", "ftp://somebody@host:21/private/x"),
+        ("smb://host/share", "smb://somebody@host:445/share/x"),
     ],
 )
 def test_another_scheme_or_spelling_of_the_same_store_opens_nothing(rule, uri):
