@@ -18,8 +18,9 @@ from dataflow.loaders.bad_samples import BadSamples, Rejects
 from dataflow.loaders.collate import _gathers_columns
 from dataflow.loaders.generators import generators_kept
 from dataflow.loaders.inline import InlineIterator
+from dataflow.loaders.order_state import is_elastic, sampler_parts
 from dataflow.loaders.process_iterator import ProcessIterator
-from dataflow.loaders.state import Ledger, is_elastic, load_state, make_state, sampler_parts
+from dataflow.loaders.state import Ledger, load_state, make_state
 from dataflow.loaders.stats import LoaderStats
 from dataflow.loaders.thread_iterator import ThreadIterator
 from dataflow.loaders.torch_private import DatasetKind, dataset_kind, index_sampler

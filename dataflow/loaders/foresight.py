@@ -20,9 +20,9 @@ from cache.block_table import MAX_TABLE_BLOCKS
 from cache.reader import TakesPlans
 from dataflow.index import Index
 from dataflow.loaders.announcer import Announcer, Step
+from dataflow.loaders.order_state import is_elastic
 from dataflow.loaders.rehearsal import RehearsedForesight, Setting
 from dataflow.loaders.schedule_sampler import ScheduleSampler
-from dataflow.loaders.state import is_elastic
 from dataflow.order import Place, divide
 
 if TYPE_CHECKING:

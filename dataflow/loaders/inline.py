@@ -17,8 +17,9 @@ from torch.utils.data import IterDataPipe, MapDataPipe, graph_settings
 
 from dataflow.loaders.collate import Fetch, size_bytes_of
 from dataflow.loaders.iterators import LoaderIterator
+from dataflow.loaders.order_state import is_elastic, is_stateful, snapshot_order
 from dataflow.loaders.pace import MAX_BATCHES, Pace
-from dataflow.loaders.state import Ledger, is_elastic, is_stateful, snapshot_order
+from dataflow.loaders.state import Ledger
 from dataflow.loaders.torch_private import index_sampler
 
 if TYPE_CHECKING:

@@ -19,11 +19,7 @@ from dataflow.loaders.bad_samples import BadSample
 from dataflow.loaders.collate import Fetch, is_gathered
 from dataflow.loaders.device import Staging
 from dataflow.loaders.foresight import Foresight, foresee
-from dataflow.loaders.recycling import Recycler, keep_freed_memory
-from dataflow.loaders.rehearsal import INLINE_OPENING, REOPENING, Setting
-from dataflow.loaders.state import (
-    Ledger,
-    Progress,
+from dataflow.loaders.order_state import (
     draws_unseen,
     is_elastic,
     restore_order,
@@ -31,6 +27,9 @@ from dataflow.loaders.state import (
     sampler_length,
     snapshot_order,
 )
+from dataflow.loaders.recycling import Recycler, keep_freed_memory
+from dataflow.loaders.rehearsal import INLINE_OPENING, REOPENING, Setting
+from dataflow.loaders.state import Ledger, Progress
 from dataflow.loaders.torch_private import BaseIterator, DatasetKind, index_sampler, profiler_is_on
 
 if TYPE_CHECKING:

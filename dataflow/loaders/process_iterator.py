@@ -26,10 +26,11 @@ from dataflow.loaders.ahead import AheadIterator
 from dataflow.loaders.crew import Crew, Death, Worker
 from dataflow.loaders.depth import MAX_DEPTH, Depth
 from dataflow.loaders.generators import GeneratorStates
+from dataflow.loaders.order_state import snapshot_order
 from dataflow.loaders.packing import unpack
 from dataflow.loaders.rehearsal import REOPENING
 from dataflow.loaders.slots import HELD_SLOTS, Leases
-from dataflow.loaders.state import Ledger, snapshot_order
+from dataflow.loaders.state import Ledger
 from dataflow.loaders.torch_private import interpreter_is_leaving, sharding_init_fn
 from dataflow.loaders.workers import BeginEpoch, Job, Made, Result, Status, Tasks
 

@@ -39,7 +39,7 @@ from torch.utils.data.distributed import DistributedSampler
 from connectors.errors import BadInputError
 from dataflow.loaders.announcer import Announcer, Step
 from dataflow.loaders.generators import GeneratorStates, generators_kept
-from dataflow.loaders.state import sampler_parts
+from dataflow.loaders.order_state import sampler_parts
 
 if TYPE_CHECKING:
     from dataflow.dataset import Dataset

@@ -11,48 +11,32 @@ States are JSON, except for what foreign samplers and datasets put into theirs.
 
 from __future__ import annotations
 
-import base64
 import copy
 import operator
-import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch.utils.data import (
-    BatchSampler,
-    RandomSampler,
-    SequentialSampler,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
-)
-from torch.utils.data.distributed import DistributedSampler
-
 from connectors.errors import BadInputError
 from dataflow.loaders.bad_samples import Rejects
+from dataflow.loaders.order_state import (
+    check_generators,
+    check_order,
+    is_elastic,
+    load_samplers,
+    raise_unknown,
+    sampler_length,
+    sampler_parts,
+    snapshot_order,
+)
 from dataflow.loaders.stats import Meter
-from dataflow.loaders.torch_private import DatasetKind, ExceptionWrapper, dataset_kind, index_sampler
+from dataflow.loaders.torch_private import DatasetKind, dataset_kind, index_sampler
 
 if TYPE_CHECKING:
     from dataflow.loaders.dataloader import DataLoader
     from dataflow.loaders.foresight import Foresight
 
-__all__ = [
-    "Ledger",
-    "Progress",
-    "is_elastic",
-    "is_stateful",
-    "load_state",
-    "make_state",
-    "read_state",
-    "restore_order",
-    "sampler_epoch",
-    "sampler_length",
-    "sampler_parts",
-    "snapshot_order",
-]
+__all__ = ["STATE_VERSION", "Ledger", "Progress", "load_state", "make_state", "read_state"]
 
 STATE_VERSION = 1
 
@@ -100,14 +84,14 @@ class Progress:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what a state keeps of it."""
-        _raise_unknown(part.get("state") for part in self.order["parts"])
+        raise_unknown(part.get("state") for part in self.order["parts"])
         state = {"order": self.order, "base_seed": self.base_seed, "batches": self.batches, "ahead": sorted(self.ahead)}
         state["epoch"] = self.epoch
         if self.shared_seed is not None:
             state["shared_seed"] = self.shared_seed
         if self.shards:
             states = self.shard_states if self.live_state is None else [self.live_state()]
-            _raise_unknown(states)
+            raise_unknown(states)
             state |= {"shards": self.shards, "shard_states": states, "next_shard": self.next_shard}
         return copy.deepcopy(state)
 
@@ -151,30 +135,6 @@ class Ledger:
     rejects: Rejects | None = None
 
 
-def is_elastic(sampler: Any) -> bool:
-    """Whether a sampler can be asked for the state after any number of steps."""
-    return hasattr(sampler, "state_at")
-
-
-def is_stateful(dataset: Any) -> bool:
-    """Whether an object keeps its own state."""
-    return hasattr(dataset, "state_dict") and hasattr(dataset, "load_state_dict")
-
-
-def sampler_epoch(sampler: Any, default: int) -> int:
-    """Return the epoch that a sampler, or one that it wraps, was set to by `set_epoch`, as torch's distributed one."""
-    epochs = (getattr(part, "epoch", None) for part in sampler_parts(sampler) if hasattr(part, "set_epoch"))
-    return next((epoch for epoch in epochs if isinstance(epoch, int)), default)
-
-
-def sampler_length(sampler: Any) -> int | None:
-    """Return the number of batches of an epoch, if the sampler knows it."""
-    try:
-        return len(sampler)
-    except Exception:  # whatever it raises is allowed by torch, as long as nobody asks for the loader's length
-        return None
-
-
 def make_state(loader: DataLoader[Any], ledger: Ledger) -> dict[str, Any]:
     """Return where a loader stands."""
     state, sampler = _identity(loader), index_sampler(loader)
@@ -184,7 +144,7 @@ def make_state(loader: DataLoader[Any], ledger: Ledger) -> dict[str, Any]:
     if not is_elastic(sampler):
         if progress is None:
             order = snapshot_order(loader, between_epochs=True)
-            _raise_unknown(part.get("state") for part in order["parts"])
+            raise_unknown(part.get("state") for part in order["parts"])
             return {**state, "epoch": None, "next_epoch": ledger.next_epoch, "order": order}
         return {**state, "epoch": progress.as_dict()}
     if progress is None or sampler.epoch != progress.epoch:  # set_epoch() has moved it on
@@ -215,10 +175,10 @@ def load_state(loader: DataLoader[Any], state: Any) -> Progress | None:
             sampler.load_state_dict(state["sampler"])
             return Progress(order={}, base_seed=0, ahead=ahead) if ahead else None
         progress, order = read_state(state)
-        _check_order(loader, order)
+        check_order(loader, order)
         if progress is not None:
             _check_place(loader, progress)
-        _load_samplers(loader, order, generators=progress is None)
+        load_samplers(loader, order, generators=progress is None)
     except BadInputError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -242,28 +202,6 @@ def read_state(state: Mapping[str, Any]) -> tuple[Progress | None, dict[str, Any
     return progress, {**order, "parts": [{**part} for part in order["parts"]]}
 
 
-def _check_order(loader: DataLoader[Any], order: Mapping[str, Any]) -> None:
-    """Try on other generators what is put back into the loader's when an epoch goes on, so that damage is found now.
-
-    Raises:
-        Exception: There is damage.
-    """
-    for part, snapshot in zip(sampler_parts(index_sampler(loader)), order["parts"], strict=True):
-        operator.index({"epoch": 0, **snapshot}["epoch"])
-        if "epoch" in snapshot and not hasattr(part, "set_epoch"):
-            raise ValueError("a sampler without epochs has one")
-        if "generator" in snapshot:
-            _try_generator(_generator(part), snapshot["generator"])
-    if "generator" in order:
-        _try_generator(loader.generator, order["generator"])
-    _restore_generators(order, torch.Generator(), random.Random(), np.random.RandomState())
-
-
-def _try_generator(generator: torch.Generator | None, text: str) -> None:
-    if generator is not None:
-        torch.Generator(generator.device).set_state(_decode_tensor(text))
-
-
 def _check_place(loader: DataLoader[Any], progress: Progress) -> None:
     """Refuse a place in an epoch of another order, or of a stream that is dealt out otherwise."""
     if len(progress.shards) not in (0, loader.num_stream_readers):
@@ -272,13 +210,7 @@ def _check_place(loader: DataLoader[Any], progress: Progress) -> None:
             f"{loader.num_stream_readers}: an iterable dataset is dealt out by worker, so only the same number of them "
             "goes on with the same samples"
         )
-    for part, snapshot in zip(sampler_parts(index_sampler(loader)), progress.order["parts"], strict=True):
-        if type(part) in _TORCH_RANDOM and ("generator" in snapshot) != (_generator(part) is not None):
-            raise BadInputError(
-                f"the loader state was saved in an epoch whose {type(part).__qualname__} "
-                f"{'had' if 'generator' in snapshot else 'lacked'} a generator of its own, unlike this loader's: it "
-                "would go on with other batches; build the loader as it was"
-            )
+    check_generators(loader, progress.order)
 
 
 def _identity(loader: DataLoader[Any]) -> dict[str, Any]:
@@ -300,122 +232,3 @@ def _describe(state: Any) -> str:
     if isinstance(state, Mapping):
         return f"a mapping with the keys {', '.join(sorted(map(str, state))[:8]) or '(none)'}"
     return f"a {type(state).__qualname__}"
-
-
-def sampler_parts(sampler: Any) -> list[Any]:
-    """Return a sampler and those that it wraps, from outside in."""
-    parts: list[Any] = []
-    while sampler is not None and len(parts) < 8:
-        parts.append(sampler)
-        # A sampler may be an array, or have no length, so nobody asks whether it is true.
-        inner = getattr(sampler, "sampler", None)
-        sampler = getattr(sampler, "batch_sampler", None) if inner is None else inner
-    return parts
-
-
-# These draw nothing, or from a generator of their own that is seeded by the epoch.
-_DETERMINISTIC = (BatchSampler, SequentialSampler, DistributedSampler, list, tuple, range)
-_TORCH_RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
-
-
-def draws_unseen(sampler: Any) -> bool:
-    """Whether nobody can tell how early a sampler is drawn from: it is ours, or torch's own."""
-    known = (*_DETERMINISTIC, *_TORCH_RANDOM)
-    return is_elastic(sampler) or all(type(part) in known for part in sampler_parts(sampler))
-
-
-def snapshot_order(loader: DataLoader[Any], *, between_epochs: bool = False) -> dict[str, Any]:
-    """Take down all that the order of an epoch depends on. Call it just before the sampler draws its first index.
-
-    Between epochs the process's own generators are left out: who knows what the caller does with them until then.
-    """
-    parts = sampler_parts(index_sampler(loader))
-    order: dict[str, Any] = {"parts": [_snapshot_part(part) for part in parts]}
-    if loader.generator is not None:
-        order["generator"] = _encode(loader.generator.get_state())
-    if between_epochs:
-        return order
-    foreign = any(type(part) not in (*_DETERMINISTIC, *_TORCH_RANDOM) for part in parts)
-    if dataset_kind(loader) == DatasetKind.Iterable:
-        foreign = not loader.has_worker_processes
-    if foreign or any(type(part) in _TORCH_RANDOM and part.generator is None for part in parts):
-        order["torch"] = _encode(torch.get_rng_state())
-    if foreign:
-        version, internal, gauss = random.getstate()
-        order["python"] = [version, _encode(np.array(internal, np.uint32)), gauss]
-        _, keys, *rest = np.random.get_state()
-        order["numpy"] = [_encode(keys), *rest]
-    return order
-
-
-def _snapshot_part(part: Any) -> dict[str, Any]:
-    snapshot: dict[str, Any] = {}
-    if (generator := _generator(part)) is not None:
-        snapshot["generator"] = _encode(generator.get_state())
-    if isinstance(epoch := getattr(part, "epoch", None), int) and hasattr(part, "set_epoch"):
-        snapshot["epoch"] = epoch
-    if is_stateful(part):
-        try:
-            snapshot["state"] = copy.deepcopy(part.state_dict())
-        except Exception:  # is raised where somebody asks for the loader's state
-            snapshot["state"] = ExceptionWrapper(where="in a sampler")
-    return snapshot
-
-
-def _raise_unknown(states: Iterable[Any]) -> None:
-    """Raise the exception that stands in the place of a state."""
-    for state in states:
-        if isinstance(state, ExceptionWrapper):
-            state.reraise()
-
-
-def _generator(part: Any) -> torch.Generator | None:
-    generator = getattr(part, "generator", None)
-    return generator if isinstance(generator, torch.Generator) else None
-
-
-def _load_samplers(loader: DataLoader[Any], order: Mapping[str, Any], *, generators: bool) -> None:
-    for part, snapshot in zip(sampler_parts(index_sampler(loader)), order["parts"], strict=True):
-        if "epoch" in snapshot:
-            part.set_epoch(snapshot["epoch"])
-        if "state" in snapshot:
-            part.load_state_dict(copy.deepcopy(snapshot["state"]))
-    if generators:
-        _load_generators(loader, order)
-
-
-def _load_generators(loader: DataLoader[Any], order: Mapping[str, Any]) -> None:
-    for part, snapshot in zip(sampler_parts(index_sampler(loader)), order["parts"], strict=True):
-        if "generator" in snapshot and (generator := _generator(part)) is not None:
-            generator.set_state(_decode_tensor(snapshot["generator"]))
-    if "generator" in order and loader.generator is not None:
-        loader.generator.set_state(_decode_tensor(order["generator"]))
-
-
-def restore_order(loader: DataLoader[Any], order: Mapping[str, Any]) -> None:
-    """Put all generators back to where they were when `order` was taken down: what is drawn next is drawn again."""
-    _load_generators(loader, order)
-    _restore_generators(order, torch.default_generator, random, np.random)
-
-
-def _restore_generators(order: Mapping[str, Any], torchs: torch.Generator, pythons: Any, numpys: Any) -> None:
-    if "torch" in order:
-        torchs.set_state(_decode_tensor(order["torch"]))
-    if "python" in order:
-        version, internal, gauss = order["python"]
-        pythons.setstate((version, tuple(_decode(internal, np.uint32).tolist()), gauss))
-    if "numpy" in order:
-        keys, *rest = order["numpy"]
-        numpys.set_state(("MT19937", _decode(keys, np.uint32), *rest))
-
-
-def _encode(values: Any) -> str:
-    return base64.b64encode(np.asarray(values).tobytes()).decode()
-
-
-def _decode(text: str, dtype: Any) -> np.ndarray[Any, Any]:
-    return np.frombuffer(base64.b64decode(text), dtype)
-
-
-def _decode_tensor(text: str) -> torch.Tensor:
-    return torch.from_numpy(_decode(text, np.uint8).copy())

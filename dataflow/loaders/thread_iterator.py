@@ -25,8 +25,9 @@ from dataflow.loaders.ahead import AheadIterator
 from dataflow.loaders.collate import Fetch
 from dataflow.loaders.depth import AHEAD_BYTES, MAX_DEPTH, Depth
 from dataflow.loaders.device import Staging
+from dataflow.loaders.order_state import is_stateful, snapshot_order
 from dataflow.loaders.rehearsal import REOPENING
-from dataflow.loaders.state import Ledger, is_stateful, snapshot_order
+from dataflow.loaders.state import Ledger
 from dataflow.loaders.threads import Made, Order, Threads
 
 if TYPE_CHECKING:

@@ -27,11 +27,11 @@ from dataflow.loaders.collate import Fetch, collate_into_slots
 from dataflow.loaders.depth import AHEAD_BYTES
 from dataflow.loaders.generators import GeneratorStates, GeneratorWatch, seed_worker
 from dataflow.loaders.lifeline import Lifeline
+from dataflow.loaders.order_state import is_stateful
 from dataflow.loaders.pace import PARCEL_S, Pace
 from dataflow.loaders.packing import Parcel, pack
 from dataflow.loaders.recycling import keep_freed_memory
 from dataflow.loaders.slots import NewSlot, Notices, Placement, SlotPool
-from dataflow.loaders.state import is_stateful
 from dataflow.loaders.torch_private import (
     DatasetKind,
     ExceptionWrapper,

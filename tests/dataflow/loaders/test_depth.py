@@ -8,7 +8,7 @@ from torch.utils.data import BatchSampler, Dataset, RandomSampler, Sampler, Sequ
 
 from dataflow.loaders import DataLoader
 from dataflow.loaders.depth import AHEAD_BYTES, MAX_DEPTH, Depth
-from dataflow.loaders.state import draws_unseen
+from dataflow.loaders.order_state import draws_unseen
 
 
 def grown(depth: Depth, *, waits: int, size_bytes: int = 1000, batches: int = 320) -> int:

@@ -1,0 +1,226 @@
+"""What the order of an epoch depends on, taken down and put back, for any sampler.
+
+The random number generators that it is drawn from, the epoch that its samplers were set to, and what samplers keep of
+their own. From these a sampler draws the same order again.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import operator
+import random
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+from torch.utils.data.distributed import DistributedSampler
+
+from connectors.errors import BadInputError
+from dataflow.loaders.torch_private import DatasetKind, ExceptionWrapper, dataset_kind, index_sampler
+
+if TYPE_CHECKING:
+    from dataflow.loaders.dataloader import DataLoader
+
+__all__ = [
+    "check_generators",
+    "check_order",
+    "draws_unseen",
+    "is_elastic",
+    "is_stateful",
+    "load_samplers",
+    "raise_unknown",
+    "restore_order",
+    "sampler_epoch",
+    "sampler_length",
+    "sampler_parts",
+    "snapshot_order",
+]
+
+# These draw nothing, or from a generator of their own that is seeded by the epoch.
+_DETERMINISTIC = (BatchSampler, SequentialSampler, DistributedSampler, list, tuple, range)
+_TORCH_RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+
+
+def is_elastic(sampler: Any) -> bool:
+    """Whether a sampler can be asked for the state after any number of steps."""
+    return hasattr(sampler, "state_at")
+
+
+def is_stateful(dataset: Any) -> bool:
+    """Whether an object keeps its own state."""
+    return hasattr(dataset, "state_dict") and hasattr(dataset, "load_state_dict")
+
+
+def sampler_parts(sampler: Any) -> list[Any]:
+    """Return a sampler and those that it wraps, from outside in."""
+    parts: list[Any] = []
+    while sampler is not None and len(parts) < 8:
+        parts.append(sampler)
+        # A sampler may be an array, or have no length, so nobody asks whether it is true.
+        inner = getattr(sampler, "sampler", None)
+        sampler = getattr(sampler, "batch_sampler", None) if inner is None else inner
+    return parts
+
+
+def sampler_epoch(sampler: Any, default: int) -> int:
+    """Return the epoch that a sampler, or one that it wraps, was set to by `set_epoch`, as torch's distributed one."""
+    epochs = (getattr(part, "epoch", None) for part in sampler_parts(sampler) if hasattr(part, "set_epoch"))
+    return next((epoch for epoch in epochs if isinstance(epoch, int)), default)
+
+
+def sampler_length(sampler: Any) -> int | None:
+    """Return the number of batches of an epoch, if the sampler knows it."""
+    try:
+        return len(sampler)
+    except Exception:  # whatever it raises is allowed by torch, as long as nobody asks for the loader's length
+        return None
+
+
+def draws_unseen(sampler: Any) -> bool:
+    """Whether nobody can tell how early a sampler is drawn from: it is ours, or torch's own."""
+    known = (*_DETERMINISTIC, *_TORCH_RANDOM)
+    return is_elastic(sampler) or all(type(part) in known for part in sampler_parts(sampler))
+
+
+def snapshot_order(loader: DataLoader[Any], *, between_epochs: bool = False) -> dict[str, Any]:
+    """Take down all that the order of an epoch depends on. Call it just before the sampler draws its first index.
+
+    Between epochs the process's own generators are left out: who knows what the caller does with them until then.
+    """
+    parts = sampler_parts(index_sampler(loader))
+    order: dict[str, Any] = {"parts": [_snapshot_part(part) for part in parts]}
+    if loader.generator is not None:
+        order["generator"] = _encode(loader.generator.get_state())
+    if between_epochs:
+        return order
+    foreign = any(type(part) not in (*_DETERMINISTIC, *_TORCH_RANDOM) for part in parts)
+    if dataset_kind(loader) == DatasetKind.Iterable:
+        foreign = not loader.has_worker_processes
+    if foreign or any(type(part) in _TORCH_RANDOM and part.generator is None for part in parts):
+        order["torch"] = _encode(torch.get_rng_state())
+    if foreign:
+        version, internal, gauss = random.getstate()
+        order["python"] = [version, _encode(np.array(internal, np.uint32)), gauss]
+        _, keys, *rest = np.random.get_state()
+        order["numpy"] = [_encode(keys), *rest]
+    return order
+
+
+def _snapshot_part(part: Any) -> dict[str, Any]:
+    snapshot: dict[str, Any] = {}
+    if (generator := _generator(part)) is not None:
+        snapshot["generator"] = _encode(generator.get_state())
+    if isinstance(epoch := getattr(part, "epoch", None), int) and hasattr(part, "set_epoch"):
+        snapshot["epoch"] = epoch
+    if is_stateful(part):
+        try:
+            snapshot["state"] = copy.deepcopy(part.state_dict())
+        except Exception:  # is raised where somebody asks for the loader's state
+            snapshot["state"] = ExceptionWrapper(where="in a sampler")
+    return snapshot
+
+
+def raise_unknown(states: Iterable[Any]) -> None:
+    """Raise the exception that stands in the place of a state."""
+    for state in states:
+        if isinstance(state, ExceptionWrapper):
+            state.reraise()
+
+
+def check_order(loader: DataLoader[Any], order: Mapping[str, Any]) -> None:
+    """Try on other generators what is put back into the loader's when an epoch goes on, so that damage is found now.
+
+    Raises:
+        Exception: There is damage.
+    """
+    for part, snapshot in zip(sampler_parts(index_sampler(loader)), order["parts"], strict=True):
+        operator.index({"epoch": 0, **snapshot}["epoch"])
+        if "epoch" in snapshot and not hasattr(part, "set_epoch"):
+            raise ValueError("a sampler without epochs has one")
+        if "generator" in snapshot:
+            _try_generator(_generator(part), snapshot["generator"])
+    if "generator" in order:
+        _try_generator(loader.generator, order["generator"])
+    _restore_generators(order, torch.Generator(), random.Random(), np.random.RandomState())
+
+
+def _try_generator(generator: torch.Generator | None, text: str) -> None:
+    if generator is not None:
+        torch.Generator(generator.device).set_state(_decode_tensor(text))
+
+
+def check_generators(loader: DataLoader[Any], order: Mapping[str, Any]) -> None:
+    """Refuse to go on in an epoch whose samplers had other generators than the loader's.
+
+    Raises:
+        BadInputError: One of them had a generator of its own and this loader's has none, or the other way round.
+    """
+    for part, snapshot in zip(sampler_parts(index_sampler(loader)), order["parts"], strict=True):
+        if type(part) in _TORCH_RANDOM and ("generator" in snapshot) != (_generator(part) is not None):
+            raise BadInputError(
+                f"the loader state was saved in an epoch whose {type(part).__qualname__} "
+                f"{'had' if 'generator' in snapshot else 'lacked'} a generator of its own, unlike this loader's: it "
+                "would go on with other batches; build the loader as it was"
+            )
+
+
+def load_samplers(loader: DataLoader[Any], order: Mapping[str, Any], *, generators: bool) -> None:
+    """Give samplers back their epochs and what they keep of their own, and with `generators` those, too."""
+    for part, snapshot in zip(sampler_parts(index_sampler(loader)), order["parts"], strict=True):
+        if "epoch" in snapshot:
+            part.set_epoch(snapshot["epoch"])
+        if "state" in snapshot:
+            part.load_state_dict(copy.deepcopy(snapshot["state"]))
+    if generators:
+        _load_generators(loader, order)
+
+
+def _load_generators(loader: DataLoader[Any], order: Mapping[str, Any]) -> None:
+    for part, snapshot in zip(sampler_parts(index_sampler(loader)), order["parts"], strict=True):
+        if "generator" in snapshot and (generator := _generator(part)) is not None:
+            generator.set_state(_decode_tensor(snapshot["generator"]))
+    if "generator" in order and loader.generator is not None:
+        loader.generator.set_state(_decode_tensor(order["generator"]))
+
+
+def restore_order(loader: DataLoader[Any], order: Mapping[str, Any]) -> None:
+    """Put all generators back to where they were when `order` was taken down: what is drawn next is drawn again."""
+    _load_generators(loader, order)
+    _restore_generators(order, torch.default_generator, random, np.random)
+
+
+def _restore_generators(order: Mapping[str, Any], torchs: torch.Generator, pythons: Any, numpys: Any) -> None:
+    if "torch" in order:
+        torchs.set_state(_decode_tensor(order["torch"]))
+    if "python" in order:
+        version, internal, gauss = order["python"]
+        pythons.setstate((version, tuple(_decode(internal, np.uint32).tolist()), gauss))
+    if "numpy" in order:
+        keys, *rest = order["numpy"]
+        numpys.set_state(("MT19937", _decode(keys, np.uint32), *rest))
+
+
+def _generator(part: Any) -> torch.Generator | None:
+    generator = getattr(part, "generator", None)
+    return generator if isinstance(generator, torch.Generator) else None
+
+
+def _encode(values: Any) -> str:
+    return base64.b64encode(np.asarray(values).tobytes()).decode()
+
+
+def _decode(text: str, dtype: Any) -> np.ndarray[Any, Any]:
+    return np.frombuffer(base64.b64decode(text), dtype)
+
+
+def _decode_tensor(text: str) -> torch.Tensor:
+    return torch.from_numpy(_decode(text, np.uint8).copy())
