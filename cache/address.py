@@ -79,7 +79,7 @@ def private_address(config: CacheConfig) -> str:
     Servers of the same user and directories have the same address, so the processes of a node that name one directory
     share one server. Without a directory there is nothing to share and the address is a new one.
     """
-    paths = sorted(os.path.realpath(tier.path) for tier in config.tiers if tier.path is not None)
+    paths = sorted(os.path.realpath(place.path) for tier in config.tiers for place in tier.places)
     if not paths:
         return unused_address()
     digest = hashlib.blake2b("\0".join(paths).encode(errors="surrogateescape"), digest_size=16)

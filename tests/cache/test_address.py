@@ -17,7 +17,7 @@ from cache.address import (
     socket_address,
     unused_address,
 )
-from cache.config import CacheConfig, TierConfig
+from cache.config import CacheConfig, DirectoryConfig, TierConfig
 from connectors.errors import BadInputError, DataError, PermissionDeniedError
 
 
@@ -60,6 +60,8 @@ def test_private_servers_of_the_same_directories_share_an_address(tmp_path):
     assert address(one, two) == address(two, one, ram=5) == address(str(tmp_path / "link" / "one"), two)
     assert address(one) != address(two)
     assert address() != address()
+    together = TierConfig("disks", 1, medium="nvme", directories=(DirectoryConfig(two), DirectoryConfig(one)))
+    assert private_address(CacheConfig((together,))) == address(one, two)
     assert len(socket_address(address(one))) < 100
 
 
