@@ -81,6 +81,7 @@ class CacheClient:
         self.address = address
         self._private = private
         self._options = options or ClientOptions()
+        self._was_taken = False
         self._reset()
         _clients.add(self)
 
@@ -92,10 +93,16 @@ class CacheClient:
         self._server_log: ServerLog | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"address": self.address, "private": self._private, "options": self._options}
+        return {
+            "address": self.address,
+            "private": self._private,
+            "options": self._options,
+            "was_taken": self._was_taken,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["address"], private=state["private"], options=state["options"])  # type: ignore[misc]
+        self._was_taken = state["was_taken"]
 
     def read_blocks(self, refs: Sequence[BlockRef]) -> list[BlockData]:
         """Return the blocks in the order of `refs`, by one request (one per 4,096 blocks).
@@ -149,7 +156,7 @@ class CacheClient:
         Raises:
             ServerGoneError: Nobody answers within `timeout_s`.
         """
-        Connection(self.address, timeout_s=timeout_s).close()
+        self._greeted(timeout_s).close()
 
     def open_plan(self, table: BlockTable) -> PlanLink:
         """Begin a plan over a table of blocks; see `cache.reader.TakesPlans`."""
@@ -241,13 +248,24 @@ class CacheClient:
     def _connect(self) -> Connection:
         for attempt in range(1, self._options.max_attempts + 1):
             try:
-                return Connection(self.address, timeout_s=self._options.silence_timeout_s)
+                return self._greeted(self._options.silence_timeout_s)
             except ServerGoneError as error:
                 nobody = error.kind is ErrorKind.UNREACHABLE
                 if self._private is None or not nobody or attempt == self._options.max_attempts:
                     raise
                 self._start(self._private)
         raise AssertionError("the last attempt returns or raises")
+
+    def _greeted(self, timeout_s: float) -> Connection:
+        """Return a new connection; who took this client before and refuses it now has another in its place."""
+        try:
+            connection = Connection(self.address, timeout_s=timeout_s)
+        except DataError as error:
+            if isinstance(error, ServerGoneError) or not self._was_taken:
+                raise
+            raise ServerGoneError(str(error), kind=error.kind) from error
+        self._was_taken = True
+        return connection
 
     def _start(self, config: CacheConfig) -> None:
         log = start_server(self.address, config, timeout_s=self._options.start_timeout_s)

@@ -120,6 +120,22 @@ def test_a_daemon_of_another_release_is_passed_over_unless_it_was_named(path, sh
             reader.read_blocks([ref_of(path)])
 
 
+def test_a_successor_of_another_release_is_a_warning_for_whom_the_daemon_served(path, tmp_path, monkeypatch, caplog):
+    address = str(tmp_path / "run" / "cache.sock")
+    with contextlib.closing(open_reader(path, address)) as reader:
+        with running_server(RAM, address=address):
+            before = reader.read_blocks([ref_of(path)])
+        with running_server(RAM, address=address):
+            monkeypatch.setattr("cache.session.PROTOCOL_VERSION", 2)
+            worker = pickle.loads(pickle.dumps(reader))
+            after = [worker.read_blocks([ref_of(path)]), reader.read_blocks([ref_of(path)])]
+            worker.close()
+            with pytest.raises(ServerGoneError, match="same release"):
+                reader._rungs[0][1].greet(timeout_s=30)
+    assert [bytes(blocks[0].view) for blocks in after] == [bytes(before[0].view)] * 2
+    assert "speaks protocol 2, the client 1" in caplog.text
+
+
 def test_the_environment_names_the_daemon(path, shared_disk, monkeypatch):
     with running_server(RAM) as running:
         monkeypatch.setenv("DATAFLOW_CACHE", running.address)
