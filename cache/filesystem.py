@@ -12,10 +12,8 @@ behind `::` even so; `tiered://s3://bucket/key` names the same file without one.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import secrets
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -23,25 +21,19 @@ from typing import IO, Any
 try:
     from fsspec.callbacks import DEFAULT_CALLBACK
     from fsspec.implementations.chained import ChainedFileSystem
-    from fsspec.spec import AbstractBufferedFile
     from fsspec.utils import isfilelike
 except ImportError as missing:
     raise ImportError("tiered:: needs fsspec: pip install 'tiered-dataflow[fsspec]'") from missing
 
 from cache.config import CacheConfig
 from cache.objects import ByteRange, CachedObjects, ObjectOptions, PinnedObject
+from cache.tiered_file import UPLOAD_BYTES, TieredFile, chunks_of, describe_file
 from connectors.errors import BadInputError, DataError, NotFoundError
 from connectors.objects import normalise_url, split_uri
 
-__all__ = ["TieredFile", "TieredFileSystem"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["TieredFileSystem"]
 
 _DEFAULTS = ObjectOptions()
-_UPLOAD_BYTES = 8 * 1024 * 1024
-_SPOOL_BYTES = 64 * 1024 * 1024
-"""What is being written stays in memory up to here, then goes to a temporary file."""
-
 # fsspec makes a file system a URL; their connections are shared.
 _shared: dict[ObjectOptions, CachedObjects] = {}
 
@@ -104,7 +96,7 @@ class TieredFileSystem(ChainedFileSystem):  # type: ignore[misc]
             if self._objects.has_any(uri):
                 return _folder(path)
             raise
-        return _file(path, pinned.size_bytes, pinned.version)
+        return describe_file(path, pinned.size_bytes, pinned.version)
 
     def exists(self, path: str, **kwargs: Any) -> bool:
         """Say whether there is such a file or folder. What keeps the origin from answering is an error, not a no."""
@@ -138,7 +130,7 @@ class TieredFileSystem(ChainedFileSystem):  # type: ignore[misc]
             except NotFoundError:
                 pass
             else:
-                found = {path: _file(path, pinned.size_bytes, pinned.version)}
+                found = {path: describe_file(path, pinned.size_bytes, pinned.version)}
         return found if detail else list(found)
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
@@ -185,7 +177,7 @@ class TieredFileSystem(ChainedFileSystem):  # type: ignore[misc]
             return
         with open(lpath, "rb") as file:
             callback.set_size(os.fstat(file.fileno()).st_size)
-            self._objects.put_stream(self._uri(rpath), _chunks(file, callback))
+            self._objects.put_stream(self._uri(rpath), chunks_of(file, callback))
 
     def get_file(
         self, rpath: str, lpath: Any, callback: Any = DEFAULT_CALLBACK, outfile: IO[bytes] | None = None, **kwargs: Any
@@ -274,11 +266,12 @@ class TieredFileSystem(ChainedFileSystem):  # type: ignore[misc]
             self,
             path,
             mode,
-            block_size or _UPLOAD_BYTES,
+            block_size or UPLOAD_BYTES,
             autocommit,
             cache_type=cache_type,
             cache_options=dict(cache_options or {}),
             objects=self._objects,
+            uri=uri,
             pinned=pinned,
         )
 
@@ -316,7 +309,7 @@ class TieredFileSystem(ChainedFileSystem):  # type: ignore[misc]
                     found.setdefault(name, _folder(name))
             if maxdepth is None or len(parts) <= maxdepth:
                 name = f"{path}/{meta.key}"
-                found[name] = _file(name, meta.size_bytes, meta.version)
+                found[name] = describe_file(name, meta.size_bytes, meta.version)
         return dict(sorted(found.items()))
 
     def _range(self, pinned: PinnedObject, start: int | None, end: int | None) -> ByteRange:
@@ -333,111 +326,12 @@ class TieredFileSystem(ChainedFileSystem):  # type: ignore[misc]
             callback.relative_update(len(chunk))
 
 
-class TieredFile(AbstractBufferedFile):  # type: ignore[misc]
-    """An open file. For one thread at a time; a reading one can be pickled, and its copy reads the same content."""
-
-    def __init__(
-        self,
-        filesystem: TieredFileSystem,
-        path: str,
-        mode: str,
-        block_size: int,
-        autocommit: bool,
-        *,
-        cache_type: str,
-        cache_options: dict[str, Any],
-        objects: CachedObjects,
-        pinned: PinnedObject | None,
-    ) -> None:
-        self._objects = objects
-        self._pinned = pinned
-        self._held: tuple[int, memoryview] | None = None
-        self._spool: Any = None
-        if pinned is not None:
-            self._details = _file(path, pinned.size_bytes, pinned.version)
-        super().__init__(
-            filesystem,
-            path,
-            mode,
-            block_size,
-            autocommit,
-            cache_type,
-            cache_options,
-            size=None if pinned is None else pinned.size_bytes,
-        )
-        if pinned is not None:
-            self.kwargs["version"] = pinned.version  # a pickled copy opens this content, or fails
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if kind is not None and self.writable():
-            self.discard()
-            self.closed = True
-        self.close()
-
-    def __del__(self) -> None:
-        # Half a file must not appear because somebody lost it.
-        if not self.closed and "r" not in self.mode:
-            _log.warning("%s was never closed and is not written", self.path)
-            self.discard()
-            self.closed = True
-
-    def close(self) -> None:
-        """Publish what was written, all of it or nothing."""
-        try:
-            super().close()
-        except BaseException:
-            self.discard()
-            raise
-        self._held = None
-
-    def commit(self) -> None:
-        """Upload what was written."""
-        try:
-            self._spool.seek(0)
-            self._objects.put_stream(self.fs._uri(self.path), _chunks(self._spool, DEFAULT_CALLBACK))  # noqa: SLF001
-        finally:
-            self.discard()
-
-    def discard(self) -> None:
-        """Forget what was written."""
-        spool, self._spool = self._spool, None
-        if spool is not None:
-            spool.close()
-
-    def _initiate_upload(self) -> None:
-        self._spool = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115  closed by discard
-
-    def _upload_chunk(self, final: bool = False) -> bool:
-        self._spool.write(self.buffer.getbuffer())
-        if final and self.autocommit:
-            self.commit()
-        return True
-
-    def _fetch_range(self, start: int, end: int) -> bytes:
-        """Read; the last block is held, so that short reads in a row ask once."""
-        assert self._pinned is not None
-        size_bytes = self._objects.options.block_size_bytes
-        number = start // size_bytes
-        end = min(end, self._pinned.size_bytes)
-        if start >= end:
-            return b""
-        if end > (number + 1) * size_bytes:
-            return self._objects.read([ByteRange(self._pinned, start, end)])[0]
-        if self._held is None or self._held[0] != number:
-            self._held = number, self._objects.block(self._pinned, number)
-        return bytes(self._held[1][start - number * size_bytes : end - number * size_bytes])
-
-
 def _rebuilt(
     cls: type[TieredFileSystem], args: Sequence[Any], options: Mapping[str, Any], objects: CachedObjects
 ) -> TieredFileSystem:
     """Unpickle: a process without a way to this cache takes the one that came along, and so shares its server."""
     _shared.setdefault(objects.options, objects)
     return cls(*args, **options)
-
-
-def _file(name: str, size_bytes: int, version: str) -> dict[str, Any]:
-    return {"name": name, "size": size_bytes, "type": "file", "version": version}
 
 
 def _folder(name: str) -> dict[str, Any]:
@@ -448,9 +342,3 @@ def _parents(path: str) -> Iterator[str]:
     while "/" in path:
         path = path.rpartition("/")[0]
         yield path
-
-
-def _chunks(file: IO[bytes], callback: Any) -> Iterator[bytes]:
-    while chunk := file.read(_UPLOAD_BYTES):
-        yield chunk
-        callback.relative_update(len(chunk))

@@ -196,7 +196,7 @@ def test_a_write_that_fails_leaves_what_was_there(fs, tmp_path):
 
 
 def test_a_lost_file_is_not_written(fs, tmp_path, caplog):
-    with caplog.at_level(logging.WARNING, "cache.filesystem"):
+    with caplog.at_level(logging.WARNING, "cache.tiered_file"):
         fs.open(str(tmp_path / "lost"), "wb").write(b"x")
         gc.collect()
     assert "never closed" in caplog.text
