@@ -41,7 +41,10 @@ def test_near_spans_share_a_request_and_far_ones_do_not():
         Request(Span(100, 10), (0,)),
     ]
     assert len(coalesce(spans, max_gap_bytes=1, max_span_bytes=1000)) == 3
-    assert len(coalesce(spans, max_gap_bytes=2, max_span_bytes=19)) == 3
+    far = [Span(span.offset + 500, span.length) for span in spans]
+    for placed in (spans, far):
+        assert len(coalesce(placed, max_gap_bytes=2, max_span_bytes=20)) == 2
+        assert len(coalesce(placed, max_gap_bytes=2, max_span_bytes=19)) == 3
 
 
 def test_a_span_longer_than_the_limit_stays_whole():
