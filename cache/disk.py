@@ -4,7 +4,9 @@
     unstable    too many calls fail: read, but not written; probes say when it is normal again
     down        reads fail as well, or a call does not return: left alone but for the probes
 
-A full disk is none of these. It is read, and written again after a back-off, one block at a time until one succeeds.
+A full disk is none of these: others may have filled it, and may make room again. It is read, and after a back-off it is
+tried with one block more than it had room for, again and again until one succeeds. In between, blocks come in the place
+of others (`cache.ledger`), unless that fails too: then none does, so that they do not all leave for nothing.
 Nor is a slow one: its queue of writes fills, and what does not fit there is not let in (`cache.ledger`). The outcome of
 one call says little, since a single file may lie on a bad sector, so it is the rate that counts.
 """
@@ -20,8 +22,12 @@ from connectors.errors import BadInputError
 
 __all__ = ["Admission", "DiskHealth", "DiskLimits", "DiskState"]
 
-Admission: TypeAlias = Literal["open", "one", "closed"]
+Admission: TypeAlias = Literal["open", "one", "replacing", "closed"]
 """What may be written now: as much as the queue takes, one block at a time, or nothing."""
+
+
+# A reader may still hold the file of a block that left, whose space is free later.
+_MAX_NOT_REPLACED = 3
 
 
 class DiskState(StrEnum):
@@ -93,6 +99,8 @@ class DiskHealth:
         self._limits = limits
         self._pause_s = limits.first_retry_s
         self._good_probes = 0
+        # While full: so many blocks in a row could not even come in the place of others.
+        self._not_replaced = 0
         # Outcomes, true for success: of all calls while normal, of reads while unstable.
         self._outcomes: deque[bool] = deque(maxlen=limits.window)
 
@@ -102,7 +110,9 @@ class DiskHealth:
             return "closed"
         if self.full_since_s is None:
             return "open"
-        return "closed" if self.retry_at_s is not None and now_s < self.retry_at_s else "one"
+        if self.retry_at_s is None or now_s >= self.retry_at_s:
+            return "one"
+        return "replacing" if self._not_replaced < _MAX_NOT_REPLACED else "closed"
 
     @property
     def readable(self) -> bool:
@@ -118,23 +128,26 @@ class DiskHealth:
         """A read came back well."""
         self._outcomes.append(True)
 
-    def written(self) -> None:
-        """A write came back well, so there is space."""
+    def written(self, *, more: bool) -> None:
+        """A write came back well. Where it is `more` than lay there when the disk was found full, there is space."""
         if self.state is DiskState.NORMAL:
             self._outcomes.append(True)
-            if self.full_since_s is not None:
+            self._not_replaced = 0
+            if self.full_since_s is not None and more:
                 self.full_since_s = self.full_reason = self.retry_at_s = None
                 self._pause_s = self._limits.first_retry_s
 
-    def filled(self, now_s: float, reason: str) -> None:
-        """A write found no space, no quota or no inode."""
+    def filled(self, now_s: float, reason: str, *, more: bool) -> None:
+        """A write found no space, no quota or no inode; `more` as in `written`."""
         if self.state is not DiskState.NORMAL:
             return
         if self.full_since_s is None:
-            self.full_since_s = now_s
-        elif self.retry_at_s is not None and now_s < self.retry_at_s:
-            # Was under way when the disk was found full.
-            return
+            self.full_since_s, self._not_replaced = now_s, _MAX_NOT_REPLACED
+        else:
+            self._not_replaced = 0 if more else self._not_replaced + 1
+            if self.retry_at_s is not None and now_s < self.retry_at_s:
+                # Was under way when the disk was found full, or came in the place of others.
+                return
         self.full_reason = reason
         self._retry_later(now_s)
 

@@ -94,22 +94,24 @@ class DiskCalls:
         """Say from within a long call that the disk answers."""
         self._progress_s = time.monotonic()
 
-    def succeeded(self, *, writing: bool) -> None:
-        """Take note of a call that came back well."""
-        if not writing:
-            self.health.read()
-        elif self.health.full_since_s is None:
-            self.health.written()
-        else:
-            self.health.written()
+    def read(self) -> None:
+        """Take note of a read that came back well."""
+        self.health.read()
+
+    def written(self, *, more: bool) -> None:
+        """Take note of a write that came back well; `more` as in `DiskHealth.written`."""
+        was_full = self.health.full_since_s is not None
+        self.health.written(more=more)
+        if was_full and self.health.full_since_s is None:
             _log.info("tier %s: there is space again", self._name)
+        if was_full:
             self._changed()
 
-    def failed(self, error: OSError, *, writing: bool) -> None:
-        """Take note of a call that failed."""
+    def failed(self, error: OSError, *, writing: bool, more: bool) -> None:
+        """Take note of a call that failed; `more` as in `DiskHealth.written`."""
         before = self._outlook()
         if writing and error.errno in FULL:
-            self.health.filled(time.monotonic(), str(error))
+            self.health.filled(time.monotonic(), str(error), more=more)
         else:
             self.health.failed(time.monotonic(), str(error), reading=not writing)
         self._changed(before)

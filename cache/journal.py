@@ -114,17 +114,16 @@ class Journal:
         """Say whether most of the file is about blocks that are gone, where so many are left."""
         return self._labels > 2 * blocks + _SLACK_RECORDS
 
-    def rewrite(self, is_held: Callable[[bytes], bool], end_bytes: int) -> None:
-        """Write the file anew: of its first `end_bytes`, what is about blocks that are held; the rest as it is.
+    def rewrite(self, is_held: Callable[[bytes], bool]) -> None:
+        """Write the file anew, without the labels of blocks that are not held. Whoever appends waits.
 
         Raises:
             OSError: The old file is still there, whole.
         """
         with self._guard:
-            content = self._read()
             pins: PinRecord | None = None
             held: dict[bytes, Label] = {}
-            for record in _records(content[:end_bytes]):
+            for record in _records(self._read()):
                 if isinstance(record, PinRecord):
                     pins = record
                     continue
@@ -132,25 +131,14 @@ class Journal:
                 held.update((key, label) for key in _keys(record) if is_held(key))
             records: list[Record] = [] if pins is None else [pins]
             records += gather(held.items())
-            self._labels = len(held) + sum(
-                len(record.keys) // KEY_BYTES
-                for record in _records(content[end_bytes:])
-                if isinstance(record, LabelRecord)
-            )
+            self._labels = len(held)
             try:
-                self._write(self._temporary, os.O_TRUNC, [*map(_encode, records), bytes(content[end_bytes:])])
+                self._write(self._temporary, os.O_TRUNC, map(_encode, records))
                 self._system.rename(self._temporary, self._path)
             except OSError:
                 with contextlib.suppress(OSError):
                     self._system.unlink(self._temporary)
                 raise
-
-    def size_bytes(self) -> int:
-        """Return the length of the file, up to which `rewrite` may leave something out."""
-        try:
-            return int(os.stat(self._path).st_size)
-        except FileNotFoundError:
-            return 0
 
     def _read(self) -> memoryview:
         try:

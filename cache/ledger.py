@@ -10,6 +10,9 @@ The order of calls is what keeps the limits, also for a moment and with many wri
 
 So what lies on the medium never exceeds `used_bytes`, and `used_bytes` never exceeds the capacity. What cannot be
 removed from the medium stays charged. The same goes, to the same moments, for the blocks of each quota and its account.
+
+A medium that others have filled has less room than the capacity says. What lay there when that was found counts as the
+capacity then, while admission is "replacing".
 """
 
 from __future__ import annotations
@@ -85,7 +88,7 @@ class Ledger:
         used_bytes: What is on the medium, or may come to it under a reservation.
         used_blocks: As `used_bytes`.
         admission: What is let in: nothing before what lies on the medium is known, one block at a time while that is an
-            experiment.
+            experiment, and no more than a full medium had room for.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class Ledger:
         self.used_bytes = 0
         self.used_blocks = 0
         self.admission: Admission = "open"
+        self._room_bytes = sys.maxsize
         self.counters = Counters()
         self._policy = policy
         # Blocks come in few lengths, and a scan asks for each of a million.
@@ -189,10 +193,11 @@ class Ledger:
 
     def commit(self, reservation: Reservation) -> None:
         """Hold the written block."""
+        # Known all the time: threads ask (`knows`).
+        self._lengths[reservation.key] = reservation.length
         self._end(reservation)
         self.counters.insertions += 1
         self.counters.written_bytes += reservation.size_bytes
-        self._lengths[reservation.key] = reservation.length
 
     def abandon(self, reservation: Reservation, *, left_behind: bool) -> None:
         """Give back the space of a settled reservation whose block was not written, unless a part of it lies there."""
@@ -217,6 +222,15 @@ class Ledger:
                 account.used_bytes -= self._cost_bytes(length)
         self._lower(unused_bytes + self._total_bytes(removed), (not reservation.victims) + len(removed))
         self._count_evicted(removed)
+
+    def squeeze(self) -> None:
+        """There was no room for more than is charged now."""
+        self._room_bytes = self.used_bytes
+
+    @property
+    def stretched(self) -> bool:
+        """Whether more is charged than there was room for when it was last found full, or that is all it may hold."""
+        return self.used_bytes > self._room_bytes or self._room_bytes >= self.capacity_bytes
 
     def detach(self, key: bytes) -> int | None:
         """No longer hold a block, which is to be removed; return its length.
@@ -288,7 +302,7 @@ class Ledger:
         for key, length in blocks:
             if self.knows(key):
                 continue
-            chosen = None if key in unwanted else self._admit(key, self._cost_bytes(length))
+            chosen = None if key in unwanted else self._admit(key, self._cost_bytes(length), self.capacity_bytes)
             if chosen is None:
                 surplus.append((key, length))
                 continue
@@ -341,16 +355,17 @@ class Ledger:
         # Above its limits a tier only shrinks: newcomers that each replaced another would keep it there.
         if self.admission == "closed" or not self.resized or key in self._lengths or key in self._busy:
             return None
-        max_queued_bytes = self._max_queued_bytes if self.admission == "open" else 0
+        max_queued_bytes = 0 if self.admission == "one" else self._max_queued_bytes
         if self._queued_bytes and self._queued_bytes + size_bytes > max_queued_bytes:
             return None
-        return self._admit(key, size_bytes)
+        room_bytes = self._room_bytes if self.admission == "replacing" else self.capacity_bytes
+        return self._admit(key, size_bytes, min(room_bytes, self.capacity_bytes))
 
-    def _admit(self, key: bytes, size_bytes: int) -> list[bytes] | None:
+    def _admit(self, key: bytes, size_bytes: int, limit_bytes: int) -> list[bytes] | None:
         return self._policy.admit(
             key,
             size_bytes,
-            free_bytes=self.capacity_bytes - self.used_bytes,
+            free_bytes=limit_bytes - self.used_bytes,
             free_blocks=self.capacity_blocks - self.used_blocks,
         )
 

@@ -132,4 +132,4 @@ class Pins:
 
     def _set(self, pins: PinSet) -> None:
         self.current = replace(pins, pins=tuple(sorted(pins.pins, key=lambda pin: pin.prefix)))
-        self._table = {fold(pin.prefix): pin for pin in pins.pins}
+        self._table = {pin.prefix.rstrip("/"): pin for pin in pins.pins}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from cache.handle import Block, Descriptor
+from connectors.errors import CorruptError
 
-__all__ = ["Shelf"]
+__all__ = ["Shelf", "open_each"]
 
 
 class Shelf(Protocol):
@@ -39,3 +41,17 @@ class Shelf(Protocol):
     def close(self) -> None:
         """Let go of the place."""
         ...
+
+
+def open_each(
+    shelf: Shelf, wanted: Iterable[tuple[bytes, int]], progress: Callable[[], None]
+) -> list[Descriptor | OSError | CorruptError]:
+    """Open blocks, calling `progress` after each; where one cannot be opened, the error stands in its place."""
+    found: list[Descriptor | OSError | CorruptError] = []
+    for key, length in wanted:
+        try:
+            found.append(shelf.open(key, length))
+        except (OSError, CorruptError) as error:
+            found.append(error)
+        progress()
+    return found

@@ -20,12 +20,12 @@ from cache.catalogue import Catalogue
 from cache.config import Medium
 from cache.directory_shelf import DirectoryShelf, LeftBehindError
 from cache.disk import DiskState
-from cache.disk_calls import DiskCalls
+from cache.disk_calls import FULL, DiskCalls
 from cache.handle import Block, Descriptor, Handle
 from cache.ledger import UNLIMITED_BLOCKS, Counters, Entry, Ledger, Reservation
 from cache.pins import PinSet
 from cache.policy import Guarded, Policy
-from cache.shelf import Shelf
+from cache.shelf import Shelf, open_each
 from connectors.errors import BadInputError, CorruptError, PermissionDeniedError
 
 __all__ = ["Tier"]
@@ -169,17 +169,17 @@ class Tier:
         """
         calls = self._calls
         if calls is None:
-            found = _open_each(self.shelf, wanted, lambda: None)
+            found = open_each(self.shelf, wanted, lambda: None)
         else:
             try:
-                found = await calls.call_for_reader(_open_each, self.shelf, wanted, calls.progress)
+                found = await calls.call_for_reader(open_each, self.shelf, wanted, calls.progress)
             except TimeoutError:
                 return [None] * len(wanted)
         results: list[Descriptor | None] = []
         for (key, _), file in zip(wanted, found, strict=True):
             if isinstance(file, Descriptor):
                 if calls is not None:
-                    calls.succeeded(writing=False)
+                    calls.read()
                 results.append(file)
                 continue
             if isinstance(file, OSError) and file.errno in _NO_DESCRIPTORS:
@@ -267,13 +267,15 @@ class Tier:
         except OSError as error:
             self._note_fault(error, writing=True)
             self.ledger.abandon(reservation, left_behind=isinstance(error, LeftBehindError))
+            if error.errno in FULL:
+                self.ledger.squeeze()
             return False
         self.ledger.commit(reservation)
         if self.medium == "ram":
             self._written_here.add(block.key)
         self.fault = None
         if self._calls is not None:
-            self._calls.succeeded(writing=True)
+            self._calls.written(more=self.ledger.stretched)
         self._tend_journal()
         return True
 
@@ -396,35 +398,38 @@ class Tier:
                     except OSError as error:
                         self._note_fault(error, writing=True)
                         self.ledger.charge(length)
-        except OSError as error:
-            # What lies there is not known, so nothing may come to it; it is scanned again when the disk is well.
-            self._note_fault(error, writing=False)
-            if self._calls is not None:
-                self._calls.distrust(f"{shelf.path} cannot be listed: {error}")
-        else:
-            self._known = True
             if self._catalogue is not None and self._catalogue.pins.current.generation > pins.generation:
                 await self.keep_pins(self._catalogue.pins.current)
+            self._known = True
+            _log.info("tier %s: %d blocks found in %s", self.name, len(self.ledger), shelf.path)
+        except Exception as error:  # noqa: BLE001  a scan that ended without a word would close the tier for good
+            # What lies there is not known, so nothing may come to it; it is scanned again when the disk is well.
+            if isinstance(error, OSError):
+                self._note_fault(error, writing=False)
+            else:
+                _log.exception("tier %s: the scan of %s failed in an unknown way", self.name, shelf.path)
+            if self._calls is not None:
+                self._calls.distrust(f"{shelf.path} cannot be listed: {error}")
         self.scanning = False
         self._unwanted.clear()
         self._follow()
         if foreign:
             _log.warning("tier %s: %d files in %s are not blocks and are left alone", self.name, foreign, shelf.path)
-        _log.info("tier %s: %d blocks found in %s", self.name, len(self.ledger), shelf.path)
         self._tend_journal()
 
     def _tend_journal(self) -> None:
         """Have the journal written anew where most of it is about blocks that are gone."""
         shelf = self.shelf
-        if isinstance(shelf, DirectoryShelf) and not self._rewriting and shelf.journal.overgrown(len(self.ledger)):
+        if not isinstance(shelf, DirectoryShelf) or self._rewriting or not self._known:
+            return
+        if shelf.journal.overgrown(len(self.ledger)):
             self._rewriting = True
             self.start(self._rewrite_journal(shelf))
 
     async def _rewrite_journal(self, shelf: DirectoryShelf) -> None:
         try:
-            # What is written from now on is kept as it is; before it, also what is still on its way.
-            end_bytes = await self._call(shelf.journal.size_bytes)
-            await self._call(shelf.journal.rewrite, self.ledger.knows, end_bytes)
+            # What is still on its way has its label in there already, and is known.
+            await self._call(shelf.journal.rewrite, self.ledger.knows)
         except OSError as error:
             self._note_fault(error, writing=True)
         finally:
@@ -477,22 +482,10 @@ class Tier:
     def _note_fault(self, error: OSError, *, writing: bool) -> None:
         self.ledger.counters.errors += 1
         if self._calls is not None:
-            self._calls.failed(error, writing=writing)
+            self._calls.failed(error, writing=writing, more=self.ledger.stretched)
         # As text: a kept error would keep its frames, and with them the block's memory.
         text = str(error)
-        if self.fault is None:
+        # That a disk is full is said once, not after each block that came in the place of another.
+        if self.fault is None and not (writing and error.errno in FULL):
             _log.warning("tier %s: %s; reads go on without it", self.name, text)
         self.fault = text
-
-
-def _open_each(
-    shelf: Shelf, wanted: Sequence[Entry], progress: Callable[[], None]
-) -> list[Descriptor | OSError | CorruptError]:
-    found: list[Descriptor | OSError | CorruptError] = []
-    for key, length in wanted:
-        try:
-            found.append(shelf.open(key, length))
-        except (OSError, CorruptError) as error:
-            found.append(error)
-        progress()
-    return found

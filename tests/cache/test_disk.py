@@ -76,14 +76,32 @@ def test_probes_become_rarer_up_to_a_limit_also_when_a_disk_comes_and_goes() -> 
 
 def test_a_full_disk_is_read_and_written_one_by_one_after_a_pause() -> None:
     health = DiskHealth(LIMITS, 0)
-    health.filled(10, "no space")
+    health.filled(10, "no space", more=True)
     assert (health.state, health.admission(10), health.admission(11)) == (DiskState.NORMAL, "closed", "one")
-    health.filled(10.5, "no space")
+    health.filled(10.5, "no space", more=False)
     assert health.retry_at_s == 11, "what was under way does not count twice"
-    health.filled(11, "no space")
-    assert (health.admission(12.9), health.admission(13), health.full_since_s) == ("closed", "one", 10)
-    health.written()
+    health.filled(11, "no space", more=True)
+    assert (health.admission(12.9), health.admission(13), health.full_since_s) == ("replacing", "one", 10)
+    health.written(more=True)
     assert (health.admission(13), health.full_since_s, health.retry_at_s) == ("open", None, None)
+
+
+def test_blocks_of_a_full_disk_are_replaced_until_that_fails_some_times_in_a_row() -> None:
+    health = DiskHealth(LIMITS, 0)
+    health.filled(0, "no space", more=True)
+    health.filled(1, "no space", more=True)
+    for _ in range(5):
+        health.filled(1.5, "no space", more=False)
+        health.filled(1.5, "no space", more=False)
+        health.written(more=False)
+        assert (health.admission(2.9), health.admission(3)) == ("replacing", "one"), "the trial is not put off"
+        assert health.full_since_s == 0
+    for _ in range(3):
+        assert health.admission(2) == "replacing"
+        health.filled(2, "no space", more=False)
+    assert (health.admission(2), health.admission(3)) == ("closed", "one")
+    health.filled(3, "no space", more=True)
+    assert health.admission(4) == "replacing"
 
 
 @given(st.lists(st.tuples(st.sampled_from("rwfFSpPq"), st.floats(0, 20)), max_size=80))
@@ -96,13 +114,13 @@ def test_whatever_happens_an_ill_disk_is_retried_within_the_longest_pause(events
             case "r":
                 health.read()
             case "w":
-                health.written()
+                health.written(more=pause_s > 10)
             case "f" | "F":
                 health.failed(now_s, "broken", reading=event == "f")
             case "S":
                 health.stuck(now_s, "hangs")
             case "q":
-                health.filled(now_s, "full")
+                health.filled(now_s, "full", more=pause_s > 10)
             case _:
                 health.probed(now_s, readable=True, writable=event == "P", reason="probe")
         ill = health.state is not DiskState.NORMAL

@@ -74,7 +74,7 @@ async def test_a_probe_that_hangs_stays_the_only_one() -> None:
     calls.distrust("it could not be opened")
     await until(lambda: bool(probes))
     for _ in range(5):
-        calls.failed(OSError(errno.EIO, "still"), writing=False)
+        calls.failed(OSError(errno.EIO, "still"), writing=False, more=False)
         await asyncio.sleep(0)
     assert probes == [0]
     answers.set()

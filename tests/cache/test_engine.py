@@ -789,6 +789,7 @@ def test_a_kill_before_any_system_call_leaves_a_cache_that_goes_on(tmp_path: Pat
 FULL_DISK = """
 import asyncio, json, os, sys
 from cache.config import CacheConfig, TierConfig
+from cache.disk import DiskLimits
 from cache.engine import Engine
 from cache.keys import BlockRef
 from cache.testing import read_blocks
@@ -799,10 +800,11 @@ async def main(path, block):
     data = os.urandom(64 * block)
     version = (await store.put("x", data)).version
     refs = [BlockRef("memory://full/x", version, at, block) for at in range(0, len(data), block)]
-    engine = Engine(CacheConfig((TierConfig("disk", 1 << 30, path, medium="nvme"),), ring_bytes=0))
+    tier = TierConfig("disk", 1 << 30, path, medium="nvme", policy="lru")
+    engine = Engine(CacheConfig((tier,), ring_bytes=0), disk_limits=DiskLimits(first_retry_s=0.001))
     await engine.start()
     await engine.scanned()
-    for _ in range(2):
+    while engine.stats()["tiers"][0]["evictions"] < 80:
         for ref in refs:
             assert await read_blocks(engine, [ref]) == [data[ref.offset:ref.offset + block]]
             await engine.settle()
@@ -814,8 +816,8 @@ asyncio.run(main(sys.argv[1], int(sys.argv[2])))
 """
 
 
-@pytest.mark.parametrize(("options", "block"), [("size=1m", 50_000), ("nr_inodes=20", 4000)])
-def test_a_really_full_disk_fails_no_read(tmp_path: Path, options: str, block: int) -> None:
+@pytest.mark.parametrize(("options", "block"), [("size=1m", 50_000), ("nr_inodes=100", 4000)])
+def test_on_a_really_full_disk_no_read_fails_and_blocks_are_replaced(tmp_path: Path, options: str, block: int) -> None:
     unshare = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-Urm"]
     if shutil.which("unshare") is None or subprocess.run([*unshare, "true"], check=False).returncode:
         pytest.skip("a private mount namespace is not permitted here")
@@ -827,6 +829,4 @@ def test_a_really_full_disk_fails_no_read(tmp_path: Path, options: str, block: i
     assert left == []
     assert 0 < tier["blocks"] < 64
     assert tier["errors"] > 0
-    assert "No space left" in tier["fault"]
-    assert tier["hits"] == tier["blocks"]
     assert tier["used_bytes"] <= 1 << 20

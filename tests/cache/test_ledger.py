@@ -175,3 +175,28 @@ def test_what_is_on_its_way_when_the_medium_is_replaced_ends_as_it_would() -> No
     ledger.abandon(coming, left_behind=False)
     assert sorted(ledger.keys()) == [make_key(4), make_key(6)]
     assert (ledger.used_bytes, ledger.used_blocks) == (20, 2)
+
+
+def test_on_a_full_medium_newcomers_displace_blocks_within_what_there_was_room_for() -> None:
+    ledger = Ledger(
+        policy=Lru(), cost_bytes=lambda length: length, capacity_bytes=100, capacity_blocks=9, max_queued_bytes=100
+    )
+    ledger.take_over([(make_key(number), 10) for number in range(3)], unwanted=set())
+    failed = ledger.reserve(make_key(3), 10)
+    assert failed is not None
+    ledger.settle(failed)
+    ledger.abandon(failed, left_behind=False)
+    ledger.squeeze()
+    assert not ledger.stretched
+    ledger.admission = "replacing"
+    coming = ledger.reserve(make_key(4), 15)
+    assert coming is not None
+    assert coming.victims == [(make_key(0), 10), (make_key(1), 10)]
+    ledger.settle(coming)
+    ledger.commit(coming)
+    assert (ledger.used_bytes, ledger.stretched) == (25, False)
+    assert not ledger.wants(make_key(5), 31)
+    ledger.admission = "one"
+    more = ledger.reserve(make_key(6), 10)
+    assert more is not None
+    assert (more.victims, ledger.stretched) == ([], True)

@@ -368,6 +368,65 @@ async def test_a_bad_block_reported_before_the_scan_came_to_it_is_not_adopted(
     assert check_directory(tmp_path, capacity_bytes=0) == {}
 
 
+async def test_a_disk_that_others_have_filled_goes_on_with_the_room_it_has(
+    tmp_path: Path, threads: ThreadPoolExecutor, caplog
+) -> None:
+    room_bytes = 4 * SIZE
+
+    def fill(name: str) -> None:
+        if name == "posix_fallocate" and shelf.bytes > room_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    # Tried again so much later each time that blocks are replaced in between.
+    limits = DiskLimits(first_retry_s=1e-3, last_retry_s=1e6)
+    tier = directory_tier(tmp_path, threads, policy=Lru(), system=FaultySystem(fill), limits=limits)
+    shelf = tier.shelf
+    assert isinstance(shelf, WeighedShelf)
+    numbers = iter(range(1 << 30))
+    while tier.ledger.counters.evictions < 20:
+        await store(tier, a_block(number := next(numbers)))
+        assert tier.ledger.used_bytes <= room_bytes
+        await asyncio.sleep(0)
+    assert tier.ledger.used_bytes == room_bytes
+    assert held(tier, [number]) == [number]
+    assert tier.stats()["full"] is not None
+    assert len(caplog.records) == 1, "that it is full is said once"
+    room_bytes = 6 * SIZE
+    while tier.ledger.used_bytes < room_bytes:
+        await store(tier, a_block(next(numbers)))
+        await asyncio.sleep(0)
+    room_bytes = 99 * SIZE
+    while tier.ledger.used_bytes < 10 * SIZE:
+        await store(tier, a_block(next(numbers)))
+        await asyncio.sleep(0)
+    assert tier.stats()["full"] is None
+    check_directory(tmp_path, capacity_bytes=10 * SIZE)
+
+
+async def test_a_scan_that_fails_in_an_unknown_way_is_repeated(
+    tmp_path: Path, threads: ThreadPoolExecutor, monkeypatch, caplog
+) -> None:
+    before = directory_tier(tmp_path, threads)
+    await store(before, a_block(1))
+    await before.close(10)
+    limits = DiskLimits(first_retry_s=1e-3, last_retry_s=1e-3)
+    again = directory_tier(tmp_path, threads, limits=limits)
+    outcomes = iter([RuntimeError("a defect")])
+    scan = again.shelf.scan
+
+    def fail_once(folder: str) -> object:
+        for error in outcomes:
+            raise error
+        return scan(folder)
+
+    monkeypatch.setattr(again.shelf, "scan", fail_once)
+    await again.open()
+    await until(lambda: held(again, [1]) == [1] and not again.scanning)
+    assert again.ledger.admission == "open"
+    assert "a defect" in caplog.text
+    await again.close(10)
+
+
 async def test_a_directory_that_cannot_be_scanned_takes_nothing_until_it_can(
     tmp_path: Path, threads: ThreadPoolExecutor
 ) -> None:
