@@ -37,6 +37,7 @@ class Place:
 
 
 BEGINNING = Place(step=0, position=0)
+"""Where an epoch begins."""
 
 
 class Epoch:

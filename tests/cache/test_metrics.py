@@ -22,7 +22,7 @@ from cache.metrics import families, parse_endpoint, serve_metrics
 from cache.testing import running_server
 from connectors.errors import BadInputError
 
-PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "run-the-cache-daemon.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
 
 
 def get(port: int, path: str) -> tuple[int, str]:

@@ -13,7 +13,18 @@ import pytest
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 # What users import from; these names stay from release to release.
-FACADES = ["cache", "connectors", "dataflow", "dataflow.loaders", "dataflow.transforms"]
+FACADES = [
+    "cache",
+    "connectors",
+    "dataflow",
+    "dataflow.convert",
+    "dataflow.dataset",
+    "dataflow.indexing",
+    "dataflow.loaders",
+    "dataflow.observe",
+    "dataflow.order",
+    "dataflow.transforms",
+]
 
 
 def _modules() -> dict[str, Path]:
