@@ -85,8 +85,8 @@ class LitdataSource:
 
     def decode(self, block: int, data: memoryview) -> pa.RecordBatch:
         """Take the items of a block apart."""
-        blocks, ref = self.index.blocks, self.index.block_ref(block)
-        count = int(blocks.first_sample[block + 1] - blocks.first_sample[block])
+        ref = self.index.block_ref(block)
+        count = self.index.blocks.num_samples_in(block)
         data = unwrap(data, count, self.wrap, ref.uri)
         columns: list[list[Any]] = [[] for _ in self.encodings]
         try:

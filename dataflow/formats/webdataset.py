@@ -81,7 +81,7 @@ class WebdatasetSource:
         ref = self.index.block_ref(block)
         data = unpack(data, ref.uri)
         samples, _ = _samples(cast("IO[bytes]", pa.BufferReader(pa.py_buffer(data))), ref.uri, ref.offset)
-        expected = int(self.index.blocks.first_sample[block + 1] - self.index.blocks.first_sample[block])
+        expected = self.index.blocks.num_samples_in(block)
         if len(samples) != expected:
             raise CorruptError(
                 f"{ref.uri} has {len(samples)} samples at offset {ref.offset}, its scan found {expected}", uri=ref.uri

@@ -82,6 +82,10 @@ class Blocks:
     def __len__(self) -> int:
         return len(self.shard)
 
+    def num_samples_in(self, block: int) -> int:
+        """Return how many samples a block holds."""
+        return int(self.first_sample[block + 1] - self.first_sample[block])
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pieces:

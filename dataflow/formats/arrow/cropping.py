@@ -68,7 +68,7 @@ def crop_tensor(
     (block,), (row,) = source.index.locate(np.array([sample], np.int64))
     size_bytes = item_bytes * math.prod(kind.shape)
     first, end = (int(place) for place in blocks.parts.end[block, column : column + 2])
-    num_rows = int(blocks.first_sample[block + 1] - blocks.first_sample[block])
+    num_rows = blocks.num_samples_in(int(block))
     if not 0 <= end - first - num_rows * size_bytes <= 2 * PADDING_BYTES:
         raise BadInputError(f"field {name!r} of sample {sample} lies beside tensors with missing values: fill them")
     depth, run_bytes = _runs(kind.shape, shape, item_bytes)

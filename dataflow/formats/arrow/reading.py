@@ -53,8 +53,7 @@ class ArrowSource:
             batch.validate()
         except (pa.ArrowException, OSError, EOFError) as error:
             raise self._corrupt(block, str(error)) from error
-        first_sample = self.index.blocks.first_sample
-        expected = int(first_sample[block + 1] - first_sample[block])
+        expected = self.index.blocks.num_samples_in(block)
         if batch.num_rows != expected:
             raise self._corrupt(block, f"it has {batch.num_rows} samples, the index says {expected}")
         return batch

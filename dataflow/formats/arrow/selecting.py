@@ -79,8 +79,7 @@ class SelectedSource:
             raise CorruptError(
                 f"fields of block {block} at offset {ref.offset} of {ref.uri} are not readable: {error}", uri=ref.uri
             ) from error
-        first_sample = self.index.blocks.first_sample
-        expected = int(first_sample[block + 1] - first_sample[block])
+        expected = self.index.blocks.num_samples_in(block)
         if batch.num_rows != expected:
             raise CorruptError(
                 f"block {block} at offset {ref.offset} of {ref.uri} has {batch.num_rows} samples, the index says "
