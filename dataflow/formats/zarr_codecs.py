@@ -56,11 +56,6 @@ class ChunkCodec:
         """Bytes of every chunk before compression; None where they differ."""
         return None if self.dtype is None else math.prod(self.shape) * self.dtype.itemsize
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether the bytes of a chunk are its values in order, so that parts of it can be read."""
-        return not self.packings and self.dtype is not None and self.order == tuple(range(len(self.shape)))
-
     def decode(self, data: memoryview) -> npt.NDArray[Any]:
         """Return the values of a chunk, of `shape`; a view of `data` where that is possible.
 
