@@ -95,7 +95,7 @@ class MdsSource:
     def decode(self, block: int, data: memoryview) -> pa.RecordBatch:
         """Take the samples of a block apart."""
         blocks, ref = self.index.blocks, self.index.block_ref(block)
-        count = int(blocks.first_sample[block + 1] - blocks.first_sample[block])
+        count = blocks.num_samples_in(block)
         packing = self.packing[int(blocks.shard[block])]
         if packing:
             data = unpack(data, ref.uri, packing)
@@ -129,8 +129,12 @@ class MdsFormat:
         if found is None:
             return None
         uri, index = found
-        if index.version != 2 or not index.shards or any(shard.format != "mds" for shard in index.shards):
+        if index.version != 2 or any(shard.format != "mds" for shard in index.shards):
             raise BadInputError(f"{uri} describes no MDS shards of version 2", uri=uri)
+        if not index.shards:
+            raise BadInputError(
+                f"{uri} names no shards, so there are no samples and nothing says their fields", uri=uri
+            )
         files = place.expected(((shard.file.basename, shard.file.bytes) for shard in index.shards), uri)
         first = index.shards[0]
         for shard in index.shards:

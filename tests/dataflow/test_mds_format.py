@@ -119,6 +119,12 @@ def test_a_damaged_sample_is_named(path: Path) -> None:
         open_dataset(path)[0]
 
 
+def test_an_index_without_shards_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_text('{"shards": [], "version": 2}')
+    with pytest.raises(BadInputError, match=r"index\.json names no shards"):
+        open_dataset(tmp_path)
+
+
 def test_another_index_json_is_no_mds(tmp_path: Path) -> None:
     (tmp_path / "index.json").write_text('{"hello": "world"}')
     (tmp_path / "a.txt").write_text("one\n")

@@ -227,6 +227,16 @@ def test_mds_is_laid_out_as_streaming_does(source: Path, tmp_path: Path, compres
             np.testing.assert_array_equal(actual[name], value)
 
 
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_mds_without_samples_still_says_its_fields(source: Path, tmp_path: Path, compression: str) -> None:
+    convert(source, tmp_path / "out", to="mds", compression=compression, filter="label > 0", fields=["label", "name"])
+    empty = open_dataset(tmp_path / "out")
+    assert len(empty) == 0
+    assert empty.schema.names == ["label", "name"]
+    assert convert(tmp_path / "out", tmp_path / "native").num_samples == 0
+    assert open_dataset(tmp_path / "native").schema.names == ["label", "name"]
+
+
 @pytest.mark.parametrize("to", [name for name in WRITABLE if name != "megatron"])
 def test_tensors_of_booleans_come_back_from_every_format(tmp_path: Path, to: str) -> None:
     masks = np.arange(24).reshape(4, 3, 2) % 5 < 2

@@ -95,7 +95,11 @@ class MdsTarget:
         parts: Mapping[str, Part],
         lineage: dict[str, Any],
     ) -> None:
-        """Write `index.json`."""
+        """Write `index.json`; of no samples also an empty shard, which says what the columns are."""
+        if not parts:
+            part, chunks = self.build(schema, (), 0)
+            destination.put(self.shard_name(0), chunks)
+            parts = {self.shard_name(0): part}
         shards = [self._describe(name, part, self._config(schema)) for name, part in parts.items()]
         content = json.dumps({"shards": shards, "version": 2}, sort_keys=True)
         destination.put(INDEX_NAME, [content.encode()])
