@@ -3,8 +3,9 @@
 A block is about 1 MiB of whole records. A compressed file can only be read from its front, so it is one block whatever
 its size, and the limit is said where it is met: many files of moderate size shuffle well, one large one does not.
 
-The schema is what pyarrow finds in all records: integers widen to floats, a field that a record lacks is null, dates
-stay the text they are. A field whose values do not agree is an error at opening.
+The schema is what pyarrow finds in all records, but for large integers, which stay integers: others widen to floats
+beside fractions, a field that a record lacks is null, dates stay the text they are. A field whose values do not agree
+is an error at opening.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import pyarrow.json
 
 from connectors.errors import BadInputError, CorruptError, DataError
 from dataflow.formats.csv_records import header_end, record_end
+from dataflow.formats.json_records import MAX_DEPTH, line_too_deep
+from dataflow.formats.large_integers import agree_on_sign, with_large_integers
 from dataflow.formats.scan import BLOCK_BYTES, BlockTable, Scan, remembered
 from dataflow.formats.scanned import open_scanned
 from dataflow.formats.sidecar import FileScan
@@ -65,7 +68,7 @@ class TextSource:
         if self.format == "csv" and records is not data:  # in a plain file the first block begins after the header
             records = records[header_end(bytes(records), _delimiter(ref.uri)) :]
         table = _parse(self.format, records, self.schema, uri=ref.uri, offset=ref.offset)
-        expected = int(self.index.blocks.first_sample[block + 1] - self.index.blocks.first_sample[block])
+        expected = self.index.blocks.num_samples_in(block)
         if table.num_rows != expected:
             raise CorruptError(
                 f"{ref.uri} has {table.num_rows} records at offset {ref.offset}, its scan found {expected}", uri=ref.uri
@@ -153,10 +156,19 @@ class TextFormat:
 
     def _look(self, records: memoryview, schema: pa.Schema, *, uri: str, offset: int) -> tuple[int, pa.Schema]:
         """Return how many records there are, and the schema that holds them, too."""
+        line = line_too_deep(records) if self.name == "jsonl" else None
+        if line is not None:
+            raise BadInputError(
+                f"{uri} is nested more than {MAX_DEPTH} levels deep in line {line} from offset {offset} on, and Arrow "
+                "holds no more: flatten it, or write the inner part as text",
+                uri=uri,
+            )
         found = _parse(self.name, records, None, uri=uri, offset=offset)
         if not found.num_rows:
             return 0, schema
-        return found.num_rows, self._unified(schema, found.schema, uri=uri, offset=offset)
+        body = records[header_end(bytes(records), _delimiter(uri)) :] if self.name == "csv" else records
+        exact = with_large_integers(found, lambda schema: _PARSERS[self.name](body, schema, _delimiter(uri)), uri=uri)
+        return found.num_rows, self._unified(schema, exact, uri=uri, offset=offset)
 
     def _unified(self, schema: pa.Schema, found: pa.Schema, *, uri: str, offset: int) -> pa.Schema:
         if len(set(found.names)) < len(found):
@@ -289,6 +301,7 @@ _PARSERS: dict[str, Callable[[memoryview, pa.Schema | None, str], pa.Table]] = {
 def _unify(schema: pa.Schema, found: pa.Schema, *, uri: str, offset: int) -> pa.Schema:
     found = pa.schema([field.with_type(_plain(field.type)) for field in found])
     try:
+        schema, found = pa.schema(agree_on_sign(schema, found)), pa.schema(agree_on_sign(found, schema))
         return pa.unify_schemas([schema, found], promote_options="permissive")
     except pa.ArrowException as error:
         message = f"the records of {uri} from offset {offset} disagree with those before: {error}"

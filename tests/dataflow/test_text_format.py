@@ -125,6 +125,71 @@ def test_a_field_that_widens_late_has_one_type_everywhere(tmp_path: Path) -> Non
         open_dataset(tmp_path)[3]
 
 
+LARGE = 2**64 - 1
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_integers_of_64_bits_stay_integers(tmp_path: Path, packed: str) -> None:
+    hashes = [number * LARGE // 99 for number in range(100)]
+    lines = [json.dumps({"hash": number, "x": {"l": [{"h": number}], "share": 0.5}}) for number in hashes]
+    put(tmp_path / f"a.jsonl{packed}", "\n".join(lines))
+    put(tmp_path / "z.jsonl", lines[1])
+    dataset = open_dataset(tmp_path)
+    assert dataset.schema.field("hash").type == pa.uint64()
+    assert dataset.get_batch(range(101))["hash"].tolist() == [*hashes, hashes[1]]
+    assert [sample["x"] for sample in dataset] == [json.loads(line)["x"] for line in [*lines, lines[1]]]
+    convert(tmp_path, f"{tmp_path}-out", to="jsonl", verify=True)
+    assert open_dataset(f"{tmp_path}-out").get_batch(range(101))["hash"].tolist() == [*hashes, hashes[1]]
+
+
+def test_integers_of_64_bits_in_csv_stay_integers(tmp_path: Path) -> None:
+    hashes = [number * LARGE // 99 for number in range(100)]
+    put(tmp_path / "a.csv", "hash,share\n" + "".join(f"{number},1.5\n" for number in hashes))
+    dataset = open_dataset(tmp_path)
+    assert dataset.get_batch(range(100))["hash"].tolist() == hashes
+    assert dataset.schema.field("share").type == pa.float64()
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+@pytest.mark.parametrize("pair", [(LARGE + 2, 1), (-(2**63) - 1, 1), (LARGE, -1)])
+def test_integers_that_neither_64_bits_nor_floats_hold_are_refused(
+    tmp_path: Path, suffix: str, pair: tuple[int, int]
+) -> None:
+    lines = [f'{{"n":{number}}}' for number in pair] if suffix == ".jsonl" else ["n", *map(str, pair)]
+    put(tmp_path / f"a{suffix}", "\n".join(lines))
+    with pytest.raises(BadInputError, match=rf"field 'n' of .*a{suffix} has the integer {pair[0]}: .* as text"):
+        open_dataset(tmp_path)
+
+
+def test_large_integers_beside_fractions_are_floats(tmp_path: Path) -> None:
+    put(tmp_path / "a.jsonl", f'{{"x":{10**20 + 1},"y":{10**20}}}\n{{"x":0.5,"y":1}}\n{{"x":1e300}}\n')
+    dataset = open_dataset(tmp_path, columns=["x"])
+    assert dataset.get_batch(range(3))["x"].tolist() == [1e20, 0.5, 1e300]
+
+
+def test_a_negative_integer_in_another_block_than_large_ones_is_never_another_number(tmp_path: Path) -> None:
+    put(tmp_path / "a.jsonl", f'{{"n":{LARGE},"pad":"{"x" * 200}"}}\n{{"n":-5,"pad":""}}\n')
+    dataset = open_dataset(tmp_path)
+    assert dataset[0]["n"] == LARGE
+    with pytest.raises(CorruptError, match=r"a\.jsonl .*uint64.*-5"):
+        dataset[1]
+
+
+@pytest.mark.parametrize("packed", ["", ".zst"])
+@pytest.mark.parametrize("marks", ["[]", ('{"a":', "}")])
+def test_deep_nesting_is_an_error_that_names_file_and_line(tmp_path: Path, marks: str, packed: str) -> None:
+    deep = '{"x":' + 100_000 * marks[0] + "1" + 100_000 * marks[1] + "}\n"
+    put(tmp_path / f"a.jsonl{packed}", '{"x":{}}\n' * 3 + deep + '{"x":{}}\n')
+    with pytest.raises(BadInputError, match=rf"a\.jsonl{packed} is nested more than 64 levels deep in line 4 from"):
+        open_dataset(tmp_path)
+
+
+def test_a_deep_record_can_be_left_out(tmp_path: Path) -> None:
+    put(tmp_path / "in" / "a.jsonl", '{"x":1}\n' * 20 + '{"x":' * 10_000 + "1" + "}" * 10_000 + "\n" + '{"x":2}\n')
+    result = convert(tmp_path / "in", tmp_path / "out", on_error="skip")
+    assert (result.num_samples, result.num_errors) == (21, 1)
+
+
 def test_records_that_disagree_are_named(tmp_path: Path) -> None:
     put(tmp_path / "a.jsonl", '{"x": 1}\n' * 100 + '{"x": "one"}\n')
     with pytest.raises((BadInputError, CorruptError), match=r"a\.jsonl .*offset \d+"):

@@ -1,0 +1,122 @@
+"""Integers of more than 63 bits in text: kept as `uint64`, where pyarrow's inference would make floats of them.
+
+A field is `uint64` if it has such integers, and nothing but integers from 0 on. One of which integers are larger, or
+negative beside large ones, is refused where a float would be another number. With fractions, a field is of floats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import cast
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from connectors.errors import BadInputError
+
+__all__ = ["agree_on_sign", "with_large_integers"]
+
+_LARGE = float(1 << 63)
+_ANY_SIZE = pa.decimal128(38, 0)
+
+# Where a value is: the numbers of its field, of that in it, and so on; lists are passed through.
+_Path = tuple[int, ...]
+
+
+def with_large_integers(found: pa.Table, parse: Callable[[pa.Schema], pa.Table], *, uri: str) -> pa.Schema:
+    """Return the schema of records in which integers stay what they are.
+
+    Args:
+        found: The records as pyarrow understands them.
+        parse: Parses them again with another schema; raises `pa.ArrowInvalid` where a value does not fit.
+        uri: Where they lie.
+
+    Raises:
+        BadInputError: A field of integers has some that neither `uint64` nor a float can hold.
+    """
+    schema = found.schema
+    for path in [path for path in _floats(schema) if _has_large(found, path)]:
+        unsigned = _replaced(schema, path, pa.uint64())
+        if _parsed(parse, unsigned) is not None:
+            schema = unsigned
+        elif (exact := _parsed(parse, _replaced(schema, path, _ANY_SIZE))) is not None:
+            _insist_on_floats(exact, path, uri)
+    return schema
+
+
+def agree_on_sign(fields: Iterable[pa.Field], others: Iterable[pa.Field]) -> list[pa.Field]:
+    """Return the fields with `uint64` in the place of `int64` wherever `others` has it."""
+    types = {field.name: field.type for field in others}
+    return [field.with_type(_signed_as(field.type, types.get(field.name, field.type))) for field in fields]
+
+
+def _signed_as(kind: pa.DataType, other: pa.DataType) -> pa.DataType:
+    if pa.types.is_int64(kind) and pa.types.is_uint64(other):
+        return other
+    if pa.types.is_list(kind) and pa.types.is_list(other):
+        return pa.list_(kind.value_field.with_type(_signed_as(kind.value_type, other.value_type)))
+    if pa.types.is_struct(kind) and pa.types.is_struct(other):
+        return pa.struct(agree_on_sign(kind, other))
+    return kind
+
+
+def _floats(fields: Iterable[pa.Field]) -> Iterator[_Path]:
+    """Yield where floats are."""
+    for number, field in enumerate(fields):
+        kind = field.type
+        while pa.types.is_list(kind):
+            kind = kind.value_type
+        if pa.types.is_float64(kind):
+            yield (number,)
+        elif pa.types.is_struct(kind):
+            yield from ((number, *path) for path in _floats(kind))
+
+
+def _values(table: pa.Table, path: _Path) -> pa.Array:
+    """Return the values at a path that are not null."""
+    values = cast("pa.Array", table.column(path[0]).combine_chunks())
+    for number in (*path[1:], None):
+        while pa.types.is_list(values.type):
+            values = values.flatten()
+        if number is not None:
+            values = values.flatten()[number]  # with the nulls of the struct
+    return values.drop_null()
+
+
+def _has_large(table: pa.Table, path: _Path) -> bool:
+    extremes = pc.min_max(_values(table, path)).as_py()
+    return extremes["max"] is not None and max(extremes["max"], -extremes["min"]) >= _LARGE
+
+
+def _replaced(schema: pa.Schema, path: _Path, leaf: pa.DataType) -> pa.Schema:
+    field = schema.field(path[0])
+    return schema.set(path[0], field.with_type(_replaced_in(field.type, path[1:], leaf)))
+
+
+def _replaced_in(kind: pa.DataType, path: _Path, leaf: pa.DataType) -> pa.DataType:
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_replaced_in(kind.value_type, path, leaf)))
+    if not path:
+        return leaf
+    fields = list(kind)
+    fields[path[0]] = fields[path[0]].with_type(_replaced_in(fields[path[0]].type, path[1:], leaf))
+    return pa.struct(fields)
+
+
+def _parsed(parse: Callable[[pa.Schema], pa.Table], schema: pa.Schema) -> pa.Table | None:
+    try:
+        return parse(schema)
+    except pa.ArrowInvalid:
+        return None
+
+
+def _insist_on_floats(exact: pa.Table, path: _Path, uri: str) -> None:
+    """Refuse integers that are others as floats."""
+    for value in map(int, _values(exact, path).to_pylist()):
+        if abs(value) >= _LARGE and int(float(value)) != value:
+            raise BadInputError(
+                f"field {exact.schema.field(path[0]).name!r} of {uri} has the integer {value}: integers are kept from "
+                "-2^63 to 2^63 - 1, or from 0 to 2^64 - 1; write the values of this field as text, in quotes, or as "
+                "floats",
+                uri=uri,
+            )
