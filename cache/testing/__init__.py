@@ -2,6 +2,7 @@
 
 from cache.testing.blocks import make_block, make_key
 from cache.testing.children import digest_files, hold_plan, read_until_told, send_awaited_blocks, send_blocks
+from cache.testing.engines import running_engine
 from cache.testing.faulty_system import FaultySystem
 from cache.testing.frame_strategies import garbage, reply_messages, request_messages
 from cache.testing.invariants import check_directory, check_limits
@@ -28,6 +29,7 @@ __all__ = [
     "read_until_told",
     "reply_messages",
     "request_messages",
+    "running_engine",
     "running_server",
     "send_awaited_blocks",
     "send_blocks",

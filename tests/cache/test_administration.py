@@ -3,8 +3,8 @@
 import asyncio
 import itertools
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from cache.config import CacheConfig, JobConfig, PrefixConfig, TierConfig
 from cache.disk import DiskLimits
 from cache.engine import Engine, Handle
 from cache.keys import BlockRef, block_key
-from cache.testing import FaultySystem, check_directory, check_limits, read_blocks
+from cache.testing import FaultySystem, check_directory, check_limits, read_blocks, running_engine
 from connectors.errors import BadInputError, NotFoundError
 from connectors.registry import open_store
 from connectors.wrappers import CountingStore
@@ -43,23 +43,16 @@ class Place:
     def disk(self, blocks: int, **settings: object) -> TierConfig:
         return TierConfig("disk", blocks * SIZE, str(self.path), medium="nvme", **settings)
 
-    @asynccontextmanager
-    async def running(
+    def running(
         self, config: CacheConfig, system: object = os, limits: DiskLimits | None = None
-    ) -> AsyncIterator[Engine]:
-        engine = Engine(
+    ) -> AbstractAsyncContextManager[Engine]:
+        return running_engine(
             config,
             open_store=lambda root: self.store,
             system=system,
             disk_limits=limits or DiskLimits(),
             clock=lambda: self.now_s,
         )
-        await engine.start()
-        try:
-            await engine.scanned()
-            yield engine
-        finally:
-            await engine.close()
 
     async def read(self, engine: Engine, refs: list[BlockRef], job: str = "") -> list[str]:
         """Read blocks, check their bytes, wait until they are placed; return where they were found."""

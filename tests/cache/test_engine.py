@@ -11,8 +11,8 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,15 @@ from cache.disk import DiskLimits
 from cache.engine import Engine, Handle
 from cache.handle import seal_block
 from cache.keys import BlockRef, block_key
-from cache.testing import FaultySystem, check_directory, check_limits, read_blocks, read_handle, until
+from cache.testing import (
+    FaultySystem,
+    check_directory,
+    check_limits,
+    read_blocks,
+    read_handle,
+    running_engine,
+    until,
+)
 from connectors.errors import BadInputError, DataError, NotFoundError, PermissionDeniedError, TransientError
 from connectors.objects import Span
 from connectors.protocols import Store
@@ -90,17 +98,10 @@ async def origin() -> Origin:
     return Origin()
 
 
-@asynccontextmanager
-async def running(
+def running(
     config: CacheConfig, origin: Origin, system: object = os, disk_limits: DiskLimits = DISK_LIMITS
-) -> AsyncIterator[Engine]:
-    engine = Engine(config, open_store=origin.open, system=system, disk_limits=disk_limits)
-    await engine.start()
-    try:
-        await engine.scanned()
-        yield engine
-    finally:
-        await engine.close()
+) -> AbstractAsyncContextManager[Engine]:
+    return running_engine(config, open_store=origin.open, system=system, disk_limits=disk_limits)
 
 
 def disk(path: Path, blocks: int, **settings: object) -> TierConfig:

@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.config import CacheConfig, DirectoryConfig, TierConfig
-from cache.engine import Engine
 from cache.keys import BlockRef
 from cache.level import place
-from cache.testing import FaultySystem, check_directory, check_limits, make_key, read_blocks
+from cache.testing import FaultySystem, check_directory, check_limits, make_key, read_blocks, running_engine
 from connectors.errors import BadInputError
 from connectors.registry import open_store
 
@@ -57,10 +56,7 @@ async def read_all(config: CacheConfig, *, passes: int = 1, system: object = os)
         BlockRef("memory://level/x", "digest", at, BLOCK, crc32c(data[at : at + BLOCK]))
         for at in range(0, len(data), BLOCK)
     ]
-    engine = Engine(config, open_store=lambda root: store, system=system)
-    await engine.start()
-    try:
-        await engine.scanned()
+    async with running_engine(config, open_store=lambda root: store, system=system) as engine:
         for _ in range(passes):
             for at in range(0, NUM_BLOCKS, 10):
                 for ref, result in zip(refs[at : at + 10], await read_blocks(engine, refs[at : at + 10]), strict=True):
@@ -68,8 +64,6 @@ async def read_all(config: CacheConfig, *, passes: int = 1, system: object = os)
                 await engine.settle()
                 check_limits(engine.stats())
         return engine.stats()
-    finally:
-        await engine.close()
 
 
 async def test_directories_share_a_tier_and_all_is_found_again(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from cache.engine import Engine
 from cache.handle import Handle
 from cache.keys import block_key
 from cache.prefetch import MAX_PLANS
-from cache.testing import check_limits, read_handle
+from cache.testing import check_limits, read_handle, running_engine
 from connectors.errors import BadInputError, DataError, TransientError
 from connectors.objects import Span
 from connectors.protocols import Store
@@ -94,15 +94,8 @@ async def origin() -> Origin:
     return Origin()
 
 
-@asynccontextmanager
-async def running(origin: Origin, *tiers: TierConfig, **settings: int) -> AsyncIterator[Engine]:
-    engine = Engine(CacheConfig(tiers, **{"ring_bytes": RING} | settings), open_store=origin.open)
-    await engine.start()
-    try:
-        await engine.scanned()
-        yield engine
-    finally:
-        await engine.close()
+def running(origin: Origin, *tiers: TierConfig, **settings: int) -> AbstractAsyncContextManager[Engine]:
+    return running_engine(CacheConfig(tiers, **{"ring_bytes": RING} | settings), open_store=origin.open)
 
 
 def planned(engine: Engine, table: BlockTable, blocks: list[int]) -> int:
