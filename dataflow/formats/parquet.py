@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["ParquetFormat", "ParquetSource"]
 
 MAGIC = b"PAR1"
+ENCRYPTED_MAGIC = b"PARE"
+SIGNATURE_BYTES = 28  # behind a footer that can be read, of a file with encrypted columns
 TRAILER_BYTES = 8  # length of the footer and the magic
 TAIL_BYTES = 64 << 10  # footers are smaller, most of the time
 TAILS_AT_ONCE = 256
@@ -117,7 +119,7 @@ class ParquetFormat:
 
         Raises:
             CorruptError: A footer is damaged.
-            BadInputError: Files differ in their schemas.
+            BadInputError: Files differ in their schemas, or are encrypted.
         """
         files = place.files_named((".parquet",))
         if not files:
@@ -129,10 +131,12 @@ class ParquetFormat:
             try:
                 metadata = pq.read_metadata(pa.BufferReader(footer))
                 found = storable_schema(metadata.schema.to_arrow_schema().remove_metadata())
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise CorruptError(f"the footer of {uri} is damaged: {error}", uri=uri) from error
             except BadInputError as error:
                 raise BadInputError(f"{uri} cannot be a dataset: {error}", uri=uri) from error
+            if len(footer) - TRAILER_BYTES - metadata.serialized_size == SIGNATURE_BYTES:
+                raise _encrypted(uri)  # to ask pyarrow about such a column ends the process
             if schema is not None and found != schema:
                 raise BadInputError(
                     f"{uri} has another schema than the files before it:\n{found}\ninstead of\n{schema}", uri=uri
@@ -164,13 +168,19 @@ def _footers(place: Place, files: Sequence[ObjectMeta]) -> list[bytes]:
 
 
 def _footer(place: Place, meta: ObjectMeta, tail: memoryview) -> bytes:
+    uri = place.uri(meta)
+    if tail[-4:] == ENCRYPTED_MAGIC:
+        raise _encrypted(uri)
     if len(tail) < TRAILER_BYTES or tail[-4:] != MAGIC:
-        uri = place.uri(meta)
         raise CorruptError(f"{uri} does not end as a Parquet file: truncated, or something else", uri=uri)
     length = int.from_bytes(tail[-TRAILER_BYTES:-4], "little") + TRAILER_BYTES
     if length <= len(tail):
         return bytes(tail[-length:])
     return bytes(place.read(meta, meta.size_bytes - length, length))
+
+
+def _encrypted(uri: str) -> BadInputError:
+    return BadInputError(f"{uri} is encrypted, and there are no keys here: write it without encryption first", uri=uri)
 
 
 def _span(group: Any) -> tuple[int, int]:

@@ -1,10 +1,12 @@
 """Parquet, against pyarrow."""
 
+import base64
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyarrow.parquet.encryption as pq_encryption
 import pytest
 
 from cache.access import open_reader
@@ -119,6 +121,34 @@ def test_a_damaged_footer_is_named(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(CorruptError, match=r"a\.parquet is damaged"):
         open_dataset(tmp_path)
+
+
+def test_a_name_in_a_footer_that_is_no_text_is_damage(tmp_path: Path) -> None:
+    path = put(tmp_path / "0.parquet", store_schema=False)
+    path.write_bytes(path.read_bytes().replace(b"number", b"n\xffmber"))
+    with pytest.raises(CorruptError, match=r"the footer of .*0\.parquet is damaged: .*utf-8"):
+        open_dataset(tmp_path)
+
+
+class _Keys(pq_encryption.KmsClient):
+    """Wraps keys in nothing."""
+
+    def wrap_key(self, key_bytes: bytes, master_key_identifier: str) -> str:
+        return base64.b64encode(key_bytes).decode()
+
+
+@pytest.mark.parametrize("plaintext_footer", [True, False])
+def test_an_encrypted_file_is_refused_in_words(tmp_path: Path, plaintext_footer: bool) -> None:
+    factory = pq_encryption.CryptoFactory(lambda _: _Keys())
+    properties = factory.file_encryption_properties(
+        pq_encryption.KmsConnectionConfig(),
+        pq_encryption.EncryptionConfiguration(
+            footer_key="f", column_keys={"c": ["number"]}, plaintext_footer=plaintext_footer
+        ),
+    )
+    put(tmp_path / "0.parquet", encryption_properties=properties)
+    with pytest.raises(BadInputError, match=r"0\.parquet is encrypted, and there are no keys here"):
+        open_dataset(tmp_path, columns=["text"])
 
 
 def test_a_damaged_page_is_named(tmp_path: Path) -> None:
