@@ -213,7 +213,8 @@ class TextFormat:
             except CorruptError as error:
                 place.pass_over(meta, 0, meta.size_bytes, error)
                 return
-            yield 0, meta.size_bytes, records
+            if len(records):
+                yield 0, meta.size_bytes, records
             return
         header = b""
         for offset, piece in _split(place, meta, delimiter):

@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from connectors.errors import BadInputError, CorruptError
 from dataflow.formats.fields import media_field
+from dataflow.formats.place import CHUNK_BYTES
 from dataflow.formats.ranges import RangeFile
 from dataflow.formats.scan import BLOCK_BYTES
 from dataflow.formats.scanned import open_scanned
@@ -103,7 +104,8 @@ class WebdatasetFormat:
 
         Raises:
             CorruptError: An archive is damaged; names it and the offset.
-            BadInputError: A sample has two files of one suffix, or a member is a hard link.
+            BadInputError: A sample has two files of one suffix, a member is a hard link, or an archive goes on behind
+                its end.
         """
         return cast("WebdatasetSource | None", open_scanned(self, place))
 
@@ -125,6 +127,13 @@ class WebdatasetFormat:
         archive.seek(end)
         if archive.read(BLOCK) != bytes(BLOCK):
             raise CorruptError(f"{uri} has no end mark at offset {end}: it is cut off; write it again", uri=uri)
+        while rest := archive.read(CHUNK_BYTES):
+            if rest.count(0) < len(rest):
+                raise BadInputError(
+                    f"{uri} goes on behind its end mark at offset {end}, where readers stop: archives are joined by "
+                    "`tar --concatenate`, not by `cat`",
+                    uri=uri,
+                )
         for sample in samples:
             for name, (offset, size) in sample.files.items():
                 if name.rpartition(".")[2] in INTEGER_NAMES and not names.get(name):

@@ -298,6 +298,14 @@ def test_an_empty_file_is_named(tmp_path: Path) -> None:
         open_dataset(tmp_path)
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".txt"])
+@pytest.mark.parametrize("packed", sorted(COMPRESSIONS.keys() - {""}))
+def test_an_archive_of_nothing_adds_nothing(tmp_path: Path, suffix: str, packed: str) -> None:
+    put(tmp_path / f"a{suffix}{packed}", "")
+    put(tmp_path / f"b{suffix}{packed}", {".jsonl": '{"text":"x"}', ".csv": "text\nx", ".txt": "x"}[suffix])
+    assert rows(open_dataset(tmp_path)) == [{"text": "x"}]
+
+
 def test_a_single_file_is_a_dataset(tmp_path: Path) -> None:
     put(tmp_path / "my set.jsonl", '{"x": 1}\n')
     put(tmp_path / "other.jsonl", '{"y": 1}\n')

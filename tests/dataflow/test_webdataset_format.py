@@ -1,5 +1,6 @@
 """WebDataset archives, against the webdataset library."""
 
+import gzip
 import io
 import json
 import os
@@ -163,6 +164,17 @@ def test_a_damaged_archive_is_named_with_the_offset(tmp_path: Path, damage: str,
     path.write_bytes(content)
     with pytest.raises(DataError, match=rf"a\.tar.*{message}"):
         open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_archives_that_were_joined_by_cat_lose_no_samples_in_silence(tmp_path: Path, packed: str) -> None:
+    parts = [put(tmp_path / f"{number}.tar", [(f"{number}.txt", b"x")]) for number in range(2)]
+    joined = b"".join(part.read_bytes() for part in parts)
+    path = tmp_path / "in" / f"a.tar{packed}"
+    path.parent.mkdir()
+    path.write_bytes(gzip.compress(joined) if packed else joined)
+    with pytest.raises(BadInputError, match=r"a\.tar.* goes on behind its end mark at offset 1024, .*--concatenate"):
+        open_dataset(tmp_path / "in")
 
 
 def test_archives_convert_to_native_shards(tmp_path: Path) -> None:
