@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
 
+from cache.address import SYSTEM_ADDRESS
 from cache.daemon_config import DaemonConfig
 from dataflow.cli.cache import serve
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNIT = DEPLOY / "dataflow-cache.service"
 MANIFEST = DEPLOY / "kubernetes" / "daemonset.yaml"
+JOB = DEPLOY / "kubernetes" / "job.yaml"
+BATCH = DEPLOY / "slurm" / "train.sbatch"
 
 # The parts of Kubernetes' own schema (apps/v1 DaemonSet) that the manifest uses; unknown names are errors, as for the
 # server with strict validation. The whole of it is in the package `kubernetes-validate`, whose 17,000 files are too
@@ -93,6 +98,25 @@ DAEMON_SET = closed(
     ),
 )
 
+JOB_SCHEMA = closed(
+    ["apiVersion", "kind", "metadata", "spec"],
+    apiVersion={"const": "batch/v1"},
+    kind={"const": "Job"},
+    metadata=METADATA,
+    spec=closed(
+        ["template"],
+        template=closed(
+            ["spec"],
+            spec=closed(
+                ["containers", "restartPolicy"],
+                restartPolicy={"enum": ["Never", "OnFailure"]},
+                containers=listed(CONTAINER),
+                volumes=listed(VOLUME),
+            ),
+        ),
+    ),
+)
+
 
 def test_systemd_accepts_the_unit(tmp_path):
     if shutil.which("systemd-analyze") is None:
@@ -134,3 +158,40 @@ def test_the_manifest_fits_the_schema_and_itself(tmp_path):
     assert in_memory < int(container["resources"]["requests"]["memory"].removesuffix("Gi")) << 30
     mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
     assert all(tier.path in mounts for tier in config.tiers if tier.path is not None)
+
+
+def test_the_job_finds_the_socket_that_the_manifest_makes():
+    _, daemon_set = yaml.safe_load_all(MANIFEST.read_text())
+    job = yaml.safe_load(JOB.read_text())
+    jsonschema.validate(job, JOB_SCHEMA)
+    cache, train = (document["spec"]["template"]["spec"] for document in (daemon_set, job))
+    (folder,) = (volume["hostPath"]["path"] for volume in train["volumes"])
+    assert folder in [volume.get("hostPath", {}).get("path") for volume in cache["volumes"]]
+    (mount,) = train["containers"][0]["volumeMounts"]
+    assert f"--socket={folder}/cache.sock" in cache["containers"][0]["args"]
+    assert f"{mount['mountPath']}/cache.sock" == SYSTEM_ADDRESS
+
+
+def test_the_batch_script_trains_beside_a_cache_and_ends_it(tmp_path):
+    """On one node, where `srun` runs what it is given."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "srun").write_text('#!/bin/sh\nwhile [ "${1#--}" != "$1" ]; do shift; done\nexec "$@"\n')
+    (programs / "python").write_text("#!/bin/sh\ndataflow cache status\nexit 3\n")
+    (programs / "dataflow").write_text(f'#!/bin/sh\nexec {sys.executable} -m dataflow "$@"\n')
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    script = tmp_path / "train.sbatch"
+    settings = {"ram": "1MiB", "disk": str(tmp_path / "disk"), "disk_size": "1MiB"}
+    text = BATCH.read_text().replace("/tmp/dataflow-$(id -u)", str(tmp_path / "run"))
+    for name, value in settings.items():
+        text, changed = re.subn(rf"^{name}=.*$", f"{name}={value}", text, flags=re.MULTILINE)
+        assert changed == 1
+    script.write_text(text)
+    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_NNODES": "1"}
+    done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 3, done.stderr
+    assert f"{tmp_path}/run/7.sock: process" in done.stdout
+    assert "listening at" in done.stderr
+    assert [entry.name for entry in (tmp_path / "run").iterdir()] == []
+    assert (tmp_path / "disk" / "lock").exists()
