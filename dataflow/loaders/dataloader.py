@@ -140,6 +140,10 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         self._is_accelerate_prepared = is_elastic(self.batch_sampler)
         self.use_stateful_dataloader = True
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made of, also by pickle: it stands where this loader does and has its own workers."""
+        return {**self.__dict__, "_ledger": self._ledger.copied(), "_iterator": None}
+
     def __iter__(self) -> Any:
         """Begin an epoch, or go on where a loaded state says."""
         meter = self._ledger.meter

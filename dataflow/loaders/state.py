@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from connectors.errors import BadInputError
@@ -30,7 +30,7 @@ from dataflow.loaders.order_state import (
     snapshot_order,
 )
 from dataflow.loaders.stats import Meter
-from dataflow.loaders.torch_private import DatasetKind, dataset_kind, index_sampler
+from dataflow.loaders.torch_private import DatasetKind, ExceptionWrapper, dataset_kind, index_sampler
 
 if TYPE_CHECKING:
     from dataflow.loaders.dataloader import DataLoader
@@ -81,6 +81,16 @@ class Progress:
         while self.batches in self.ahead:
             self.ahead.remove(self.batches)
             self.batches += 1
+
+    def copied(self) -> Progress:
+        """Return one that no iterator moves on."""
+        states = self.shard_states
+        if self.live_state is not None:
+            try:
+                states = [copy.deepcopy(self.live_state())]
+            except Exception:  # is raised where somebody asks for the loader's state
+                states = [ExceptionWrapper(where="in a dataset")]
+        return replace(self, ahead={*self.ahead}, shards=[*self.shards], shard_states=[*states], live_state=None)
 
     def as_dict(self) -> dict[str, Any]:
         """Return what a state keeps of it."""
@@ -133,6 +143,15 @@ class Ledger:
     next_epoch: int = 0
     foresight: Foresight | None = None
     rejects: Rejects | None = None
+
+    def copied(self) -> Ledger:
+        """Return that of another loader which stands where this one does: its times and its foresight are its own."""
+        return Ledger(
+            progress=None if self.progress is None else self.progress.copied(),
+            resume=None if self.resume is None else self.resume.copied(),
+            next_epoch=self.next_epoch,
+            rejects=copy.deepcopy(self.rejects),
+        )
 
 
 def make_state(loader: DataLoader[Any], ledger: Ledger) -> dict[str, Any]:

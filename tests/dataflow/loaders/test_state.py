@@ -5,6 +5,7 @@ import functools
 import itertools
 import json
 import operator
+import pickle
 import random
 
 import numpy as np
@@ -602,3 +603,55 @@ def test_a_loader_counts_on_from_the_epoch_that_it_was_told():
     assert loader.state_dict()["next_epoch"] == 7
     list(loader)
     assert loader.state_dict()["next_epoch"] == 8
+
+
+def sent(loader):
+    return pickle.loads(pickle.dumps(loader))
+
+
+@pytest.mark.parametrize("clone", [copy.copy, copy.deepcopy, sent])
+@pytest.mark.parametrize("options", [{}, {"num_workers": 1}, {"num_workers": 1, "persistent_workers": True}])
+def test_a_copy_stands_where_its_loader_stood_and_both_go_their_own_ways(clone, options):
+    loader = DataLoader(Numbers(12), batch_size=2, **options)
+    batches = iter(loader)
+    next(batches)
+    stood = loader.state_dict()
+    copied = clone(loader)
+    assert seen(batches) == [[2, 3], [4, 5], [6, 7], [8, 9], [10, 11]]
+    done = loader.state_dict()
+    assert copied.state_dict() == stood
+    assert len(seen(copied)) == 6
+    next(iter(copied))
+    assert loader.state_dict() == done
+    assert (loader.stats().batches, copied.stats().batches) == (6, 7)
+
+
+@pytest.mark.parametrize("clone", [copy.copy, copy.deepcopy, sent])
+def test_a_loaded_state_is_that_of_copies_too(clone):
+    loader = DataLoader(Numbers(12), batch_size=2)
+    next(iter(loader))
+    resumed = DataLoader(Numbers(12), batch_size=2)
+    resumed.load_state_dict(loader.state_dict())
+    copied = clone(resumed)
+    for one in (resumed, copied):
+        assert seen(one) == [[2, 3], [4, 5], [6, 7], [8, 9], [10, 11]]
+
+
+@pytest.mark.parametrize("clone", [copy.copy, copy.deepcopy, sent])
+def test_a_copy_knows_where_the_stream_was_whatever_became_of_it_since(clone):
+    loader = DataLoader(Counter(12), batch_size=2)
+    batches = iter(loader)
+    next(batches)
+    copied = clone(loader)
+    next(batches)
+    resumed = DataLoader(Counter(12), batch_size=2)
+    resumed.load_state_dict(copied.state_dict())
+    assert seen(resumed)[0] == [3, 4]
+
+
+def test_a_copy_can_be_made_while_the_stream_cannot_say_where_it_is():
+    loader = DataLoader(Lost(4))
+    next(iter(loader))
+    copied = copy.copy(loader)
+    with pytest.raises(LookupError, match="there is no position yet"):
+        copied.state_dict()
