@@ -21,7 +21,7 @@ import torch
 from torch.multiprocessing import reductions
 
 from dataflow.loaders.slots import Bytes, Leases, Placement, SlotPool
-from dataflow.loaders.torch_private import untyped
+from dataflow.loaders.torch_private import has_names, untyped
 
 __all__ = ["DIVERT_BYTES", "Parcel", "pack", "unpack"]
 
@@ -204,6 +204,7 @@ def _is_strided(tensor: torch.Tensor) -> bool:
         and tensor.is_cpu
         and tensor.layout is torch.strided
         and not (tensor.is_quantized or tensor.is_nested or tensor.is_conj() or tensor.is_neg() or tensor.__dict__)
+        and not has_names(tensor)
     )
 
 

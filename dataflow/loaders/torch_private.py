@@ -25,6 +25,7 @@ __all__ = [
     "create_fetcher",
     "dataset_kind",
     "default_collate_fn_map",
+    "has_names",
     "index_sampler",
     "interpreter_is_leaving",
     "numpy_seed",
@@ -49,6 +50,8 @@ default_collate_fn_map: dict[Any, Callable[..., Any]] = _utils.collate.default_c
 set_worker_signal_handlers: Callable[[], None] = _utils.signal_handling._set_worker_signal_handlers  # type: ignore[attr-defined]
 numpy_seed: Callable[[int, int], list[int]] = _utils.worker._generate_state
 profiler_is_on: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
+# Newer releases have no tensors with named dimensions.
+has_names: Callable[[torch.Tensor], bool] = getattr(torch.Tensor, "has_names", lambda _: False)
 
 
 def index_sampler(loader: DataLoader[Any]) -> Any:

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dataflow.loaders import packing
 from dataflow.loaders.packing import pack, unpack
 from dataflow.loaders.slots import Holdings, Leases, SlotMap, SlotPool
 from dataflow.loaders.testing import Point
@@ -154,3 +155,16 @@ def test_a_long_stream_does_not_burden_the_message():
     parcel, _ = send(words)
     assert not isinstance(parcel.stream, bytes)
     assert travel(words) == words
+
+
+@pytest.mark.parametrize("length", [3, 5000])
+def test_tensors_with_names_are_left_to_torch_which_refuses_them(monkeypatch, length):
+    def refuse(tensor, protocol):
+        raise RuntimeError("Named tensors don't support serialization")
+
+    # As in a release of torch that has such tensors.
+    monkeypatch.setattr(packing, "has_names", lambda tensor: tensor.shape == (length,))
+    monkeypatch.setattr(torch.Tensor, "__reduce_ex__", refuse)
+    assert torch.equal(travel(torch.ones(length + 1)), torch.ones(length + 1))
+    with pytest.raises(RuntimeError, match="Named tensors"):
+        travel(torch.ones(length))
