@@ -38,11 +38,11 @@ Step: TypeAlias = tuple[int, int, npt.NDArray[np.int64]]
 _AHEAD_BLOCKS = 4096
 # Looked at in one go: some milliseconds.
 _STEPS_AT_ONCE = 32
-# The trainer waits for each message, so a mark is one for every few blocks, and so is what the plan goes on with.
+# The trainer waits for each message, so a mark is one for every few blocks, and so is what the plan goes on with, or
+# for less where the cache knows of little: a part of what lies ahead of the reader as far as it knows.
 _MARK_BLOCKS = 16
-# What is nearer to the reader is told at once.
-_NEAR_BLOCKS = 64
-# A worker keeps decoded blocks for a while; one that was planned this few blocks ago is not asked for again.
+_TOLD_SHARE = 1 / 4
+# A worker keeps the decoded blocks that it used last; one behind which so few were planned is not asked for again.
 _BUFFERED_BYTES = 64 << 20
 
 
@@ -121,7 +121,8 @@ class Announcer:
         # An epoch's end is the next one's beginning.
         at_end = bool(self._ends) and self._ends[0][0] > epoch
         self._expected = (epoch + 1, 0) if at_end else (epoch, steps)
-        if self._position - self._marked >= _MARK_BLOCKS or len(self._ends) < _AHEAD_BLOCKS // 2:
+        is_far = self._position - self._marked >= _MARK_BLOCKS
+        if is_far or self._has_much_to_tell() or len(self._ends) < _AHEAD_BLOCKS // 2:
             self._announce()
 
     def close(self) -> None:
@@ -141,7 +142,7 @@ class Announcer:
             if min(self._end - self._position, len(self._ends)) < _AHEAD_BLOCKS // 2:
                 self._untold += self._next_window()
             least = _MARK_BLOCKS
-            if self._untold and (self._end - self._told >= least or self._told - self._position < _NEAR_BLOCKS):
+            if self._has_much_to_tell():
                 self._plan.extend(np.concatenate(self._untold))
                 self._untold.clear()
                 self._told = self._end
@@ -151,6 +152,10 @@ class Announcer:
                 self._marked = self._position
         except DataError as error:
             self._give_up(error)
+
+    def _has_much_to_tell(self) -> bool:
+        untold = self._end - self._told
+        return untold > 0 and untold >= min(_MARK_BLOCKS, _TOLD_SHARE * (self._told - self._position))
 
     def _next_window(self) -> list[npt.NDArray[np.int64]]:
         parts: list[npt.NDArray[np.int64]] = []
@@ -179,12 +184,13 @@ class Announcer:
 def _first_needed(index: Index, steps: Iterator[Step]) -> Iterator[Step]:
     """Yield for each step the rows of the table that are first needed in it, in place of its samples."""
     buffered = max(1, _BUFFERED_BYTES * index.num_blocks // max(1, int(index.ranges.length.sum())))
-    # When each block was planned last, counted in planned blocks.
-    last = np.full(index.num_blocks, -buffered - 1, np.int64)
+    # How many blocks were planned by the time each was used last.
+    last = np.full(index.num_blocks, -buffered, np.int64)
     planned = 0
     for epoch, step, samples in steps:
-        blocks = np.unique(index.locate(samples)[0])
-        blocks = blocks[planned - last[blocks] > buffered]
-        last[blocks] = planned + np.arange(len(blocks))
+        used = np.unique(index.locate(samples)[0])
+        is_new = planned - last[used] >= buffered
+        blocks = used[is_new]
+        last[used] = planned + is_new.cumsum()
         planned += len(blocks)
         yield epoch, step, blocks if index.pieces is None else index.pieces.rows_of(blocks)

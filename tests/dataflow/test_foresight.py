@@ -240,7 +240,6 @@ def test_of_the_blocks_of_a_batch_those_stay_that_it_needs_last(dataset: Dataset
 def test_what_comes_late_is_told_in_parts(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(announcer, "_AHEAD_BLOCKS", 400)
     monkeypatch.setattr(announcer, "_STEPS_AT_ONCE", 2)
-    monkeypatch.setattr(announcer, "_NEAR_BLOCKS", 10)
     loader = DataLoader(dataset, batch_sampler=ElasticBatchSampler(dataset, 4, window_blocks=2))
     for _ in range(3):
         for _batch in loader:
@@ -249,3 +248,14 @@ def test_what_comes_late_is_told_in_parts(dataset: Dataset, monkeypatch: pytest.
     blocks = 4 * dataset.index.num_blocks
     assert len(plan.blocks) >= blocks - 10
     assert plan.calls.count("extend") <= blocks // 4 + 10
+
+
+def test_a_window_that_a_worker_just_keeps_is_announced_once(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = dataset.index.blocks.length
+    window_blocks = 6
+    monkeypatch.setattr(announcer, "_BUFFERED_BYTES", (window_blocks - 1) * int(lengths.max()))
+    sampler = ElasticBatchSampler(dataset, 2, window_blocks=window_blocks, seed=4)
+    numbers(DataLoader(dataset, batch_sampler=sampler))
+    (plan,) = reader_of(dataset).plans
+    ahead = 40 + window_blocks
+    assert len(plan.blocks) <= dataset.index.num_blocks + ahead

@@ -138,7 +138,7 @@ KINDS: dict[str, Callable[[Dataset], dict[str, Any]]] = {
     "draws as it goes": lambda data: {"batch_sampler": DrawsAsItGoes()},
     "counts epochs": lambda data: {"batch_sampler": CountsEpochs()},
     "batches of ours": lambda data: {"batch_sampler": BatchSampler(RandomSampler(data), BATCH, drop_last=True)},
-    "no sampler of numbers": lambda data: {"batch_sampler": [torch.tensor([1, 2]), torch.tensor([3])]},
+    "no sampler of numbers": lambda data: {"batch_sampler": [torch.tensor([1, 2]), torch.tensor([31])]},
 }
 
 
