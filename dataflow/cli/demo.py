@@ -15,7 +15,8 @@ from dataflow.demo.showcase import EpochTraffic, Facts, Origin, run_demo
 
 __all__ = ["demo"]
 
-_TARGET_ACCURACY = 0.95
+_EPOCHS = 10
+_TARGET_ACCURACY = 0.95  # after so many epochs
 
 
 @click.command()
@@ -27,7 +28,7 @@ _TARGET_ACCURACY = 0.95
     help="Where the shards lie: a folder, or a real S3 server with a cache daemon in front.",
 )
 @click.option(
-    "--epochs", type=click.IntRange(min=2), default=10, show_default=True, help="Passes over the training set."
+    "--epochs", type=click.IntRange(min=2), default=_EPOCHS, show_default=True, help="Passes over the training set."
 )
 @click.option(
     "--folder",
@@ -63,7 +64,7 @@ def _failures(facts: Facts) -> list[str]:
     """The claims of the demo that did not hold."""
     first, later = facts.epochs[0], facts.epochs[1:]
     failures = []
-    if facts.accuracy < _TARGET_ACCURACY:
+    if len(facts.epochs) >= _EPOCHS and facts.accuracy < _TARGET_ACCURACY:
         failures.append(f"test accuracy {facts.accuracy:.1%} is below {_TARGET_ACCURACY:.0%}")
     if not facts.same_sequence:
         failures.append("the resumed run saw other global batches than the undisturbed one")
@@ -94,10 +95,9 @@ def _outcome(facts: Facts) -> Table:
 
 
 def _time(facts: Facts) -> Table:
-    table = Table(title="Where the seconds of rank 0 went (wait, model: in the rank; the others: in its workers)")
-    for name in facts.seconds:
-        table.add_column(name, justify="right")
-    table.add_row(*(f"{seconds:.2f} s" for seconds in facts.seconds.values()))
+    table = Table("stage", "seconds", "of", title="Where the time of rank 0 went")
+    for name, seconds in facts.seconds.items():
+        table.add_row(name, f"{seconds:.2f}", "the loop" if name in ("wait", "model") else "its workers")
     return table
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from dataflow.cli.demo import _is_share_outside
+from dataflow.cli.demo import _failures, _is_share_outside
 from dataflow.cli.main import main
 from dataflow.demo.showcase import run_demo
 
@@ -35,6 +35,15 @@ def test_a_worker_that_was_held_up_is_no_failure_of_the_cache(fetched, holds):
     # Stopped by signals, workers of this very job made it 10 of 10 blocks, where undisturbed ones make it 5 to 8.
     facts = SimpleNamespace(blocks_outside=10, ring_blocks=8)
     assert _is_share_outside(SimpleNamespace(origin_blocks=fetched), facts) is holds
+
+
+@pytest.mark.parametrize(("epochs", "failures"), [(3, []), (10, ["test accuracy 80.0% is below 95%"])])
+def test_few_epochs_are_not_judged_by_what_was_learnt(epochs, failures):
+    first, later = (SimpleNamespace(origin_bytes=size, origin_blocks=3) for size in (2, 1))
+    facts = SimpleNamespace(
+        accuracy=0.8, epochs=[first] + [later] * (epochs - 1), same_sequence=True, blocks_outside=3, ring_blocks=0
+    )
+    assert _failures(facts) == failures
 
 
 def test_demo_refuses_a_folder_that_holds_something(tmp_path):
