@@ -31,6 +31,7 @@ from dataflow.loaders.recycling import Recycler, keep_freed_memory
 from dataflow.loaders.rehearsal import INLINE_OPENING, REOPENING, Setting
 from dataflow.loaders.state import Ledger, Progress
 from dataflow.loaders.torch_private import BaseIterator, DatasetKind, index_sampler, profiler_is_on
+from dataflow.observe.stages import Recorder
 
 if TYPE_CHECKING:
     from dataflow.loaders.dataloader import DataLoader
@@ -64,6 +65,8 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         self._prepare(loader, self._opening)
         super().__init__(loader)
         self._meter = ledger.meter
+        # Of its own: several threads may have an iterator each.
+        self._recorder = Recorder()
         self._batch_size = loader.batch_size
         self._bad_samples = loader.bad_samples
         self._is_iterable = self._dataset_kind == DatasetKind.Iterable
@@ -76,7 +79,7 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         meter.enter()
         try:
             # Recording a range costs as much as all the rest of a small batch, so it is done when somebody looks.
-            with meter.recorder:
+            with self._recorder:
                 if self._IterableDataset_len_called is not None or profiler_is_on():
                     batch = super().__next__()
                 else:
@@ -85,8 +88,11 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         except BaseException:
             meter.leave(in_loop=False)
             raise
-        meter.leave()
-        return batch
+        else:
+            meter.leave()
+            return batch
+        finally:
+            meter.take(self._recorder)
 
     def _prepare(self, loader: DataLoader[Any], opening: tuple[Any, ...], first_step: int = 0) -> None:
         """Let the cache foresee an epoch that is about to begin; `opening` is what torch does from here on."""

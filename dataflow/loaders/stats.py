@@ -103,14 +103,12 @@ class LoaderStats:
 
 
 class Meter:
-    """Adds up what `LoaderStats` reports. Used by the thread that iterates.
+    """Adds up what `LoaderStats` reports, of all iterators of a loader.
 
-    Attributes:
-        recorder: Stages and counts of this process, in the step that is under way.
+    Where several threads iterate at a time, what their steps take is mixed up.
     """
 
     def __init__(self) -> None:
-        self.recorder = Recorder()
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._counts: defaultdict[str, int] = defaultdict(int)
         self._stages: deque[dict[str, float]] = deque(maxlen=_NEWEST_STEPS)
@@ -149,7 +147,9 @@ class Meter:
         self._wait_s += self._newest_wait_s
         self._since_s = now_s
         self._is_in_loop = in_loop
-        recorder = self.recorder
+
+    def take(self, recorder: Recorder) -> None:
+        """Take over what an iterator recorded of a step in this process, and let it begin anew."""
         if recorder.seconds or recorder.counts:
             self.add(recorder.seconds, recorder.counts, batches=1)
             recorder.seconds.clear()

@@ -251,6 +251,36 @@ def test_workers_report_their_stages_and_counts():
     assert all(stats.seconds[name] > 0 for name in ("fetch", "transform", "collate", "handover", "wait", "model"))
 
 
+class Waiting(Numbers):
+    """Numbers that are held up in any thread but the main one."""
+
+    def __init__(self, length):
+        super().__init__(length)
+        self.is_entered, self.may_go_on = threading.Event(), threading.Event()
+
+    def __getitem__(self, index):
+        if threading.current_thread() is not threading.main_thread():
+            count("held.up")
+            self.is_entered.set()
+            assert self.may_go_on.wait(60)
+        return super().__getitem__(index)
+
+
+def test_each_thread_records_the_steps_of_its_own_iterator():
+    dataset = Waiting(4)
+    loader = DataLoader(dataset)
+    with ThreadPoolExecutor(1) as other:
+        batches = other.submit(list, loader)
+        try:
+            assert dataset.is_entered.wait(60)
+            assert len(list(loader)) == 4
+            assert loader.stats().counts == {}
+        finally:
+            dataset.may_go_on.set()
+        assert len(batches.result()) == 4
+    assert loader.stats().counts == {"held.up": 4}
+
+
 def test_stats_are_json():
     loader = DataLoader(Stream(4), batch_size=2)
     assert loader.stats().seconds["wait"] == 0
