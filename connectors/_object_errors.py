@@ -96,7 +96,7 @@ def _of_text(text: str, uri: str) -> DataError:
 def _no_credentials(uri: str) -> PermissionDeniedError:
     return PermissionDeniedError(
         f"no credentials for {uri}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or the like of your provider) "
-        "in the environment, or give skip_signature=True for a public bucket",
+        "in the environment, or AWS_SKIP_SIGNATURE=true for a public bucket",
         uri=uri,
     )
 
