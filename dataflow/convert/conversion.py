@@ -261,12 +261,22 @@ def _write(work: Work, run: _Run, stages: Stages, destination: Destination) -> C
     has_quarantine = publish_quarantine(work, stages.quarantine)
     publish_all(work, destination, jobs, parts, lineage_of(work, found, stages.num_errors))
     # The destination is a dataset now; records are of no use any more.
-    destination.delete(name for name in destination.sizes() if name.endswith(PART_SUFFIX) or _SURVEY.fullmatch(name))
+    destination.delete(_records_first_to_last(destination.sizes()))
     result = _result(work, found, jobs, parts, stages)
     if work.verify:
         num_compared, not_compared = reread(work, jobs, parts)
         result = replace(result, num_compared=num_compared, not_compared=not_compared)
     return replace(result, num_resumed=num_resumed, quarantine=work.quarantine_url if has_quarantine else None)
+
+
+def _records_first_to_last(names: Iterable[str]) -> list[str]:
+    """Return records in an order in which those left over at any moment can be resumed from.
+
+    A survey's record vouches for its digests, so it goes before them; those of shards go last, because without any the
+    dataset counts as finished.
+    """
+    records = [name for name in names if name.endswith(PART_SUFFIX) or _SURVEY.fullmatch(name)]
+    return sorted(records, key=lambda name: (not _SURVEY.fullmatch(name), not name.endswith(PART_SUFFIX)))
 
 
 def _begin(work: Work, run: _Run, destination: Destination, *, overwrite: bool, resume: bool) -> dict[str, Part]:

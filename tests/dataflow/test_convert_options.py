@@ -1,7 +1,9 @@
 """What conversion leaves out, changes and mixes: exact, resumable, the same bytes from any number of workers."""
 
 import gzip
+import itertools
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from dataflow.convert import Conversion, Progress, convert, parse_rule
 from dataflow.dataset import open_dataset
 from dataflow.formats import tensor_field
 from dataflow.formats.arrow import ShardWriter
+from dataflow.formats.destination import Destination
 
 COUNT = 200
 SIZES = {"shard_size_bytes": 1500, "block_size_bytes": 300}
@@ -269,6 +272,34 @@ def test_all_options_together_give_the_same_bytes_from_any_workers_and_after_any
         assert content(path) == content(tmp_path / "one")
         assert content(tmp_path / f"broken-{number}.quarantine").keys() == content(tmp_path / "one.quarantine").keys()
         assert (resumed.num_samples, resumed.num_errors, resumed.rules) == (whole.num_samples, 1, whole.rules)
+
+
+def test_broken_off_while_records_are_removed_it_can_still_be_resumed(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"rules": [parse_rule("zscore field=value limit=1.6"), parse_rule("duplicates fields=text")]}
+    convert(source, tmp_path / "whole", **settings)
+    delete, removed = Destination.delete, []
+
+    def stop(destination: Destination, names: Iterable[str]) -> None:
+        for name in names:
+            if len(removed) == limit:
+                raise _BreakOffError
+            delete(destination, [name])
+            removed.append(name)
+
+    for limit in itertools.count():
+        removed.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(Destination, "delete", stop)
+            try:
+                convert(source, tmp_path / f"{limit}", **settings)
+                break
+            except _BreakOffError:
+                pass
+        convert(source, tmp_path / f"{limit}", resume=True, **settings)
+        assert content(tmp_path / f"{limit}") == content(tmp_path / "whole")
+    assert {name.split("-")[0] for name in removed} == {"survey", "shard"}
 
 
 @pytest.mark.parametrize("setting", [{"seed": 12}, {"filter": "id > 3"}, {"rules": []}, {"on_error": "skip"}], ids=str)
@@ -527,12 +558,7 @@ def lines(path: Path, content: list[str]) -> Path:
     return path
 
 
-@pytest.fixture
-def _own_scans(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.mark.usefixtures("_own_scans")
+@pytest.mark.usefixtures("kept_scans")
 @pytest.mark.parametrize("block_bytes", [40, 1 << 20])
 def test_bad_lines_are_quarantined_with_their_place_and_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
@@ -559,14 +585,14 @@ def test_bad_lines_are_quarantined_with_their_place_and_bytes(
         open_dataset(source)
 
 
-@pytest.mark.usefixtures("_own_scans")
+@pytest.mark.usefixtures("kept_scans")
 def test_bad_lines_of_csv_are_passed_over(tmp_path: Path) -> None:
     source = lines(tmp_path / "in.csv", ["id,name", "1,a", "2,b,c", '3,"d\ne"', "4", "5,f"])
     assert convert(source, tmp_path / "out", on_error="skip").num_errors == 2
     assert ids(tmp_path / "out") == [1, 3, 5]
 
 
-@pytest.mark.usefixtures("_own_scans")
+@pytest.mark.usefixtures("kept_scans")
 @pytest.mark.parametrize("block_bytes", [64, 1 << 20])
 def test_bad_records_of_tfrecord_are_passed_over(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
@@ -588,7 +614,7 @@ def test_bad_records_of_tfrecord_are_passed_over(
     assert ids(tmp_path / "cut") == [0, 1]
 
 
-@pytest.mark.usefixtures("_own_scans")
+@pytest.mark.usefixtures("kept_scans")
 def test_a_damaged_compressed_file_is_passed_over_whole(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jsonl.gz").write_bytes(gzip.compress(b'{"id": 1}\n'))
