@@ -37,7 +37,7 @@ from dataflow.convert.mapping import Mapping as SampleMapping
 from dataflow.convert.mapping import infer_schema
 from dataflow.convert.plan import fit_target, plan_digest, plan_shards
 from dataflow.convert.progress import Progress
-from dataflow.convert.publishing import publish_all, publish_quarantine
+from dataflow.convert.publishing import SURVEY_NAME, publish_all, publish_quarantine, remove_records
 from dataflow.convert.reading import read_samples
 from dataflow.convert.rejects import FaultPolicy, owned_by_quarantine
 from dataflow.convert.rereading import reread
@@ -63,7 +63,6 @@ __all__ = ["convert"]
 # What is mapped to see what fields a function's results have.
 SAMPLES_TO_INFER = 256
 _FUNCTION = re.compile(r"[\w.]+:[\w.]+")
-_SURVEY = re.compile(r"survey-[a-z]+-\d{5,}(\.digests|\.part)")
 
 
 def convert(
@@ -249,7 +248,7 @@ class _Run:
         """Return whether an object of this name was written by such a conversion, finished or not."""
         folder, _, inside = name.partition("/")
         own = target.owns(inside if folder in self.split else name)
-        return own or _SURVEY.fullmatch(name) is not None
+        return own or SURVEY_NAME.fullmatch(name) is not None
 
 
 def _write(work: Work, run: _Run, stages: Stages, destination: Destination) -> Conversion:
@@ -260,23 +259,12 @@ def _write(work: Work, run: _Run, stages: Stages, destination: Destination) -> C
     parts = stages.run("write", work, jobs, num_samples=sum(map(len, work.choices)))
     has_quarantine = publish_quarantine(work, stages.quarantine)
     publish_all(work, destination, jobs, parts, lineage_of(work, found, stages.num_errors))
-    # The destination is a dataset now; records are of no use any more.
-    destination.delete(_records_first_to_last(destination.sizes()))
+    remove_records(destination)
     result = _result(work, found, jobs, parts, stages)
     if work.verify:
         num_compared, not_compared = reread(work, jobs, parts)
         result = replace(result, num_compared=num_compared, not_compared=not_compared)
     return replace(result, num_resumed=num_resumed, quarantine=work.quarantine_url if has_quarantine else None)
-
-
-def _records_first_to_last(names: Iterable[str]) -> list[str]:
-    """Return records in an order in which those left over at any moment can be resumed from.
-
-    A survey's record vouches for its digests, so it goes before them; those of shards go last, because without any the
-    dataset counts as finished.
-    """
-    records = [name for name in names if name.endswith(PART_SUFFIX) or _SURVEY.fullmatch(name)]
-    return sorted(records, key=lambda name: (not _SURVEY.fullmatch(name), not name.endswith(PART_SUFFIX)))
 
 
 def _begin(work: Work, run: _Run, destination: Destination, *, overwrite: bool, resume: bool) -> dict[str, Part]:

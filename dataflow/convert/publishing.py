@@ -1,12 +1,13 @@
-"""The last step of a conversion: manifests, which make datasets of finished shards."""
+"""The last step of a conversion: manifests, which make datasets of finished shards, and no more records."""
 
 from __future__ import annotations
 
+import re
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from dataflow.convert.rejects import QUARANTINE_SCHEMA, quarantine_target
-from dataflow.formats.destination import Destination
+from dataflow.formats.destination import PART_SUFFIX, Destination
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
     from dataflow.convert.job import ShardJob, Work
     from dataflow.formats.protocol import Part
 
-__all__ = ["publish_all", "publish_quarantine"]
+__all__ = ["SURVEY_NAME", "publish_all", "publish_quarantine", "remove_records"]
+
+# What a survey leaves at the destination: a record, and digests that it vouches for.
+SURVEY_NAME = re.compile(r"survey-[a-z]+-\d{5,}(\.digests|\.part)")
 
 
 def publish_all(
@@ -54,3 +58,15 @@ def publish_quarantine(work: Work, shards: Mapping[str, dict[str, Any]]) -> bool
         parts = {entry["name"]: entry["shard"] for entry in shards.values()}
         quarantine_target().publish(destination, QUARANTINE_SCHEMA, parts, {"rejected_from": work.plan})
     return True
+
+
+def remove_records(destination: Destination) -> None:
+    """Remove what made the conversion resumable. Killed meanwhile, it can still be resumed from what is left.
+
+    A survey's record goes before its digests; those of shards go last, because without any the dataset counts as
+    finished.
+    """
+    names = [name for name in destination.sizes() if name.endswith(PART_SUFFIX) or SURVEY_NAME.fullmatch(name)]
+    destination.delete(
+        sorted(names, key=lambda name: (not SURVEY_NAME.fullmatch(name), not name.endswith(PART_SUFFIX)))
+    )

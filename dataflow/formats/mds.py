@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from connectors.errors import BadInputError, CorruptError
-from dataflow.formats.fields import image_field, tensor_field
+from dataflow.formats.fields import image_field, storable_schema, tensor_field
 from dataflow.formats.scan import BLOCK_BYTES, BlockTable, Scan, cut_blocks, remembered
 from dataflow.formats.unpacking import unpack
 
@@ -142,11 +142,12 @@ class MdsFormat:
                 raise BadInputError(f"{uri}: shard {shard.file.basename} has other columns than the first", uri=uri)
             if shard.packing == "unknown":
                 raise BadInputError(f"{uri}: compression {shard.compression!r} is not supported", uri=uri)
-        fields = [
-            _codec(encoding).field(name)
-            for name, encoding in zip(first.column_names, first.column_encodings, strict=True)
-        ]
-        table, scan = remembered(place, self.name, files, lambda: _scan(place, index.shards, files, pa.schema(fields)))
+        columns = zip(first.column_names, first.column_encodings, strict=True)
+        try:
+            schema = storable_schema(pa.schema([_codec(encoding).field(name) for name, encoding in columns]))
+        except (ValueError, TypeError, pa.ArrowException) as error:
+            raise BadInputError(f"{uri} describes no columns that can be read: {error}", uri=uri) from error
+        table, scan = remembered(place, self.name, files, lambda: _scan(place, index.shards, files, schema))
         packing = tuple(shard.packing for shard in index.shards)
         return MdsSource(scan.schema, table, tuple(first.column_encodings), packing)
 

@@ -76,6 +76,23 @@ def test_an_encoding_that_is_not_supported_is_named(path: Path, encoding: str) -
         open_dataset(path)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"column_names": ["a"]},
+        {"column_names": ["a", "a"], "column_encodings": ["int", "int"]},
+        {"column_names": ["a"], "column_encodings": ["ndarray:nonsense:1"]},
+        {"column_names": ["a"], "column_encodings": ["ndarray:object:1"]},
+        {"column_names": ["a"], "column_encodings": ["ndarray:int8:x"]},
+        {"column_names": [], "column_encodings": []},
+    ],
+)
+def test_columns_that_make_no_sense_are_refused(path: Path, changes: dict) -> None:
+    change(path, **changes)
+    with pytest.raises(BadInputError, match=r"index\.json describes no columns that can be read"):
+        open_dataset(path)
+
+
 def test_an_unknown_compression_is_named(path: Path) -> None:
     shard = {"basename": "shard.00000.mds", "bytes": (path / "shard.00000.mds").stat().st_size}
     content = json.loads((path / "index.json").read_text())
