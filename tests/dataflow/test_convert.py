@@ -68,6 +68,7 @@ def test_other_processes_do_what_is_worth_their_start(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job_s: float, is_worthwhile: bool
 ) -> None:
     now_s, shared = iter([0.0, job_s]), []
+    monkeypatch.setattr("dataflow.convert.stages.WORTHWHILE_S", 60.0)
     monkeypatch.setattr("dataflow.convert.stages.time", SimpleNamespace(perf_counter=lambda: next(now_s)))
     monkeypatch.setattr("dataflow.convert.stages.os.sched_getaffinity", lambda pid: {0, 1, 2})
 
