@@ -15,13 +15,10 @@ from dataflow.formats import class_names, field_kind
 from dataflow.formats.arrow import ShardWriter
 from dataflow.testing.media import encode_audio, sound
 
+pytestmark = pytest.mark.usefixtures("kept_scans")
+
 THEIRS = Path(__file__).parent / "data" / "huggingface"
 COUNT = 25
-
-
-@pytest.fixture(autouse=True)
-def _own_scans(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture

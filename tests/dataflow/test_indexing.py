@@ -28,14 +28,10 @@ from dataflow.indexing import IndexProgress, build_index, building
 from dataflow.indexing.scanning import cut_jobs
 from dataflow.testing.readers import CountingReader
 
+pytestmark = pytest.mark.usefixtures("kept_scans")
+
 FILES = 5
 ROWS = 40
-
-
-@pytest.fixture(autouse=True)
-def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "dataflow" / "index"
 
 
 def line(file: int, row: int) -> bytes:
@@ -133,29 +129,29 @@ def test_the_index_does_not_depend_on_the_number_of_workers(place: Path, workers
     assert (seen[-1].size_bytes, seen[-1].samples) == (seen[-1].num_bytes, FILES * ROWS)
 
 
-def test_a_build_that_broke_off_goes_on_where_it_was(place: Path, folder: Path, scanned: list[str]) -> None:
+def test_a_build_that_broke_off_goes_on_where_it_was(place: Path, kept_scans: Path, scanned: list[str]) -> None:
     (place / "3.jsonl").write_bytes(b"{broken\n")
     with pytest.raises(CorruptError, match=r"3\.jsonl"):
         build_index(place, workers=0)
     assert not (place / SIDECAR_NAME).exists()
-    assert [path.suffix for path in folder.iterdir()] == [".journal"]
+    assert [path.suffix for path in kept_scans.iterdir()] == [".journal"]
     (place / "3.jsonl").write_bytes(content(3))
     scanned.clear()
     build = build_index(place, workers=0, resume=True)
     assert scanned == ["3.jsonl", "4.jsonl"]
     assert build.num_scanned == 2
     assert numbers(open_dataset(place)) == list(range(FILES * ROWS))
-    assert list(folder.iterdir()) == []
+    assert list(kept_scans.iterdir()) == []
 
 
 @pytest.mark.parametrize("left", [5, -7])
 def test_a_journal_that_was_cut_off_is_believed_up_to_there(
-    place: Path, folder: Path, scanned: list[str], left: int
+    place: Path, kept_scans: Path, scanned: list[str], left: int
 ) -> None:
     (place / "3.jsonl").write_bytes(b"{broken\n")
     with pytest.raises(CorruptError):
         build_index(place, workers=0)
-    (journal,) = folder.iterdir()
+    (journal,) = kept_scans.iterdir()
     journal.write_bytes(journal.read_bytes()[:left])
     (place / "3.jsonl").write_bytes(content(3))
     scanned.clear()
@@ -301,7 +297,7 @@ def test_an_index_may_lie_elsewhere_and_is_refused_when_it_does_not_hold(place: 
 
 
 def test_where_the_data_cannot_be_written_to_the_index_goes_to_the_cache_folder(
-    place: Path, folder: Path, scanned: list[str], monkeypatch: pytest.MonkeyPatch
+    place: Path, kept_scans: Path, scanned: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: Destination, name: str, chunks: object) -> None:
         raise PermissionDeniedError(f"{self.url}/{name} is read-only")
@@ -309,7 +305,7 @@ def test_where_the_data_cannot_be_written_to_the_index_goes_to_the_cache_folder(
     monkeypatch.setattr(Destination, "put", refuse)
     build = build_index(place, workers=0)
     assert not build.beside
-    assert Path(build.url.removeprefix("file://")).parent == folder
+    assert Path(build.url.removeprefix("file://")).parent == kept_scans
     scanned.clear()
     assert numbers(open_dataset(place)) == list(range(FILES * ROWS))
     assert scanned == []

@@ -15,14 +15,11 @@ from dataflow.convert import convert
 from dataflow.dataset import open_dataset
 from dataflow.formats import field_kind, litdata
 
+pytestmark = pytest.mark.usefixtures("kept_scans")
+
 THEIRS = Path(__file__).parent / "data" / "litdata"
 COUNT = 20
 LAST = "chunk-0-2.bin"
-
-
-@pytest.fixture(autouse=True)
-def _own_scans(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -17,13 +17,9 @@ from dataflow.formats.arrow.manifest import INDEX_NAME, MANIFEST_NAME
 from dataflow.formats.destination import Destination
 from dataflow.testing.readers import CountingReader
 
+pytestmark = pytest.mark.usefixtures("kept_scans")
+
 SCHEMA = pa.schema([("n", pa.int64())])
-
-
-@pytest.fixture(autouse=True)
-def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "dataflow" / "index"
 
 
 def write(url: str, count: int) -> None:
@@ -68,11 +64,11 @@ def test_the_next_opening_on_this_machine_reads_the_manifest_alone() -> None:
     assert [sample["n"] for sample in second] == list(range(500))
 
 
-def test_a_kept_index_that_is_damaged_is_fetched_again(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_kept_index_that_is_damaged_is_fetched_again(kept_scans: Path, caplog: pytest.LogCaptureFixture) -> None:
     url = f"memory://{uuid.uuid4().hex}/set"
     write(url, 50)
     opened(url)
-    (kept,) = folder.iterdir()
+    (kept,) = kept_scans.iterdir()
     good = kept.read_bytes()
     kept.write_bytes(good[:-1] + b"x")
     dataset, reader = opened(url)
@@ -82,14 +78,14 @@ def test_a_kept_index_that_is_damaged_is_fetched_again(folder: Path, caplog: pyt
     assert kept.read_bytes() == good
 
 
-def test_a_damaged_index_is_not_kept(folder: Path) -> None:
+def test_a_damaged_index_is_not_kept(kept_scans: Path) -> None:
     url = f"memory://{uuid.uuid4().hex}/set"
     write(url, 50)
     with Destination(url) as destination:
         destination.put(INDEX_NAME, [b"something"])
     with pytest.raises(CorruptError, match="is not the index"):
         opened(url)
-    assert not folder.exists()
+    assert not kept_scans.exists()
 
 
 def test_the_index_of_a_local_dataset_is_mapped_and_not_copied(tmp_path: Path) -> None:

@@ -28,7 +28,10 @@ LIBRARIES = Path(sys.prefix) / "libraries"
 COUNT = 20
 SIZES = {"shard_size_bytes": 3000, "block_size_bytes": 1000, "workers": 0}
 
-pytestmark = pytest.mark.skipif(not LIBRARIES.is_dir(), reason="pip install --no-deps --target (see .ci/libraries.txt)")
+pytestmark = [
+    pytest.mark.skipif(not LIBRARIES.is_dir(), reason="pip install --no-deps --target (see .ci/libraries.txt)"),
+    pytest.mark.usefixtures("kept_scans"),
+]
 
 
 def run(script: str, folder: Path) -> Any:
@@ -38,11 +41,6 @@ def run(script: str, folder: Path) -> Any:
     done = subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return pickle.loads((folder / "result.pickle").read_bytes())
-
-
-@pytest.fixture(autouse=True)
-def _own_scans(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def sample(number: int) -> dict[str, Any]:

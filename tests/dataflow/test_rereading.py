@@ -23,6 +23,8 @@ from dataflow.convert.rereading import StreamDigest
 from dataflow.formats.destination import Destination
 from dataflow.formats.writable import WRITABLE
 
+pytestmark = pytest.mark.usefixtures("kept_scans")
+
 COUNT = 60
 SCHEMA = pa.schema(
     [
@@ -31,11 +33,6 @@ SCHEMA = pa.schema(
         pa.field("ratio", pa.float32(), nullable=False),
     ]
 )
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture

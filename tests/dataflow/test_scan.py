@@ -15,12 +15,6 @@ from dataflow.index import kept
 
 
 @pytest.fixture
-def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "dataflow" / "index"
-
-
-@pytest.fixture
 def scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     made: list[str] = []
     original = TextFormat.scan_file
@@ -40,16 +34,16 @@ def place(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-def test_an_unchanged_dataset_is_scanned_once(place: Path, folder: Path, scans: list[str]) -> None:
+def test_an_unchanged_dataset_is_scanned_once(place: Path, kept_scans: Path, scans: list[str]) -> None:
     first, second = open_dataset(place), open_dataset(place)
     assert scans == ["a.txt"]
     assert first.fingerprint == second.fingerprint
     assert [sample["text"] for sample in second] == ["one", "two"]
-    assert [path.suffix for path in folder.iterdir()] == [".arrow"]
+    assert [path.suffix for path in kept_scans.iterdir()] == [".arrow"]
 
 
 def test_only_files_that_are_new_or_changed_are_scanned(
-    place: Path, folder: Path, scans: list[str], caplog: pytest.LogCaptureFixture
+    place: Path, kept_scans: Path, scans: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     open_dataset(place)
     (place / "b.txt").write_text("three\n")
@@ -63,23 +57,23 @@ def test_only_files_that_are_new_or_changed_are_scanned(
     (place / "a.txt").unlink()
     assert [sample["text"] for sample in open_dataset(place)] == ["three"]
     assert len(scans) == 3
-    assert len(list(folder.iterdir())) == 1
+    assert len(list(kept_scans.iterdir())) == 1
 
 
-def test_an_index_that_grew_file_by_file_is_that_of_one_scan(place: Path, folder: Path) -> None:
+def test_an_index_that_grew_file_by_file_is_that_of_one_scan(place: Path, kept_scans: Path) -> None:
     open_dataset(place)
     (place / "b.txt").write_text("three\n")
     grown = open_dataset(place).fingerprint
-    for path in folder.iterdir():
+    for path in kept_scans.iterdir():
         path.unlink()
     assert open_dataset(place).fingerprint == grown
 
 
 def test_a_damaged_kept_scan_is_made_again(
-    place: Path, folder: Path, scans: list[str], caplog: pytest.LogCaptureFixture
+    place: Path, kept_scans: Path, scans: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     open_dataset(place)
-    (path,) = folder.iterdir()
+    (path,) = kept_scans.iterdir()
     good = path.read_bytes()
     for content in (b"", b"x" * 1000, good[:-100], good.replace(b"text", b"tixt")):
         path.write_bytes(content)
@@ -99,18 +93,18 @@ def test_where_nothing_can_be_kept_it_is_scanned_each_time(
 
 
 def test_no_more_than_a_number_of_files_and_bytes_is_kept(
-    place: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, kept_scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kept, "MAX_KEPT", 3)
     for number in range(6):
         kept.keep(f"{number}.arrow", b"x" * 100)
-    assert len(list(folder.iterdir())) == 3
+    assert len(list(kept_scans.iterdir())) == 3
     monkeypatch.setattr(kept, "MAX_KEPT_BYTES", 150)
     kept.keep("last.arrow", b"x" * 1000)
-    assert [path.name for path in folder.iterdir()] == ["last.arrow"]
+    assert [path.name for path in kept_scans.iterdir()] == ["last.arrow"]
 
 
-def test_a_kept_lenient_scan_tells_again_what_it_passed_over(place: Path, folder: Path) -> None:
+def test_a_kept_lenient_scan_tells_again_what_it_passed_over(place: Path, kept_scans: Path) -> None:
     (place / "a.txt").unlink()
     (place / "a.jsonl").write_text('{"n": 1}\n{broken\n{"n": 2}\n')
     told = []
@@ -122,4 +116,4 @@ def test_a_kept_lenient_scan_tells_again_what_it_passed_over(place: Path, folder
         assert source.index.num_samples == 2
     assert told[0] == told[1]
     assert [(entry.offset, entry.length) for entry in told[0]] == [(9, 8)]
-    assert [path.suffix for path in folder.iterdir()] == [".arrow"]
+    assert [path.suffix for path in kept_scans.iterdir()] == [".arrow"]

@@ -23,6 +23,8 @@ from dataflow.formats.targets.webdataset import _header
 from dataflow.formats.writable import WRITABLE
 from dataflow.testing.media import encode_audio, encode_video, frames, sound
 
+pytestmark = pytest.mark.usefixtures("kept_scans")
+
 COUNT = 50
 SIZES = {"shard_size_bytes": 4000, "block_size_bytes": 1000}
 SCHEMA = pa.schema(
@@ -56,11 +58,6 @@ def sample(number: int) -> dict:
         "data": bytes([number]) * (number % 7),
         "many": list(range(number % 4)),
     }
-
-
-@pytest.fixture(autouse=True)
-def _own_scans(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
