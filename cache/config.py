@@ -74,7 +74,9 @@ class TierConfig:
         path: Directory that holds it, made absolute here; None keeps blocks in anonymous memory.
         capacity_blocks: Most blocks (inodes or descriptors); None sets no limit for a directory, and for memory
             what the limit on open files allows.
-        medium: What the directory lies on; anonymous memory is always `ram`.
+        medium: What the directory lies on; None is `nvme`, which is right for any disk. What a disk gives is checked each
+            time; of a directory in memory (`ram`, a tmpfs) only what an earlier server wrote. Anonymous memory is always
+            `ram`.
         policy: `kept` (lowest hashes stay, nothing is ever written twice; right for epochs), `s3fifo` (favourites
             stay), `next_use` (what plans want soonest stays, else as `kept`), `drop_behind` (what was read leaves
             first), `lru`, or `auto` (`kept`, `s3fifo` or `drop_behind`, by what is observed).
@@ -85,7 +87,7 @@ class TierConfig:
     capacity_bytes: int
     path: str | None = None
     capacity_blocks: int | None = None
-    medium: Medium = "ram"
+    medium: Medium | None = None
     policy: PolicyName = "kept"
     directories: tuple[DirectoryConfig, ...] = ()
 
@@ -98,6 +100,8 @@ class TierConfig:
             raise BadInputError(f"tier {self.name}: capacity_bytes must be >= 0, got {self.capacity_bytes}")
         if self.capacity_blocks is not None and self.capacity_blocks < 0:
             raise BadInputError(f"tier {self.name}: capacity_blocks must be >= 0, got {self.capacity_blocks}")
+        if self.medium is None:
+            object.__setattr__(self, "medium", "ram" if self.path is None and not self.directories else "nvme")
         if self.medium not in ("ram", "nvme", "hdd"):
             raise BadInputError(f"tier {self.name}: medium must be ram, nvme or hdd, got {self.medium!r}")
         if self.policy not in get_args(PolicyName):

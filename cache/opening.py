@@ -121,6 +121,7 @@ def _directory(
     disk_limits: DiskLimits,
 ) -> Tier:
     assert place.capacity_bytes is not None
+    assert config.medium is not None
     return Tier(
         name=config.name,
         medium=config.medium,

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from cache.config import CacheConfig, TierConfig
+from cache.config import CacheConfig, DirectoryConfig, TierConfig
 from cache.daemon_config import DaemonConfig
 from connectors.errors import BadInputError
 
@@ -46,6 +46,13 @@ def test_a_cache_that_cannot_be_is_refused(settings: dict) -> None:
 
 def test_a_relative_path_keeps_its_meaning_in_another_working_directory() -> None:
     assert TierConfig("disk", 1, path="cache").path == os.path.abspath("cache")
+
+
+def test_a_directory_is_a_disk_unless_it_is_called_memory() -> None:
+    several = (DirectoryConfig("/a"), DirectoryConfig("/b"))
+    disks = [TierConfig("disk", 1, path="/a"), TierConfig("disk", 1, directories=several)]
+    assert [tier.medium for tier in disks] == ["nvme", "nvme"]
+    assert TierConfig("ram", 1, path="/dev/shm/a", medium="ram").medium == TierConfig("ram", 1).medium == "ram"
 
 
 def test_json_gives_back_the_same_configuration() -> None:
