@@ -159,7 +159,7 @@ def read_records(destination: Destination, sizes: dict[str, int], plan: str) -> 
 def _read_record(destination: Destination, name: str) -> PartRecord:
     try:
         return msgspec.json.decode(destination.get(name), type=PartRecord)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         uri = f"{destination.url}/{name}"
         message = f"{uri} is not the record of a finished shard: {error}; start over with overwrite"
         raise CorruptError(message, uri=uri) from error

@@ -147,7 +147,7 @@ class Place:
         uri = self.uri(meta)
         try:
             return uri, msgspec.json.decode(self.reader.read_object(uri).data, type=kind)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             return None
 
     def expected(self, sizes: Iterable[tuple[str, int | None]], said_by: str) -> list[ObjectMeta]:

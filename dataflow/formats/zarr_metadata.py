@@ -124,7 +124,7 @@ def node_type(data: bytes, *, uri: str) -> str:
     """
     try:
         content = msgspec.json.decode(data, type=dict[str, Any])
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CorruptError(f"{uri} is not the metadata of a zarr array or group: {error}", uri=uri) from error
     if content.get("zarr_format") != 3:
         raise BadInputError(f"{uri} has zarr_format {content.get('zarr_format')}, and 3 is what is read", uri=uri)

@@ -240,9 +240,10 @@ def test_resuming_a_finished_conversion_is_refused(images: Path, tmp_path: Path)
         convert(images, tmp_path / "out", resume=True, **SIZES)
 
 
-def test_a_broken_record_is_named(images: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"{", b'{"plan": "\xff"}'])
+def test_a_broken_record_is_named(images: Path, tmp_path: Path, content: bytes) -> None:
     break_off(images, tmp_path / "out", 1)
-    (tmp_path / "out" / "shard-00000.arrow.part").write_bytes(b"{")
+    (tmp_path / "out" / "shard-00000.arrow.part").write_bytes(content)
     with pytest.raises(CorruptError, match=r"shard-00000\.arrow\.part"):
         convert(images, tmp_path / "out", resume=True, **SIZES)
 

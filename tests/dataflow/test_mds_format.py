@@ -142,7 +142,8 @@ def test_an_index_without_shards_is_refused_in_words(tmp_path: Path) -> None:
         open_dataset(tmp_path)
 
 
-def test_another_index_json_is_no_mds(tmp_path: Path) -> None:
-    (tmp_path / "index.json").write_text('{"hello": "world"}')
+@pytest.mark.parametrize("content", [b'{"hello": "world"}', b'{"hello": "\xff"}', b"no JSON"])
+def test_another_index_json_is_no_mds(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "index.json").write_bytes(content)
     (tmp_path / "a.txt").write_text("one\n")
     assert open_dataset(tmp_path).source.format == "text"

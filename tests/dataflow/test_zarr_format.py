@@ -283,10 +283,11 @@ def test_metadata_that_cannot_be_used_says_why(
         open_dataset(tmp_path / "set")
 
 
-def test_metadata_that_is_no_json_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"{", b'{"node_type": "\xff"}'])
+def test_metadata_that_is_no_json_is_an_error(tmp_path: Path, content: bytes) -> None:
     path = group(tmp_path / "set", x=numbers(ROWS))
     for name in ("x/zarr.json", "zarr.json"):
-        (path / name).write_text("{")
+        (path / name).write_bytes(content)
         with pytest.raises(CorruptError, match=name):
             open_dataset(path)
     (path / "x" / "zarr.json").write_text("")
