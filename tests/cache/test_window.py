@@ -83,6 +83,20 @@ def test_one_stall_doubles_it_and_many_blocks_in_time_make_it_smaller_again() ->
     assert sizes[-1] == before
 
 
+def test_what_came_in_time_before_a_stall_makes_nothing_smaller_after_it() -> None:
+    window = measured()
+    read(window, 8 * MIB)
+    window.came_late(30.0)
+    size_bytes = window.size_bytes
+    window.came_in_time(size_bytes - 1)
+    window.came_late(31.0)
+    grown_bytes = window.size_bytes
+    window.came_in_time(grown_bytes - 1)
+    assert window.size_bytes == grown_bytes > size_bytes
+    window.came_in_time(1)
+    assert window.size_bytes < grown_bytes
+
+
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3000))), st.integers(0, 2000), st.integers(0, 2000))
 def test_it_stays_between_its_limits(events: list[tuple[int, int]], min_bytes: int, max_bytes: int) -> None:
     window = Window(min_bytes=min_bytes, max_bytes=max_bytes)
