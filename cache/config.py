@@ -74,9 +74,9 @@ class TierConfig:
         path: Directory that holds it, made absolute here; None keeps blocks in anonymous memory.
         capacity_blocks: Most blocks (inodes or descriptors); None sets no limit for a directory, and for memory
             what the limit on open files allows.
-        medium: What the directory lies on; None is `nvme`, which is right for any disk. What a disk gives is checked each
-            time; of a directory in memory (`ram`, a tmpfs) only what an earlier server wrote. Anonymous memory is always
-            `ram`.
+        medium: What the directory lies on; None is `nvme`, which is right for any disk. What a disk gives is checked
+            each time; of a directory in memory (`ram`, a tmpfs) only what an earlier server wrote. Anonymous memory is
+            always `ram`.
         policy: `kept` (lowest hashes stay, nothing is ever written twice; right for epochs), `s3fifo` (favourites
             stay), `next_use` (what plans want soonest stays, else as `kept`), `drop_behind` (what was read leaves
             first), `lru`, or `auto` (`kept`, `s3fifo` or `drop_behind`, by what is observed).
