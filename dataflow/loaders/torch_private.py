@@ -50,8 +50,7 @@ default_collate_fn_map: dict[Any, Callable[..., Any]] = _utils.collate.default_c
 set_worker_signal_handlers: Callable[[], None] = _utils.signal_handling._set_worker_signal_handlers  # type: ignore[attr-defined]
 numpy_seed: Callable[[int, int], list[int]] = _utils.worker._generate_state
 profiler_is_on: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
-# Newer releases have no tensors with named dimensions.
-has_names: Callable[[torch.Tensor], bool] = getattr(torch.Tensor, "has_names", lambda _: False)
+_has_names: Callable[[torch.Tensor], bool] | None = getattr(torch.Tensor, "has_names", None)
 
 
 def index_sampler(loader: DataLoader[Any]) -> Any:
@@ -63,6 +62,11 @@ def dataset_kind(loader: DataLoader[Any]) -> int:
     """Return whether the dataset is map-style or iterable, as torch decided."""
     kind: int = loader._dataset_kind
     return kind
+
+
+def has_names(tensor: torch.Tensor) -> bool:
+    """Whether the dimensions of a tensor have names; newer releases of torch have no such tensors."""
+    return _has_names is not None and _has_names(tensor)
 
 
 def untyped(storage: torch.storage.TypedStorage) -> torch.UntypedStorage:
