@@ -194,8 +194,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         loader with any number of workers; for iterable datasets, which are dealt out by worker, with the same number.
 
         Random order: an epoch is continued exactly. The next epochs are, too, if the order is drawn from a `generator`,
-        a seed and epoch, or by `ElasticBatchSampler`; where it is drawn from the process's global generators, save
-        those as well.
+        one of torch, Python or numpy that a sampler has as an attribute, a seed and epoch, or by `ElasticBatchSampler`;
+        where it is drawn from the process's global generators, save those as well.
         """
         state, rejects = make_state(self, self._ledger), self._ledger.rejects
         return state if rejects is None else {**state, "bad_samples": sorted(rejects.samples, key=str)}

@@ -6,11 +6,10 @@ their own. From these a sampler draws the same order again.
 
 from __future__ import annotations
 
-import base64
 import copy
 import operator
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from torch.utils.data import (
 from torch.utils.data.distributed import DistributedSampler
 
 from connectors.errors import BadInputError
+from dataflow.loaders.generator_state import decode_generator, encode_generator, own_generators, try_generator
 from dataflow.loaders.torch_private import DatasetKind, ExceptionWrapper, dataset_kind, index_sampler
 
 if TYPE_CHECKING:
@@ -99,26 +99,25 @@ def snapshot_order(loader: DataLoader[Any], *, between_epochs: bool = False) -> 
     parts = sampler_parts(index_sampler(loader))
     order: dict[str, Any] = {"parts": [_snapshot_part(part) for part in parts]}
     if loader.generator is not None:
-        order["generator"] = _encode(loader.generator.get_state())
+        order["generator"] = encode_generator(loader.generator)
     if between_epochs:
         return order
     foreign = any(type(part) not in (*_DETERMINISTIC, *_TORCH_RANDOM) for part in parts)
     if dataset_kind(loader) == DatasetKind.Iterable:
         foreign = not loader.has_worker_processes
     if foreign or any(type(part) in _TORCH_RANDOM and part.generator is None for part in parts):
-        order["torch"] = _encode(torch.get_rng_state())
+        order["torch"] = encode_generator(torch.default_generator)
     if foreign:
-        version, internal, gauss = random.getstate()
-        order["python"] = [version, _encode(np.array(internal, np.uint32)), gauss]
-        _, keys, *rest = np.random.get_state()
-        order["numpy"] = [_encode(keys), *rest]
+        order["python"], order["numpy"] = encode_generator(random), encode_generator(np.random)
     return order
 
 
 def _snapshot_part(part: Any) -> dict[str, Any]:
     snapshot: dict[str, Any] = {}
     if (generator := _generator(part)) is not None:
-        snapshot["generator"] = _encode(generator.get_state())
+        snapshot["generator"] = encode_generator(generator)
+    if others := _other_generators(part):
+        snapshot["generators"] = {name: encode_generator(other) for name, other in others.items()}
     if isinstance(epoch := getattr(part, "epoch", None), int) and hasattr(part, "set_epoch"):
         snapshot["epoch"] = epoch
     if is_stateful(part):
@@ -146,16 +145,11 @@ def check_order(loader: DataLoader[Any], order: Mapping[str, Any]) -> None:
         operator.index({"epoch": 0, **snapshot}["epoch"])
         if "epoch" in snapshot and not hasattr(part, "set_epoch"):
             raise ValueError("a sampler without epochs has one")
-        if "generator" in snapshot:
-            _try_generator(_generator(part), snapshot["generator"])
-    if "generator" in order:
-        _try_generator(loader.generator, order["generator"])
+        for generator, saved in _saved_generators(part, snapshot):
+            try_generator(generator, saved)
+    if "generator" in order and loader.generator is not None:
+        try_generator(loader.generator, order["generator"])
     _restore_generators(order, torch.Generator(), random.Random(), np.random.RandomState())
-
-
-def _try_generator(generator: torch.Generator | None, text: str) -> None:
-    if generator is not None:
-        torch.Generator(generator.device).set_state(_decode_tensor(text))
 
 
 def check_generators(loader: DataLoader[Any], order: Mapping[str, Any]) -> None:
@@ -186,10 +180,10 @@ def load_samplers(loader: DataLoader[Any], order: Mapping[str, Any], *, generato
 
 def _load_generators(loader: DataLoader[Any], order: Mapping[str, Any]) -> None:
     for part, snapshot in zip(sampler_parts(index_sampler(loader)), order["parts"], strict=True):
-        if "generator" in snapshot and (generator := _generator(part)) is not None:
-            generator.set_state(_decode_tensor(snapshot["generator"]))
+        for generator, saved in _saved_generators(part, snapshot):
+            decode_generator(generator, saved)
     if "generator" in order and loader.generator is not None:
-        loader.generator.set_state(_decode_tensor(order["generator"]))
+        decode_generator(loader.generator, order["generator"])
 
 
 def restore_order(loader: DataLoader[Any], order: Mapping[str, Any]) -> None:
@@ -199,14 +193,9 @@ def restore_order(loader: DataLoader[Any], order: Mapping[str, Any]) -> None:
 
 
 def _restore_generators(order: Mapping[str, Any], torchs: torch.Generator, pythons: Any, numpys: Any) -> None:
-    if "torch" in order:
-        torchs.set_state(_decode_tensor(order["torch"]))
-    if "python" in order:
-        version, internal, gauss = order["python"]
-        pythons.setstate((version, tuple(_decode(internal, np.uint32).tolist()), gauss))
-    if "numpy" in order:
-        keys, *rest = order["numpy"]
-        numpys.set_state(("MT19937", _decode(keys, np.uint32), *rest))
+    for name, generator in (("torch", torchs), ("python", pythons), ("numpy", numpys)):
+        if name in order:
+            decode_generator(generator, order[name])
 
 
 def _generator(part: Any) -> torch.Generator | None:
@@ -214,13 +203,15 @@ def _generator(part: Any) -> torch.Generator | None:
     return generator if isinstance(generator, torch.Generator) else None
 
 
-def _encode(values: Any) -> str:
-    return base64.b64encode(np.asarray(values).tobytes()).decode()
+def _other_generators(part: Any) -> dict[str, Any]:
+    """Return those that go by other names, or are no generators of torch."""
+    return {name: other for name, other in own_generators(part).items() if other is not _generator(part)}
 
 
-def _decode(text: str, dtype: Any) -> np.ndarray[Any, Any]:
-    return np.frombuffer(base64.b64decode(text), dtype)
-
-
-def _decode_tensor(text: str) -> torch.Tensor:
-    return torch.from_numpy(_decode(text, np.uint8).copy())
+def _saved_generators(part: Any, snapshot: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """Yield the generators that a sampler has and had, with what was saved of them."""
+    if "generator" in snapshot and (generator := _generator(part)) is not None:
+        yield generator, snapshot["generator"]
+    others, saved = _other_generators(part), snapshot.get("generators", {})
+    for name in others.keys() & saved.keys():  # a sampler may make one only when it is iterated
+        yield others[name], saved[name]
