@@ -48,6 +48,8 @@ _log = logging.getLogger(__name__)
 _PAGE_BYTES = 4096
 """The unit in which file systems give space."""
 
+_MAX_NAMED = 5
+
 # Below it, making the file costs far more than copying its bytes.
 _MIN_DIRECT_BYTES = 256 * 1024
 
@@ -158,7 +160,13 @@ class DirectoryShelf:
         ours = {"journal-1", "lock", "tmp", os.path.basename(self._blocks)}
         foreign = sorted(set(os.listdir(self.path)) - ours)
         if foreign:
-            _log.warning("%s holds what is not of this cache or this version and is left alone: %s", self.path, foreign)
+            _log.warning(
+                "%s holds %d entries that are not of this cache or this version and are left alone: %s%s",
+                self.path,
+                len(foreign),
+                ", ".join(foreign[:_MAX_NAMED]),
+                " ..." if len(foreign) > _MAX_NAMED else "",
+            )
         return lock
 
     @property

@@ -38,8 +38,8 @@ _log = logging.getLogger(__name__)
 _HEADER = struct.Struct("<II")
 _MAX_BODY_BYTES = 4 * 1024 * 1024
 _MAX_KEYS = 65536
-# Records of blocks that are gone which are put up with.
-_SLACK_RECORDS = 65536
+# Labels of blocks that are gone, and pins of the past, which are put up with.
+_SLACK_ENTRIES = 65536
 
 
 class LabelRecord(msgspec.Struct, tag="label", frozen=True):
@@ -75,7 +75,7 @@ class Journal:
         self._temporary = os.path.join(temporary, "journal")
         self._system = system
         self._guard = threading.Lock()
-        self._labels = 0
+        self._entries = 0
 
     def load(self) -> tuple[dict[bytes, Label], PinSet]:
         """Return the labels of blocks by key, also of some that are gone, and the pins.
@@ -85,16 +85,14 @@ class Journal:
         """
         labels: dict[bytes, Label] = {}
         pins = PinSet()
-        records = 0
+        self._entries = 0
         for record in _records(self._read()):
+            self._entries += _entries(record)
             if isinstance(record, PinRecord):
                 pins = record.pins
                 continue
             label = Label(record.uri, record.job, record.born_s)
-            for key in _keys(record):
-                labels[key] = label
-                records += 1
-        self._labels = records
+            labels.update((key, label) for key in _keys(record))
         return labels, pins
 
     def append(self, record: Record) -> None:
@@ -108,11 +106,11 @@ class Journal:
             raise OSError(errno.EFBIG, f"a journal's record has {_MAX_BODY_BYTES} bytes at most", self._path)
         with self._guard:
             self._write(self._path, os.O_APPEND, [encoded])
-            self._labels += isinstance(record, LabelRecord)
+            self._entries += _entries(record)
 
     def overgrown(self, blocks: int) -> bool:
-        """Say whether most of the file is about blocks that are gone, where so many are left."""
-        return self._labels > 2 * blocks + _SLACK_RECORDS
+        """Say whether most of the file is about blocks that are gone, where so many are left, or pins of the past."""
+        return self._entries > 2 * blocks + _SLACK_ENTRIES
 
     def rewrite(self, is_held: Callable[[bytes], bool]) -> None:
         """Write the file anew, without the labels of blocks that are not held. Whoever appends waits.
@@ -131,7 +129,7 @@ class Journal:
                 held.update((key, label) for key in _keys(record) if is_held(key))
             records: list[Record] = [] if pins is None else [pins]
             records += gather(held.items())
-            self._labels = len(held)
+            self._entries = sum(map(_entries, records))
             try:
                 self._write(self._temporary, os.O_TRUNC, map(_encode, records))
                 self._system.rename(self._temporary, self._path)
@@ -171,6 +169,10 @@ def gather(labels: Iterable[tuple[bytes, Label]]) -> Iterator[LabelRecord]:
 
 def _keys(record: LabelRecord) -> Iterator[bytes]:
     return (record.keys[at : at + KEY_BYTES] for at in range(0, len(record.keys) - KEY_BYTES + 1, KEY_BYTES))
+
+
+def _entries(record: Record) -> int:
+    return len(record.pins.pins) if isinstance(record, PinRecord) else len(record.keys) // KEY_BYTES
 
 
 def _encode(record: Record) -> bytes:

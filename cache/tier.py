@@ -319,6 +319,7 @@ class Tier:
         except OSError as error:
             self._note_fault(error, writing=True)
             return False
+        self._tend_journal()
         return True
 
     async def _evict(
@@ -481,7 +482,8 @@ class Tier:
 
     def _note_fault(self, error: OSError, *, writing: bool) -> None:
         self.ledger.counters.errors += 1
-        if self._calls is not None:
+        # What this process lacks is no fault of the disk.
+        if self._calls is not None and error.errno not in _NO_DESCRIPTORS:
             self._calls.failed(error, writing=writing, more=self.ledger.stretched)
         # As text: a kept error would keep its frames, and with them the block's memory.
         text = str(error)

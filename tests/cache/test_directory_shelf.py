@@ -206,6 +206,15 @@ def test_foreign_files_and_other_versions_are_left_alone_with_one_line(tmp_path:
     assert "blocks-2" in line
 
 
+def test_however_many_foreign_files_there_are_the_line_about_them_is_short(tmp_path: Path, caplog) -> None:
+    for number in range(2000):
+        (tmp_path / f"{number:04}.txt").touch()
+    opened(tmp_path)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "2000 entries" in line
+    assert len(line) < len(str(tmp_path)) + 200
+
+
 @pytest.mark.parametrize(
     "damage",
     [

@@ -107,6 +107,21 @@ def test_a_journal_is_overgrown_when_most_of_it_is_about_blocks_that_are_gone(tm
     assert not book.overgrown(0)
 
 
+def test_pins_that_are_changed_over_and_over_do_not_let_the_journal_grow_for_ever(tmp_path: Path) -> None:
+    book = journal(tmp_path)
+    pins = tuple(Pin(f"s3://b/{number}", 5, None, 1) for number in range(1000))
+    for generation in range(66):
+        assert not book.overgrown(0)
+        book.append(PinRecord(PinSet(generation, pins)))
+    again = journal(tmp_path)
+    assert again.load() == ({}, PinSet(65, pins))
+    for one in (book, again):
+        assert one.overgrown(0)
+    book.rewrite(lambda key: False)
+    assert not book.overgrown(0)
+    assert journal(tmp_path).load() == ({}, PinSet(65, pins))
+
+
 def test_a_rewrite_that_ends_before_any_system_call_loses_nothing(tmp_path: Path) -> None:
     for last in range(20):
         path = tmp_path / str(last)

@@ -403,6 +403,26 @@ async def test_a_disk_that_others_have_filled_goes_on_with_the_room_it_has(
     check_directory(tmp_path, capacity_bytes=10 * SIZE)
 
 
+async def test_a_process_without_descriptors_does_not_blame_the_disk(
+    tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    scarce = True
+
+    def refuse(name: str) -> None:
+        if scarce and name == "open":
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    tier = directory_tier(tmp_path, threads, system=FaultySystem(refuse), limits=DiskLimits())
+    for number in range(10):
+        assert await store(tier, a_block(number)) is None
+    assert (tier.well, tier.ledger.admission, tier.ledger.used_bytes) == (True, "open", 0)
+    assert tier.stats()["errors"] == 10
+    assert os.strerror(errno.EMFILE) in tier.stats()["fault"]
+    scarce = False
+    assert await store(tier, a_block(1)) == []
+    assert tier.stats()["fault"] is None
+
+
 async def test_a_scan_that_fails_in_an_unknown_way_is_repeated(
     tmp_path: Path, threads: ThreadPoolExecutor, monkeypatch, caplog
 ) -> None:
