@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from functools import partial
 from typing import Any
 
 import click
@@ -27,12 +28,15 @@ __all__ = ["top"]
 @click.option("--count", type=click.IntRange(min=1), help="End after so many views. [default: at Ctrl-C]")
 def top(*, address: str | None, interval_s: float, count: int | None) -> None:
     """Show hits, fill and origin traffic of the running cache, live, as rates since the last view."""
-    with connected(address) as client, Live(console=Console(), auto_refresh=False) as live:
+    console = Console()
+    with connected(address) as client, Live(console=console, auto_refresh=False) as live:
+        # Into a file goes each view, where Live would only leave the last.
+        show = partial(live.update, refresh=True) if console.is_terminal else console.print
         before, before_s = client.stats(), time.monotonic()
         for number in itertools.count(1):
             time.sleep(interval_s)
             now, now_s = client.stats(), time.monotonic()
-            live.update(view(client.address, before, now, now_s - before_s), refresh=True)
+            show(view(client.address, before, now, now_s - before_s))
             before, before_s = now, now_s
             if number == count:
                 return

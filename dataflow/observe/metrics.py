@@ -1,9 +1,4 @@
-"""What a loader reports, for Prometheus.
-
-from prometheus_client import start_http_server
-REGISTRY.register(LoaderCollector(loader.stats))
-start_http_server(9101, "127.0.0.1")
-"""
+"""What a loader reports, for Prometheus: `REGISTRY.register(LoaderCollector(loader.stats))`."""
 
 from __future__ import annotations
 

@@ -123,13 +123,13 @@ def test_verify_reads_the_directory_beside_its_server(tmp_path, dataset):
         assert run("warm", dataset, "--socket", running.address).exit_code == 0
 
 
-def test_top_shows_each_tier(dataset):
+def test_top_shows_each_tier_and_leaves_each_view_where_there_is_no_terminal(dataset):
     with running_server(CacheConfig((TierConfig("fast", 64 << 20),))) as running:
         run("warm", dataset, "--socket", running.address)
         result = run("top", "--socket", running.address, "--interval", "0.05", "--count", "2")
         assert result.exit_code == 0, result.output
         assert "fast" in result.output
-        assert "found here" in result.output
+        assert result.output.count("found here") == 2
 
 
 def test_rates_are_differences_over_time_and_a_restart_is_no_negative_rate():
