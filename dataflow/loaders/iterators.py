@@ -75,8 +75,9 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         self._staging = Staging.for_loader(loader.device, pins=self._pin_memory, pin_device=self._pin_memory_device)
 
     def __next__(self) -> Any:
-        meter = self._meter
+        meter, progress = self._meter, self._progress
         meter.enter()
+        progress.underway = None  # who asks for another batch goes past one that raised
         try:
             # Recording a range costs as much as all the rest of a small batch, so it is done when somebody looks.
             with self._recorder:
@@ -85,6 +86,7 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
                 else:
                     batch = self._next_data()
                     self._num_yielded += 1
+            progress.underway = None
         except BaseException:
             meter.leave(in_loop=False)
             raise
@@ -164,7 +166,10 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         return self._ledger.foresight if self._ledger.progress is self._progress else None
 
     def _hand_out(self, number: int, index: Any) -> None:
-        """Count a batch that goes to the caller, also one that went wrong: it does not come again."""
+        """Count a batch that goes to the caller, also one that went wrong: this iterator does not make it again.
+
+        It stays under way until the caller has it, or goes past it: till then, a state begins with it.
+        """
         progress, meter = self._progress, self._meter
         progress.hand_out(number)
         meter.batches += 1
@@ -172,6 +177,7 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
             foresight.passed(progress.batches)
         if self._is_iterable:
             return
+        progress.underway = number
         # What stands for a batch may be anything that the dataset understands: a slice, a key, an iterator.
         meter.samples += operator.length_hint(index, 1) if self._auto_collation else 1
         if progress.batches == self._length:

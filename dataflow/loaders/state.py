@@ -57,6 +57,7 @@ class Progress:
         epoch: The epoch's number: the sampler's own where it has one, else counted by the loader.
         shared_seed: For data pipes: what they shuffle by.
         finished: The epoch is over.
+        underway: A batch that is counted and has not reached the caller: it is being handed out, or raised instead.
         live_state: Where the dataset iterates in this process: returns its state.
     """
 
@@ -70,6 +71,7 @@ class Progress:
     epoch: int = 0
     shared_seed: int | None = None
     finished: bool = False
+    underway: int | None = None
     live_state: Callable[[], Any] | None = None
 
     def hand_out(self, number: int) -> None:
@@ -82,6 +84,14 @@ class Progress:
             self.ahead.remove(self.batches)
             self.batches += 1
 
+    def reached(self) -> Progress:
+        """Return how far the caller is, who has not got what is under way."""
+        if self.underway is None:
+            return self
+        batches = min(self.batches, self.underway)
+        ahead = {*self.ahead, *range(batches, self.batches)} - {self.underway}
+        return replace(self, batches=batches, ahead=ahead, finished=False, underway=None)
+
     def copied(self) -> Progress:
         """Return one that no iterator moves on."""
         states = self.shard_states
@@ -90,7 +100,8 @@ class Progress:
                 states = [copy.deepcopy(self.live_state())]
             except Exception:  # is raised where somebody asks for the loader's state
                 states = [ExceptionWrapper(where="in a dataset")]
-        return replace(self, ahead={*self.ahead}, shards=[*self.shards], shard_states=[*states], live_state=None)
+        reached = self.reached()
+        return replace(reached, ahead={*reached.ahead}, shards=[*self.shards], shard_states=[*states], live_state=None)
 
     def as_dict(self) -> dict[str, Any]:
         """Return what a state keeps of it."""
@@ -158,8 +169,8 @@ def make_state(loader: DataLoader[Any], ledger: Ledger) -> dict[str, Any]:
     """Return where a loader stands."""
     state, sampler = _identity(loader), index_sampler(loader)
     progress = ledger.progress or ledger.resume
-    if progress is not None and progress.finished:
-        progress = None
+    if progress is not None:
+        progress = None if (reached := progress.reached()).finished else reached
     if not is_elastic(sampler):
         if progress is None:
             order = snapshot_order(loader, between_epochs=True)

@@ -26,7 +26,7 @@ from torch.utils.data import (
 )
 from torch.utils.data.datapipes.iter import IterableWrapper
 
-from connectors.errors import BadInputError
+from connectors.errors import BadInputError, TransientError
 from dataflow.loaders import DataLoader, ElasticBatchSampler
 from dataflow.loaders.testing import Noisy, Numbers, Stream
 
@@ -655,3 +655,60 @@ def test_a_copy_can_be_made_while_the_stream_cannot_say_where_it_is():
     copied = copy.copy(loader)
     with pytest.raises(LookupError, match="there is no position yet"):
         copied.state_dict()
+
+
+class Interrupted(Numbers):
+    """Numbers, some of which cannot be had now."""
+
+    def __init__(self, length, *missing):
+        super().__init__(length)
+        self.missing = missing
+
+    def __getitem__(self, number):
+        if number in self.missing:
+            raise TransientError(f"sample {number}: the origin is away")
+        return super().__getitem__(number)
+
+
+MAKERS = [{}, {"num_workers": 1}, {"num_workers": 2, "workers": "thread"}, {"num_workers": 2, "in_order": False}]
+
+
+@pytest.mark.parametrize("failed", [0, 5])
+@pytest.mark.parametrize("maker", MAKERS)
+@pytest.mark.parametrize("is_elastic", [False, True])
+def test_a_batch_that_raised_is_not_lost_to_who_stops_there_and_resumes(failed, maker, is_elastic):
+    def make(data, **options):
+        if is_elastic:
+            sampler = ElasticBatchSampler(data, 2, shuffle=False, rank=0, world_size=1)
+            return DataLoader(data, batch_sampler=sampler, **options)
+        return DataLoader(data, batch_size=2, **options)
+
+    loader = make(Interrupted(12, 2 * failed), **maker)
+    with pytest.raises(TransientError):
+        seen(loader)
+    copied, resumed = copy.copy(loader), make(Interrupted(12))
+    assert copied.state_dict() == loader.state_dict()
+    resumed.load_state_dict(json.loads(json.dumps(loader.state_dict())))
+    rest = seen(resumed)
+    assert [2 * failed, 2 * failed + 1] in rest
+    if maker.get("in_order", True):
+        assert len(rest) == 6 - failed
+
+
+@pytest.mark.parametrize("maker", MAKERS[:3])
+def test_who_goes_on_behind_a_batch_that_raised_has_passed_it(maker):
+    loader = DataLoader(Interrupted(12, 4, 10), batch_size=2, **maker)
+    batches = iter(loader)
+    assert seen(itertools.islice(batches, 2)) == [[0, 1], [2, 3]]
+    with pytest.raises(TransientError):
+        next(batches)
+    assert seen(itertools.islice(batches, 1)) == [[6, 7]]
+    resumed = DataLoader(Numbers(12), batch_size=2)
+    resumed.load_state_dict(loader.state_dict())
+    assert seen(resumed) == [[8, 9], [10, 11]]
+    next(batches)
+    with pytest.raises(TransientError):
+        next(batches)
+    assert next(batches, None) is None
+    resumed.load_state_dict(loader.state_dict())
+    assert len(seen(resumed)) == 6
