@@ -206,6 +206,22 @@ def test_a_sample_that_an_archive_would_lose_or_merge_is_refused(
         convert(tmp_path / "in.parquet", tmp_path / "out", to="webdataset")
 
 
+def test_json_of_a_column_of_json_is_not_quoted_once_more(tmp_path: Path) -> None:
+    texts = ['{"a": [1, "é"]}', "null"]
+    column = pa.ExtensionArray.from_storage(pa.json_(), pa.array(texts))
+    pq.write_table(pa.table({"meta": column}), tmp_path / "in.parquet")
+    convert(tmp_path / "in.parquet", tmp_path / "out", to="webdataset", verify=True)
+    assert [sample["meta.json"] for sample in open_dataset(tmp_path / "out")] == texts
+
+
+@pytest.mark.parametrize("to", ["arrow", "mds", "parquet", "tfrecord", "webdataset", "zarr"])
+def test_bytes_of_one_length_come_back_from_every_format_that_has_bytes(tmp_path: Path, to: str) -> None:
+    values = [bytes([number]) * 16 for number in range(4)]
+    pq.write_table(pa.table({"hash": pa.array(values, pa.binary(16))}), tmp_path / "in.parquet")
+    assert convert(tmp_path / "in.parquet", tmp_path / "out", to=to, verify=True).not_compared == ()
+    assert open_dataset(tmp_path / "out").get_batch(range(4))["hash"] == values
+
+
 @pytest.mark.parametrize("compression", ["none", "zstd"])
 def test_mds_is_laid_out_as_streaming_does(source: Path, tmp_path: Path, compression: str) -> None:
     fields = [name for name in SCHEMA.names if name != "many"]

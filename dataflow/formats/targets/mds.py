@@ -143,7 +143,7 @@ def _values(column: pa.Array) -> list[bytes]:
     kind = column.type
     if isinstance(kind, pa.FixedShapeTensorType):
         return [array.tobytes() for array in tensor_values(column) if array is not None]  # insisted on by the caller
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
         return column.to_pylist()  # type: ignore[no-any-return]
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return [value.encode() for value in column.to_pylist()]
@@ -167,7 +167,7 @@ def _encoding(field: pa.Field) -> str:
             return f"ndarray:{name}:{','.join(map(str, kind.shape))}"
     if types.is_integer(kind) or types.is_floating(kind):
         return str(np.dtype(kind.to_pandas_dtype()).name)
-    if types.is_binary(kind) or types.is_large_binary(kind):
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
         return "bytes"
     if types.is_string(kind) or types.is_large_string(kind):
         return "str"

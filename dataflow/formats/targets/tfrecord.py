@@ -124,6 +124,6 @@ def _feature_kind(field: pa.Field) -> str:
         return "int64"
     if types.is_floating(kind):
         return "float"
-    if _is_text(kind) or types.is_binary(kind) or types.is_large_binary(kind):
+    if _is_text(kind) or types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
         return "bytes"
     raise refuse(field, "tfrecord", "features are integers, floats and bytes, and flat lists of them")

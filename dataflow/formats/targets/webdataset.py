@@ -153,7 +153,7 @@ def _suffix(kind: pa.DataType) -> str:
         return "cls"
     if types.is_string(kind) or types.is_large_string(kind):
         return "txt"
-    if types.is_binary(kind) or types.is_large_binary(kind):
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
         return "bin"
     if isinstance(kind, pa.FixedShapeTensorType) or types.is_floating(kind):
         return "npy"
@@ -174,6 +174,8 @@ def _values(column: pa.Array, field: pa.Field) -> list[bytes | None]:
     if isinstance(column.type, pa.FixedShapeTensorType):
         return [None if array is None else _npy(array) for array in tensor_values(column)]
     write = _WRITERS[_suffix(column.type)]
+    if getattr(column.type, "extension_name", None) == "arrow.json":  # text that is JSON already
+        write = _WRITERS["txt"]
     dtype = column.type.to_pandas_dtype() if pa.types.is_floating(column.type) else None
     try:
         return [None if value is None else write(value, dtype) for value in column.to_pylist()]

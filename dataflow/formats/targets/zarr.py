@@ -312,7 +312,9 @@ def _kind(field: pa.Field) -> tuple[np.dtype[Any] | None, tuple[int, ...]]:
     types, kind = pa.types, field.type
     if types.is_dictionary(kind):
         kind = kind.value_type
-    if types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind) or types.is_large_binary(kind):
+    if types.is_string(kind) or types.is_large_string(kind):
+        return None, ()
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
         return None, ()
     shape: tuple[int, ...] = ()
     if isinstance(kind, pa.FixedShapeTensorType) and _is_in_order(kind):
