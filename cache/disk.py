@@ -124,6 +124,11 @@ class DiskHealth:
         """Whether `retry_at_s` is when to probe, rather than when to write again."""
         return self.state is not DiskState.NORMAL
 
+    @property
+    def ailment(self) -> str | None:
+        """What keeps it from taking more, in words; None where nothing does."""
+        return self.full_reason if self.state is DiskState.NORMAL else f"the disk is {self.state}: {self.reason}"
+
     def read(self) -> None:
         """A read came back well."""
         self._outcomes.append(True)

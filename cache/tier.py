@@ -449,7 +449,7 @@ class Tier:
             "blocks": ledger.used_blocks,
             **{name: getattr(ledger.counters, name) for name in Counters.__slots__},
             "scanning": self.scanning,
-            "fault": self.fault,
+            "fault": self.fault or (None if self._calls is None else self._calls.health.ailment),
             **({} if self._calls is None else self._calls.stats()),
             **({} if self.guard is None else self.guard.stats()),
             **({"path": self.shelf.path} if isinstance(self.shelf, DirectoryShelf) else {}),

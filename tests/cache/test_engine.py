@@ -629,6 +629,7 @@ async def test_a_disk_that_hangs_holds_up_neither_its_readers_nor_the_others(tmp
         assert await stuck == ["origin"] * 3
         assert state(engine) == "down"
         assert "no call has returned" in engine.stats()["tiers"][0]["state_reason"]
+        assert "the disk is down: no call" in engine.stats()["tiers"][0]["fault"]
         begun = broken.calls["open"]
         assert "disk" not in await sources(engine, refs)
         await engine.report_bad(on["disk"][0])

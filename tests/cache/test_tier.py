@@ -390,6 +390,7 @@ async def test_a_disk_that_others_have_filled_goes_on_with_the_room_it_has(
     assert tier.ledger.used_bytes == room_bytes
     assert held(tier, [number]) == [number]
     assert tier.stats()["full"] is not None
+    assert os.strerror(errno.ENOSPC) in tier.stats()["fault"]
     assert len(caplog.records) == 1, "that it is full is said once"
     room_bytes = 6 * SIZE
     while tier.ledger.used_bytes < room_bytes:
