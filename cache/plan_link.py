@@ -32,7 +32,7 @@ _R = TypeVar("_R", bound=Reply)
 
 
 class PlanLink:
-    """See `cache.reader.ReaderPlan`. Belongs to one thread; a forked child must not use it.
+    """See `cache.reader.PlanHandle`. Belongs to one thread; a forked child must not use it.
 
     Args:
         connection: Owned by the link from here on, also when this raises.

@@ -27,8 +27,8 @@ class Call:
     """One operation on its way to a store.
 
     Attributes:
-        operation: The method: `get`, `get_range`, `get_ranges`, `head`, `list`, `put`, `put_stream`, `delete` or
-        `copy`. key: The key, for `list` the prefix, for `copy` the source.
+        operation: The method: `get`, `get_range`, `get_ranges`, `head`, `list`, `put`, `put_stream`, `delete`, `copy`.
+        key: The key, for `list` the prefix, for `copy` the source.
         number: How many calls this wrapper has seen before.
     """
 
