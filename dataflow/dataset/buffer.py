@@ -17,18 +17,18 @@ class BlockBuffer:
     have been held by a thread that does not exist in the child.
 
     Args:
-        capacity_bytes: Limit on the sum of the sizes given to `put`.
+        capacity_bytes: Limit on the sum of the sizes given to `put`; also an attribute.
     """
 
     def __init__(self, capacity_bytes: int) -> None:
-        self._capacity_bytes = capacity_bytes
+        self.capacity_bytes = capacity_bytes
         self._blocks: OrderedDict[int, tuple[dict[str, Any], int]] = OrderedDict()
         self._filled_bytes = 0
         self._lock = threading.Lock()
         self._pid = os.getpid()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return BlockBuffer, (self._capacity_bytes,)
+        return BlockBuffer, (self.capacity_bytes,)
 
     def find(self, blocks: list[int]) -> dict[int, dict[str, Any]]:
         """Return those of `blocks` that are here."""
@@ -43,14 +43,14 @@ class BlockBuffer:
 
     def put(self, block: int, prepared: dict[str, Any], size_bytes: int) -> None:
         """Keep a block, unless it is larger than the buffer; the least recently used make room."""
-        if size_bytes > self._capacity_bytes:
+        if size_bytes > self.capacity_bytes:
             return
         with self._guard():
             if block in self._blocks:
                 return
             self._blocks[block] = (prepared, size_bytes)
             self._filled_bytes += size_bytes
-            while self._filled_bytes > self._capacity_bytes:
+            while self._filled_bytes > self.capacity_bytes:
                 _, (_, freed_bytes) = self._blocks.popitem(last=False)
                 self._filled_bytes -= freed_bytes
 

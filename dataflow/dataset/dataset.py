@@ -92,6 +92,11 @@ class Dataset:
         return self._reader
 
     @property
+    def buffer_bytes(self) -> int:
+        """Limit on the decoded blocks that each process keeps."""
+        return self._buffer.capacity_bytes
+
+    @property
     def is_rowwise(self) -> bool:
         """Whether batches that are gathered by one `get_batch` and then cut apart are what they are one by one."""
         return all(map(is_rowwise, self._columns))

@@ -42,8 +42,9 @@ _STEPS_AT_ONCE = 32
 # for less where the cache knows of little: a part of what lies ahead of the reader as far as it knows.
 _MARK_BLOCKS = 16
 _TOLD_SHARE = 1 / 4
-# A worker keeps the decoded blocks that it used last; one behind which so few were planned is not asked for again.
-_BUFFERED_BYTES = 64 << 20
+# A worker keeps the decoded blocks that it used last; one behind which so few were planned is not asked for again. Less
+# than the buffer holds: blocks may be larger when they are decoded, and workers do not use the same ones at a time.
+_BUFFER_SHARE = 1 / 2
 
 
 def block_table(index: Index) -> BlockTable:
@@ -107,7 +108,7 @@ class Announcer:
         self._marked = self._told = self._end = self._position
         self._untold.clear()
         self._expected = (epoch, step)
-        self._blocks = _first_needed(self._index, steps)
+        self._blocks = _first_needed(self._index, steps, self._dataset.buffer_bytes)
         self._ends.clear()
         self._announce()
 
@@ -181,9 +182,10 @@ class Announcer:
         self.close()
 
 
-def _first_needed(index: Index, steps: Iterator[Step]) -> Iterator[Step]:
-    """Yield for each step the rows of the table that are first needed in it, in place of its samples."""
-    buffered = max(1, _BUFFERED_BYTES * index.num_blocks // max(1, int(index.ranges.length.sum())))
+def _first_needed(index: Index, steps: Iterator[Step], buffer_bytes: int) -> Iterator[Step]:
+    """Yield for each step the rows of the table that workers with such buffers lack in it, in place of its samples."""
+    block_bytes = max(1, int(index.ranges.length.sum())) / max(1, index.num_blocks)
+    buffered = max(1, int(_BUFFER_SHARE * buffer_bytes / block_bytes))
     # How many blocks were planned by the time each was used last.
     last = np.full(index.num_blocks, -buffered, np.int64)
     planned = 0

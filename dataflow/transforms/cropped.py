@@ -130,6 +130,11 @@ class CroppedDataset:
         return self._rest.index
 
     @property
+    def buffer_bytes(self) -> int:
+        """Limit on the decoded blocks of other fields that each process keeps."""
+        return self._rest.buffer_bytes
+
+    @property
     def reader(self) -> BlockReader:
         """Where bytes come from."""
         return self._rest.reader

@@ -87,6 +87,11 @@ class TransformedDataset:
         return self.dataset.index
 
     @property
+    def buffer_bytes(self) -> Any:
+        """That of the dataset: limit on the decoded blocks that each process keeps."""
+        return self.dataset.buffer_bytes
+
+    @property
     def reader(self) -> Any:
         """That of the dataset: where its bytes come from."""
         return self.dataset.reader

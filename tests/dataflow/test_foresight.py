@@ -50,7 +50,6 @@ def reader_of(dataset: Dataset) -> PlannedReader:
 def _small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(announcer, "_AHEAD_BLOCKS", 40)
     monkeypatch.setattr(announcer, "_MARK_BLOCKS", 4)
-    monkeypatch.setattr(announcer, "_BUFFERED_BYTES", 12 * 1024)
 
 
 def numbers(loader: DataLoader) -> list[int]:
@@ -251,9 +250,9 @@ def test_what_comes_late_is_told_in_parts(dataset: Dataset, monkeypatch: pytest.
 
 
 def test_a_window_that_a_worker_just_keeps_is_announced_once(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    lengths = dataset.index.blocks.length
     window_blocks = 6
-    monkeypatch.setattr(announcer, "_BUFFERED_BYTES", (window_blocks - 1) * int(lengths.max()))
+    kept_bytes = (window_blocks - 1) * int(dataset.index.blocks.length.max())
+    monkeypatch.setattr(dataset._buffer, "capacity_bytes", int(kept_bytes / announcer._BUFFER_SHARE))
     sampler = ElasticBatchSampler(dataset, 2, window_blocks=window_blocks, seed=4)
     numbers(DataLoader(dataset, batch_sampler=sampler))
     (plan,) = reader_of(dataset).plans

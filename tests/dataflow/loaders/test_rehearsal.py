@@ -58,7 +58,6 @@ def plain(url: str) -> Iterator[Dataset]:
 def _small_windows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(announcer, "_AHEAD_BLOCKS", 30)
     monkeypatch.setattr(announcer, "_MARK_BLOCKS", 4)
-    monkeypatch.setattr(announcer, "_BUFFERED_BYTES", 0)
     monkeypatch.setattr(rehearsal, "_CHUNK_STEPS", 3)
     before = GeneratorStates.now()
     yield
@@ -175,7 +174,7 @@ def reader_of(data: Dataset) -> PlannedReader:
 def blocks_of(data: Dataset, *batches: list[int]) -> list[int]:
     """What a plan of these steps says."""
     steps = ((0, step, np.array(batch) % SAMPLES) for step, batch in enumerate(batches))
-    return [block for _, _, blocks in announcer._first_needed(data.index, steps) for block in blocks.tolist()]
+    return [block for _, _, blocks in announcer._first_needed(data.index, steps, 0) for block in blocks.tolist()]
 
 
 @pytest.mark.parametrize("kind", KINDS)
