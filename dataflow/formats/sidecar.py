@@ -113,7 +113,9 @@ class Sidecar:
         """
         metadata = read_metadata(data, uri=uri)
         if (metadata.get("kind"), metadata.get("version")) != (KIND, str(VERSION)):
-            raise CorruptError(f"{uri} is no sidecar of version {VERSION}", uri=uri)
+            raise CorruptError(
+                f"{uri} is no index of files as this release writes it; run `dataflow index` again", uri=uri
+            )
         index = decode_index(data, url="", fingerprint="", uri=uri)
         try:
             sidecar = cls(
