@@ -292,6 +292,10 @@ def _build(found: Any, origin: str) -> CacheConfig:
         unknown = [name for name in table if name not in known]
         if unknown:
             raise BadInputError(f"{origin}: unknown setting {unknown[0]!r}; known are {', '.join(known)}")
+        # What the statistics repeat has to fit into a message.
+        large = [name for name, value in table.items() if isinstance(value, int) and value >= 1 << 63]
+        if large:
+            raise BadInputError(f"{origin}: {large[0]} must be below 2**63, got {table[large[0]]}")
     try:
         return msgspec.convert(found, CacheConfig)
     except msgspec.ValidationError as error:

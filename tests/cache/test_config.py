@@ -83,6 +83,8 @@ def test_toml_gives_the_same_configuration(tmp_path) -> None:
         ('[[tiers]]\nname="a"', "capacity_bytes"),
         ("tiers = 3", "tiers"),
         ("ring_bytes = ", "cache.toml"),
+        ("ring_bytes = 9223372036854775808", r"ring_bytes must be below 2\*\*63"),
+        ('[[jobs]]\nname = "a"\nquota_bytes = 99999999999999999999', r"quota_bytes must be below 2\*\*63"),
     ],
 )
 def test_a_wrong_file_names_what_is_wrong(tmp_path, text: str, named: str) -> None:
