@@ -25,6 +25,8 @@ import xxhash
 
 from connectors.errors import BadInputError, CorruptError
 from dataflow.formats.fields import storable_schema
+from dataflow.formats.json_records import insist_on_depth
+from dataflow.formats.large_integers import with_large_integers
 
 if TYPE_CHECKING:
     from connectors.objects import ObjectMeta
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["FileTable", "find_file_table"]
 
 NAME = "metadata"
-TEXT_SUFFIXES = (".csv", ".jsonl", ".ndjson", ".tsv")
+JSON_SUFFIXES = (".jsonl", ".ndjson")
+TEXT_SUFFIXES = (".csv", *JSON_SUFFIXES, ".tsv")
 SUFFIXES = (*TEXT_SUFFIXES, ".parquet")
 FILE_NAME = "file_name"
 OTHER_NAMES = ("filename", "file", "path", "image", "audio", "video")
@@ -101,7 +104,7 @@ def _read(place: Place, meta: ObjectMeta, files: dict[str, ObjectMeta], *, media
         raise BadInputError(f"{uri} has {meta.size_bytes} bytes, too many for a table that is kept in memory", uri=uri)
     data = place.reader.read_object(uri).data
     try:
-        table = _parse(data, posixpath.splitext(meta.key)[1].lower())
+        table = _parse(data, posixpath.splitext(meta.key)[1].lower(), uri)
     except (pa.ArrowException, OSError) as error:
         raise CorruptError(f"{uri} cannot be read as a table: {error}", uri=uri) from error
     names = [name for name in table.column_names if name.lower().endswith("_" + FILE_NAME)]
@@ -149,18 +152,26 @@ def _find(name: str | None, folder: str, files: dict[str, ObjectMeta]) -> Object
     return files.get(unicodedata.normalize("NFC", posixpath.normpath(posixpath.join(folder, name))))
 
 
-def _parse(data: bytes, suffix: str) -> pa.Table:
+def _parse(data: bytes, suffix: str, uri: str) -> pa.Table:
     if suffix == ".parquet":
         return pq.read_table(pa.BufferReader(data))
+    if suffix in JSON_SUFFIXES:
+        insist_on_depth(memoryview(data), uri=uri, offset=0)
     table = _parse_text(data, suffix, {})
     # What looks like a date is text, as everywhere.
     temporal = {field.name: pa.string() for field in table.schema if pa.types.is_temporal(field.type)}
-    return _parse_text(data, suffix, temporal) if temporal else table
+    table = _parse_text(data, suffix, temporal) if temporal else table
+
+    def parse(schema: pa.Schema) -> pa.Table:
+        return _parse_text(data, suffix, dict(zip(schema.names, schema.types, strict=True)))
+
+    exact = with_large_integers(table, parse, uri=uri)
+    return table if exact.equals(table.schema) else parse(exact)
 
 
 def _parse_text(data: bytes, suffix: str, types: dict[str, Any]) -> pa.Table:
     source, block_size = pa.BufferReader(data), len(data) + 1
-    if suffix in (".jsonl", ".ndjson"):
+    if suffix in JSON_SUFFIXES:
         options = pyarrow.json.ParseOptions(explicit_schema=pa.schema(types.items()) if types else None)
         table = pyarrow.json.read_json(source, pyarrow.json.ReadOptions(block_size=block_size), options)
         table.validate(full=True)  # the parser takes strings that are no UTF-8

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-__all__ = ["MAX_DEPTH", "line_too_deep"]
+from connectors.errors import BadInputError
+
+__all__ = ["MAX_DEPTH", "insist_on_depth", "line_too_deep"]
 
 # What an Arrow record batch can hold: pyarrow refuses to write more.
 MAX_DEPTH = 64
@@ -23,6 +25,26 @@ _NO_MARKS = bytes(set(range(256)) - set(b'[]{}"\n'))
 _STEPS = np.zeros(256, np.int8)
 _STEPS[list(b"[{")] = 1
 _STEPS[list(b"]}")] = -1
+
+
+def insist_on_depth(records: memoryview, *, uri: str, offset: int) -> None:
+    """Refuse what is nested deeper than `MAX_DEPTH`.
+
+    Args:
+        records: JSON objects, usually one a line.
+        uri: Where they lie.
+        offset: Where they begin there.
+
+    Raises:
+        BadInputError: A line is; names it.
+    """
+    line = line_too_deep(records)
+    if line is not None:
+        raise BadInputError(
+            f"{uri} is nested more than {MAX_DEPTH} levels deep in line {line} from offset {offset} on, and Arrow "
+            "holds no more: flatten it, or write the inner part as text",
+            uri=uri,
+        )
 
 
 def line_too_deep(records: memoryview) -> int | None:

@@ -23,7 +23,7 @@ import pyarrow.json
 
 from connectors.errors import BadInputError, CorruptError, DataError
 from dataflow.formats.csv_records import header_end, record_end
-from dataflow.formats.json_records import MAX_DEPTH, line_too_deep
+from dataflow.formats.json_records import insist_on_depth
 from dataflow.formats.large_integers import agree_on_sign, with_large_integers
 from dataflow.formats.scan import BLOCK_BYTES, BlockTable, Scan, remembered
 from dataflow.formats.scanned import open_scanned
@@ -156,13 +156,8 @@ class TextFormat:
 
     def _look(self, records: memoryview, schema: pa.Schema, *, uri: str, offset: int) -> tuple[int, pa.Schema]:
         """Return how many records there are, and the schema that holds them, too."""
-        line = line_too_deep(records) if self.name == "jsonl" else None
-        if line is not None:
-            raise BadInputError(
-                f"{uri} is nested more than {MAX_DEPTH} levels deep in line {line} from offset {offset} on, and Arrow "
-                "holds no more: flatten it, or write the inner part as text",
-                uri=uri,
-            )
+        if self.name == "jsonl":
+            insist_on_depth(records, uri=uri, offset=offset)
         found = _parse(self.name, records, None, uri=uri, offset=offset)
         if not found.num_rows:
             return 0, schema

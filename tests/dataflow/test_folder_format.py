@@ -388,6 +388,26 @@ def test_a_damaged_table_is_named(tmp_path: Path, content: bytes) -> None:
         open_dataset(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_large_integers_of_a_table_stay_integers(tmp_path: Path, name: str) -> None:
+    put(tmp_path / "1.png", 1)
+    rows = {"metadata.csv": "file_name,n,day\n1.png,{n},2020-01-01\n"}
+    rows["metadata.jsonl"] = '{{"file_name": "1.png", "n": {n}, "day": "2020-01-01"}}\n'
+    (tmp_path / name).write_text(rows[name].format(n=2**64 - 1))
+    found = open_dataset(tmp_path, columns=["n", "day"])[0]
+    assert found == {"n": 2**64 - 1, "day": "2020-01-01"}
+    (tmp_path / name).write_text(rows[name].format(n=2**64 + 1))
+    with pytest.raises(BadInputError, match=rf"field 'n' of .*{name} has the integer {2**64 + 1}"):
+        open_dataset(tmp_path)
+
+
+def test_a_table_that_is_nested_too_deep_is_named(tmp_path: Path) -> None:
+    put(tmp_path / "1.png", 1)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "1.png", "n": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
+    with pytest.raises(BadInputError, match=r"metadata\.jsonl is nested more than 64 levels deep in line 1"):
+        open_dataset(tmp_path)
+
+
 def test_several_tables_that_name_files_are_refused(tmp_path: Path) -> None:
     put(tmp_path / "1.png", 1)
     for name in ("a.csv", "b.csv"):
