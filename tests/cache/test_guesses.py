@@ -1,6 +1,6 @@
 """What guesses remember is bounded, whatever is read and whenever the store answers."""
 
-from cache.guesses import _MAX_SIZES, _PEACE_READS, Guesses
+from cache.guesses import _MAX_AHEAD, _MAX_SIZES, _PEACE_READS, Guesses
 from cache.keys import BlockRef, block_key
 from cache.plan import Futures
 
@@ -81,3 +81,15 @@ def test_a_lap_of_many_blocks_is_no_peace_before_its_end() -> None:
     for block in blocks[: _PEACE_READS + 100]:
         guesses.observe(*block)
     assert futures
+
+
+def test_a_block_that_a_lap_skips_is_given_up_once_its_reader_is_well_past() -> None:
+    guesses = Guesses(Futures(), has=lambda _: True, measure=lambda _: None, max_ahead_bytes=1 << 30, clock=lambda: 0.0)
+    refs = [BlockRef(f"s3://b/{number}", "1", 0, BLOCK) for number in range(4 * _MAX_AHEAD)]
+    lap = [(block_key(ref), ref) for ref in refs]
+    for block in (*lap, *lap[:_MAX_AHEAD]):
+        guesses.observe(*block)
+    skipped, _ = lap[_MAX_AHEAD]
+    for block in lap[_MAX_AHEAD + 1 : 2 * _MAX_AHEAD + 1]:
+        assert skipped not in guesses.observe(*block)[1], "another reader may still come to it"
+    assert skipped in guesses.observe(*lap[2 * _MAX_AHEAD + 1])[1]
