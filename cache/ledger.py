@@ -4,8 +4,9 @@ The order of calls is what keeps the limits, also for a moment and with many wri
 
     reserve   the policy names victims, which are not chosen again, and counts the newcomer in; space is charged for it
               as far as the victims do not make room
-    hide      a victim lies elsewhere, or nowhere any more, and is about to be removed
-    settle    the victims are gone from the medium; what they freed beyond the newcomer is given back
+    hide      a victim lies elsewhere, or nowhere any more
+    settle    the victims are gone from the medium; what they freed beyond the newcomer is given back; or `give_up`:
+              some cannot be removed, and are held as before
     commit    the newcomer is written and from now on held; or `abandon`: it is not, and its space is given back
 
 So what lies on the medium never exceeds `used_bytes`, and `used_bytes` never exceeds the capacity. What cannot be
@@ -207,12 +208,14 @@ class Ledger:
             self._release(reservation.key, reservation.length)
 
     def give_up(self, reservation: Reservation, removed: Sequence[Entry]) -> None:
-        """Undo a reservation of which only some victims could be removed; the others stay charged, held no more."""
+        """Undo a reservation of which only some victims could be removed; the others stay, held as before."""
         self._end(reservation)
         self._policy.remove(reservation.key)
-        for key, _ in reservation.victims:
-            self.hide(key)
+        for key, length in reservation.victims:
             self._busy.discard(key)
+            # One that a reader found to be wrong meanwhile only stays charged.
+            if key in self._lengths:
+                self._policy.insert(key, self._cost_bytes(length))
         unused_bytes = max(0, reservation.size_bytes - reservation.victim_bytes)
         for share in reservation.shares:
             share.account.used_bytes -= max(0, share.size_bytes - share.victim_bytes)

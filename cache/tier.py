@@ -254,8 +254,8 @@ class Tier:
                     # Meanwhile a reader may have found it to be wrong.
                     if victim is not None and self.ledger.holds(key):
                         pass_on(victim)
-                self.ledger.hide(key)
                 await self._remove(key, length)
+                self.ledger.hide(key)
                 removed.append((key, length))
         except OSError as error:
             self._note_fault(error, writing=True)

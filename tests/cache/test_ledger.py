@@ -62,8 +62,6 @@ def test_the_charge_covers_the_medium_and_never_exceeds_the_limits(steps: list, 
             del medium.sizes[key]
         if end == "give_up":
             ledger.give_up(reservation, victims)
-            for key, _ in reservation.victims[removable:]:
-                medium.stuck.append(medium.sizes.pop(key))
         else:
             ledger.settle(reservation)
             writing.append((reservation, end))

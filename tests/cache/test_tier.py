@@ -215,7 +215,7 @@ async def test_a_disk_that_cannot_be_written_lets_nothing_in_and_owes_nothing(
     assert tier.fault is None
 
 
-async def test_a_victim_that_cannot_be_unlinked_stays_charged(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
+async def test_a_victim_that_cannot_be_unlinked_is_held_as_before(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
     broken = False
 
     def before(name: str) -> None:
@@ -228,11 +228,12 @@ async def test_a_victim_that_cannot_be_unlinked_stays_charged(tmp_path: Path, th
     broken = True
     assert await store(tier, a_block(1)) is None
     assert (tier.ledger.used_bytes, tier.ledger.used_blocks) == (2 * SIZE, 2)
+    assert held(tier, range(10)) == [5, 6]
+    assert all(isinstance(file, Descriptor) for file in await tier.open_many([(make_key(6), LENGTH)]))
     broken = False
-    # Its space is not counted on any more, the other's is.
     assert await store(tier, a_block(2)) == []
     assert await store(tier, a_block(1)) == []
-    assert held(tier, range(10)) == [1]
+    assert held(tier, range(10)) == [1, 2]
     assert (tier.ledger.used_bytes, tier.ledger.used_blocks) == (2 * SIZE, 2)
     check_directory(tmp_path, capacity_bytes=2 * SIZE)
 
