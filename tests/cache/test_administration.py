@@ -7,14 +7,16 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cache.block import file_bytes, parse_name
+from cache.block_table import BlockTable
 from cache.config import CacheConfig, JobConfig, PrefixConfig, TierConfig
 from cache.disk import DiskLimits
 from cache.engine import Engine, Handle
 from cache.keys import BlockRef, block_key
-from cache.testing import FaultySystem, check_directory, check_limits, read_blocks, running_engine
+from cache.testing import FaultySystem, check_directory, check_limits, read_blocks, running_engine, until
 from connectors.errors import BadInputError, NotFoundError
 from connectors.registry import open_store
 from connectors.wrappers import CountingStore
@@ -291,6 +293,30 @@ async def test_each_job_has_a_quota_for_what_it_fetches(place: Place) -> None:
     async with place.running(config) as engine:
         await place.read(engine, second[:1], job="tune-1")
         assert len(engine.stats()["tiers"][0]["quotas"]) == 2
+
+
+async def test_what_is_fetched_ahead_for_a_job_falls_under_its_quota(place: Place) -> None:
+    refs = await place.put("set", 8)
+    table = BlockTable.from_columns(
+        [refs[0].uri],
+        [refs[0].version],
+        object_of=np.zeros(8, np.int64),
+        offset=np.arange(8) * BLOCK,
+        length=np.full(8, BLOCK),
+        crc32c=None,
+    )
+    jobs = (JobConfig("tune-*", 5 * SIZE),)
+    config = CacheConfig((place.disk(40, policy="lru"),), ring_bytes=16 * SIZE, jobs=jobs)
+    async with place.running(config) as engine:
+        number = engine.prefetcher.open(table.digest, table, job="tune-1")
+        engine.prefetcher.extend(number, np.arange(8, dtype="<i4").tobytes())
+        await until(lambda: engine.stats()["origin"]["bytes"] == 8 * BLOCK)
+        await until(lambda: not engine._fetches)
+        await engine.settle()
+        assert await place.held(engine) == 5
+        assert engine.stats()["tiers"][0]["quotas"] == [
+            {"name": "job tune-1", "limit_bytes": 5 * SIZE, "used_bytes": 5 * SIZE}
+        ]
 
 
 async def test_eviction_takes_what_lies_below_and_leaves_what_is_pinned(place: Place) -> None:
