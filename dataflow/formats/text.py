@@ -5,7 +5,7 @@ its size, and the limit is said where it is met: many files of moderate size shu
 
 The schema is what pyarrow finds in all records, but for large integers, which stay integers: others widen to floats
 beside fractions, a field that a record lacks is null, dates stay the text they are. A field whose values do not agree
-is an error at opening.
+is an error at opening; in CSV it is text, because there all values are written as text.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class TextFormat:
         for meta, encoded in learned:
             if encoded:
                 found = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(encoded)))
-                schema = self._unified(schema, found, uri=place.uri(meta), offset=0)
+                schema = self._unified(schema, found, lenient=False, uri=place.uri(meta), offset=0)
         return schema, {}
 
     def source(self, index: Index, schema: pa.Schema, facts: dict[str, str]) -> TextSource:
@@ -144,7 +144,7 @@ class TextFormat:
         uri = place.uri(meta)
         for offset, length, records in self._pieces(place, meta):
             try:
-                count, schema = self._look(records, schema, uri=uri, offset=offset)
+                count, schema = self._look(records, schema, lenient=place.lenient, uri=uri, offset=offset)
                 runs = [(offset, length, count)]
             except DataError as error:
                 if not place.lenient or compression_of(uri):
@@ -154,7 +154,9 @@ class TextFormat:
             rows += [run for run in runs if run[2]]
         return rows, schema
 
-    def _look(self, records: memoryview, schema: pa.Schema, *, uri: str, offset: int) -> tuple[int, pa.Schema]:
+    def _look(
+        self, records: memoryview, schema: pa.Schema, *, lenient: bool, uri: str, offset: int
+    ) -> tuple[int, pa.Schema]:
         """Return how many records there are, and the schema that holds them, too."""
         if self.name == "jsonl":
             insist_on_depth(records, uri=uri, offset=offset)
@@ -163,13 +165,15 @@ class TextFormat:
             return 0, schema
         body = records[header_end(bytes(records), _delimiter(uri)) :] if self.name == "csv" else records
         exact = with_large_integers(found, lambda schema: _PARSERS[self.name](body, schema, _delimiter(uri)), uri=uri)
-        return found.num_rows, self._unified(schema, exact, uri=uri, offset=offset)
+        return found.num_rows, self._unified(schema, exact, lenient=lenient, uri=uri, offset=offset)
 
-    def _unified(self, schema: pa.Schema, found: pa.Schema, *, uri: str, offset: int) -> pa.Schema:
+    def _unified(self, schema: pa.Schema, found: pa.Schema, *, lenient: bool, uri: str, offset: int) -> pa.Schema:
         if len(set(found.names)) < len(found):
             raise BadInputError(f"{uri} has two columns of one name, out of {found.names}: rename one", uri=uri)
         if self.name == "csv" and len(schema) and found.names != schema.names:
             raise BadInputError(f"{uri} has the columns {found.names}, the files before it {schema.names}", uri=uri)
+        if self.name == "csv" and not lenient:  # leniently, records that do not fit those before are bad ones
+            schema, found = _text_where_they_differ(schema, found), _text_where_they_differ(found, schema)
         return _unify(schema, found, uri=uri, offset=offset)
 
     def _salvage(
@@ -185,7 +189,7 @@ class TextFormat:
             end = end if end > begin else length
             record = memoryview(header + body[begin:end])
             try:
-                count, schema = self._look(record, schema, uri=place.uri(meta), offset=offset + begin)
+                count, schema = self._look(record, schema, lenient=True, uri=place.uri(meta), offset=offset + begin)
             except DataError as error:
                 place.pass_over(meta, offset + begin, end - begin, error)
                 broken = True
@@ -302,6 +306,23 @@ def _unify(schema: pa.Schema, found: pa.Schema, *, uri: str, offset: int) -> pa.
     except pa.ArrowException as error:
         message = f"the records of {uri} from offset {offset} disagree with those before: {error}"
         raise BadInputError(message, uri=uri) from error
+
+
+def _text_where_they_differ(schema: pa.Schema, other: pa.Schema) -> pa.Schema:
+    """Return the columns with text for those that no type of numbers holds, as pyarrow has it within one block."""
+    types = dict(zip(other.names, other.types, strict=True))
+    return pa.schema([field.with_type(_or_text(field.type, types.get(field.name, field.type))) for field in schema])
+
+
+def _or_text(kind: pa.DataType, other: pa.DataType) -> pa.DataType:
+    kind, other = _plain(kind), _plain(other)
+    if kind == other or pa.null() in (kind, other) or (_is_number(kind) and _is_number(other)):
+        return kind
+    return pa.binary() if pa.binary() in (kind, other) else pa.string()
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

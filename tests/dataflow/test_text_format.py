@@ -190,6 +190,28 @@ def test_a_deep_record_can_be_left_out(tmp_path: Path) -> None:
     assert (result.num_samples, result.num_errors) == (21, 1)
 
 
+@pytest.mark.parametrize(
+    ("late", "kind"), [(b"12B", pa.string()), (b"true", pa.string()), (b"\xff", pa.binary()), (b"1.5", pa.float64())]
+)
+def test_a_csv_column_whose_later_values_are_no_numbers_is_text_everywhere(
+    tmp_path: Path, late: bytes, kind: pa.DataType
+) -> None:
+    early = [b"%03d" % number for number in range(100)]
+    (tmp_path / "a.csv").write_bytes(b"number,empty\n" + b"".join(value + b",\n" for value in [*early, late]))
+    (tmp_path / "b.csv").write_bytes(b"number,empty\n007,\n")
+    dataset = open_dataset(tmp_path, columns=["number"])
+    assert dataset.schema.field("number").type == kind
+    assert dataset.index.num_blocks > 2
+    read = {pa.string(): bytes.decode, pa.binary(): bytes, pa.float64(): float}[kind]
+    assert list(dataset.get_batch(range(102))["number"]) == [read(value) for value in [*early, late, b"007"]]
+
+
+def test_a_csv_record_that_does_not_fit_is_a_bad_one_where_those_are_left_out(tmp_path: Path) -> None:
+    put(tmp_path / "in" / "a.csv", "n,text\n" + "".join(f"{number},x\n" for number in range(100)) + "12B,y\n5,z\n")
+    result = convert(tmp_path / "in", tmp_path / "out", on_error="skip")
+    assert (result.num_samples, result.num_errors) == (101, 1)
+
+
 def test_records_that_disagree_are_named(tmp_path: Path) -> None:
     put(tmp_path / "a.jsonl", '{"x": 1}\n' * 100 + '{"x": "one"}\n')
     with pytest.raises((BadInputError, CorruptError), match=r"a\.jsonl .*offset \d+"):
