@@ -32,7 +32,7 @@ from cache.config import CacheConfig, PolicyName, TierConfig
 from cache.disk import DiskLimits
 from cache.handle import Block, Handle
 from cache.keys import BlockRef, block_key
-from cache.memory_shelf import raise_open_file_limit
+from cache.memory_shelf import raise_open_file_limit, split_open_files
 from cache.opening import limits_of, memory_level, open_levels
 from cache.origin import MAX_REQUEST_BYTES, Fetch, Origin
 from cache.plan import Futures
@@ -124,8 +124,8 @@ class Engine:
         """
         config = self._config
         shelves = 1 + sum(tier.path is None for tier in config.tiers)
-        # A quarter stays for files of directories, for sockets, and for blocks that readers hold after eviction.
-        self._memory_blocks = memory_blocks = raise_open_file_limit() * 3 // 4 // shelves
+        in_memory, arriving = split_open_files(raise_open_file_limit())
+        self._memory_blocks = memory_blocks = in_memory // shelves
         levels = await open_levels(
             config,
             policy=self._guarded,
@@ -143,6 +143,7 @@ class Engine:
             budget=Budget(max_bytes=config.max_inflight_bytes, max_requests=config.max_inflight_requests),
             executor=self._checkers,
             max_request_bytes=min(MAX_REQUEST_BYTES, config.max_inflight_bytes),
+            max_request_blocks=arriving,
             hedge=config.hedge,
         )
         self.prefetcher = Prefetcher(

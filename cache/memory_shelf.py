@@ -8,8 +8,12 @@ import os
 import resource
 
 from cache.handle import Block, Descriptor
+from connectors.errors import BadInputError
 
-__all__ = ["MemoryShelf", "raise_open_file_limit"]
+__all__ = ["MemoryShelf", "raise_open_file_limit", "split_open_files"]
+
+# Connections of readers and to stores, and a few hundred blocks, below which nothing works for long.
+_LEAST_FILES = 512
 
 
 class MemoryShelf:
@@ -47,7 +51,25 @@ class MemoryShelf:
 
 
 def raise_open_file_limit() -> int:
-    """Raise this process's soft limit on open files to the hard one and return it: every block in memory is a file."""
+    """Raise this process's soft limit on open files to the hard one and return it: every block in memory is a file.
+
+    Raises:
+        BadInputError: Not even a small cache can live with it.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < _LEAST_FILES:
+        raise BadInputError(
+            f"this process may have {hard} files open, and a cache needs {_LEAST_FILES} at least, one for each block "
+            "in memory and each connection: raise the hard limit (ulimit -Hn)"
+        )
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard if hard != resource.RLIM_INFINITY else 1 << 20
+
+
+def split_open_files(max_files: int) -> tuple[int, int]:
+    """Return how many files may be blocks of memory shelves, and how many one request to a store may open at once.
+
+    The rest is for files of directories, for sockets, and for blocks that readers hold after eviction: a quarter, and
+    where that is less than 1024, up to a half.
+    """
+    return max_files - max(max_files // 4, min(max_files // 2, 1024)), max_files // 64

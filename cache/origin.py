@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
@@ -66,16 +67,19 @@ class Fetch:
         return sum(ref.length for _, ref in self.blocks)
 
 
-def plan_fetches(wanted: Sequence[tuple[bytes, BlockRef]], *, max_request_bytes: int) -> list[Fetch]:
+def plan_fetches(
+    wanted: Sequence[tuple[bytes, BlockRef]], *, max_request_bytes: int, max_request_blocks: int | None = None
+) -> list[Fetch]:
     """Group keyed blocks into requests. Pure.
 
     Blocks go together where one begins where the other ends, in one object and under one version rule, and while they
-    stay within `max_request_bytes`.
+    stay within `max_request_bytes` and `max_request_blocks`.
     """
     runs: list[list[tuple[bytes, BlockRef]]] = []
     size_bytes = 0
     for key, ref in sorted(wanted, key=lambda item: (item[1].uri, _store_version(item[1]) or "", item[1].offset)):
-        if runs and _adjacent(runs[-1][-1][1], ref) and size_bytes + ref.length <= max_request_bytes:
+        fits = size_bytes + ref.length <= max_request_bytes and runs and len(runs[-1]) != max_request_blocks
+        if fits and _adjacent(runs[-1][-1][1], ref):
             runs[-1].append((key, ref))
             size_bytes += ref.length
         else:
@@ -105,6 +109,7 @@ class Origin:
         budget: Limit on what is under way.
         executor: Threads in which bodies are checked and copied.
         max_request_bytes: Most bytes of several blocks in one request.
+        max_request_blocks: Most blocks in one request, each of which is an open file once it is here; None: any number.
         hedge: See `OpenStores`.
     """
 
@@ -115,6 +120,7 @@ class Origin:
         budget: Budget,
         executor: Executor,
         max_request_bytes: int,
+        max_request_blocks: int | None = None,
         hedge: bool,
     ) -> None:
         self.requests = 0
@@ -126,11 +132,14 @@ class Origin:
         self._budget = budget
         self._executor = executor
         self._max_request_bytes = max_request_bytes
+        self._max_request_blocks = max_request_blocks
         self._aimd = Aimd(budget.max_requests)
 
     def plan(self, wanted: Sequence[tuple[bytes, BlockRef]]) -> list[Fetch]:
         """See `plan_fetches`."""
-        return plan_fetches(wanted, max_request_bytes=self._max_request_bytes)
+        return plan_fetches(
+            wanted, max_request_bytes=self._max_request_bytes, max_request_blocks=self._max_request_blocks
+        )
 
     async def fetch(self, fetch: Fetch, errand: Errand | None = None) -> list[Block | DataError]:
         """Fetch, check and seal; one result a block, in order. Never raises but for cancellation."""
@@ -264,7 +273,9 @@ def _check_and_seal_one(key: bytes, ref: BlockRef, body: Buffer) -> Block | Data
     try:
         return seal_block(key, body)
     except OSError as error:
-        return TransientError(f"{ref.uri}: no memory for a block of {ref.length} bytes: {error}", uri=ref.uri)
+        advice = "; raise its hard limit (ulimit -Hn)" if error.errno == errno.EMFILE else ""
+        message = f"{ref.uri}: the cache has no memory for a block of {ref.length} bytes: {error}{advice}"
+        return TransientError(message, uri=ref.uri)
 
 
 def _blame(ref: BlockRef, error: DataError) -> DataError:

@@ -7,7 +7,8 @@ import resource
 import pytest
 
 from cache.handle import Handle, seal_block
-from cache.memory_shelf import MemoryShelf, raise_open_file_limit
+from cache.memory_shelf import MemoryShelf, raise_open_file_limit, split_open_files
+from connectors.errors import BadInputError
 
 KEY = bytes(16)
 
@@ -58,3 +59,17 @@ def test_a_block_costs_whole_pages() -> None:
 def test_a_descriptor_per_block_needs_the_hard_limit() -> None:
     limit = raise_open_file_limit()
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= min(limit, 1 << 20)
+
+
+def test_too_few_descriptors_are_refused_before_they_run_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 256))
+    with pytest.raises(BadInputError, match=r"256 files open, .* 512 at least.*ulimit -Hn"):
+        raise_open_file_limit()
+
+
+@pytest.mark.parametrize(
+    ("max_files", "in_memory", "arriving"),
+    [(512, 256, 8), (1024, 512, 16), (4096, 3072, 64), (1 << 20, 3 << 18, 1 << 14)],
+)
+def test_files_are_left_for_more_than_blocks_in_memory(max_files: int, in_memory: int, arriving: int) -> None:
+    assert split_open_files(max_files) == (in_memory, arriving)

@@ -1,7 +1,9 @@
 """Few requests, only right bytes, and one clear error for each block that cannot be had."""
 
 import asyncio
+import errno
 import itertools
+import os
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -97,6 +99,25 @@ def test_a_run_of_equal_blocks_is_cut_only_by_its_size() -> None:
 
 def test_a_block_above_the_limit_still_goes() -> None:
     assert len(plan_fetches(keyed(BlockRef("memory://a/x", "1", 0, 500)), max_request_bytes=40)) == 1
+
+
+def test_a_request_has_no_more_blocks_than_files_are_free_for_them() -> None:
+    refs = [BlockRef("memory://a/x", "1", offset, 1) for offset in range(5)]
+    plan = plan_fetches(keyed(*refs), max_request_bytes=40, max_request_blocks=2)
+    assert [len(fetch.blocks) for fetch in plan] == [2, 2, 1]
+
+
+async def test_a_block_for_which_no_file_is_left_says_which_limit_to_raise(
+    origin: Origin, store: CountingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seal(key: bytes, data: Buffer) -> Block:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(origin_module, "seal_block", seal)
+    meta = await store.put("x", b"1")
+    ((result,),) = [await origin.fetch(Fetch(tuple(keyed(BlockRef(f"{store.url}/x", meta.version, 0, 1)))))]
+    assert isinstance(result, TransientError)
+    assert "ulimit -Hn" in str(result)
 
 
 async def test_adjacent_blocks_are_one_request(origin: Origin, store: CountingStore, root: str) -> None:
