@@ -71,8 +71,7 @@ def test_the_index_knows_every_batch_without_reading_its_body(tmp_path: Path) ->
 @pytest.mark.parametrize("to", ["arrow", "parquet"])
 def test_it_converts_with_everything_it_has(copy: Path, tmp_path: Path, to: str) -> None:
     convert(copy, tmp_path / "out", to=to)
-    written = open_dataset(tmp_path / "out")
-    for number, row in enumerate(written):
+    for number, row in zip(range(COUNT), open_dataset(tmp_path / "out"), strict=True):
         for name, value in expected(number).items():
             np.testing.assert_array_equal(row[name], value)
 

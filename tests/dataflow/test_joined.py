@@ -50,7 +50,9 @@ def test_a_mixture_reads_what_its_numbers_say() -> None:
     joined = JoinedDataset([Named("a", 30), Named("b", 60)])
     sources = tuple(Shuffle(length, None, "full", 0, 1) for length in joined.lengths)
     schedule = Schedule(Mixture(sources, joined.lengths, (1.0, 3.0), 80, 8, 0), FixedBatches(8, "short"))
-    for batch in ScheduleSampler(schedule, fingerprint=joined.fingerprint, rank=0, world_size=1):
+    batches = list(ScheduleSampler(schedule, fingerprint=joined.fingerprint, rank=0, world_size=1))
+    assert len(batches) == 10
+    for batch in batches:
         assert sorted(name for name, _ in joined.__getitems__(batch)) == ["a"] * 2 + ["b"] * 6
 
 

@@ -67,7 +67,7 @@ def test_what_the_library_wrote_is_read(copy: Path, monkeypatch: pytest.MonkeyPa
 
 def test_it_converts_with_everything_it_has(copy: Path, tmp_path: Path) -> None:
     convert(copy, tmp_path / "out", shard_size_bytes=3000)
-    for number, row in enumerate(open_dataset(tmp_path / "out")):
+    for number, row in zip(range(COUNT), open_dataset(tmp_path / "out"), strict=True):
         for name, value in expected(number).items():
             np.testing.assert_array_equal(row[name], value)
 

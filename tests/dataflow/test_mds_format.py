@@ -57,7 +57,7 @@ def test_what_streaming_writes_comes_back(name: str) -> None:
 
 def test_mds_converts_to_native_shards(path: Path, tmp_path: Path) -> None:
     convert(path, tmp_path / "out", shard_size_bytes=2000, block_size_bytes=500)
-    for number, sample in enumerate(open_dataset(tmp_path / "out")):
+    for number, sample in zip(range(COUNT), open_dataset(tmp_path / "out"), strict=True):
         check(sample, number)
 
 

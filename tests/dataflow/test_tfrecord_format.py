@@ -122,5 +122,5 @@ def test_a_record_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pyte
 def test_records_convert_to_native_shards(tmp_path: Path) -> None:
     write(tmp_path / "in" / "a.tfrecord")
     convert(tmp_path / "in", tmp_path / "out", shard_size_bytes=2000, block_size_bytes=500)
-    for number, sample in enumerate(open_dataset(tmp_path / "out")):
+    for number, sample in zip(range(COUNT), open_dataset(tmp_path / "out"), strict=True):
         check(sample, number)
