@@ -246,17 +246,18 @@ class Engine:
             known = ", ".join(tier.name for tier in self._config.tiers) or "none"
             raise BadInputError(f"there is no tier {name!r}; there are: {known}")
         config = replace(config, capacity_bytes=capacity_bytes, capacity_blocks=capacity_blocks)
-        self._check_pins(name, limits_of(config, max_memory_blocks=self._memory_blocks))
+        limits = limits_of(config, max_memory_blocks=self._memory_blocks)
+        self._check_pins(name, limits)
         async with self._resizing:
             for _ in range(_RESIZE_ROUNDS):
-                if await self._stack.resize(name, limits_of(config, max_memory_blocks=self._memory_blocks)):
+                if await self._stack.resize(name, limits):
                     break
                 # What was on its way in could not be evicted yet.
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.settle(), _RESIZE_PAUSE_S)
             else:
                 raise TransientError(f"tier {name}: the disk does not let go of enough; see its state and try again")
-            for guard, (limit_bytes, _) in self._guards(name, limits_of(config, max_memory_blocks=self._memory_blocks)):
+            for guard, (limit_bytes, _) in self._guards(name, limits):
                 guard.max_pinned_bytes = self._catalogue.pinnable_bytes(limit_bytes)
             tiers = tuple(config if tier.name == name else tier for tier in self._config.tiers)
             self._config = replace(self._config, tiers=tiers)
