@@ -9,7 +9,7 @@ from cache.testing.invariants import check_directory, check_limits
 from cache.testing.reading import read_blocks, read_handle
 from cache.testing.replay import Replay
 from cache.testing.servers import RunningServer, running_server
-from cache.testing.strategies import block_contents, sizes_by_key
+from cache.testing.strategies import block_contents
 from cache.testing.until import until
 
 __all__ = [
@@ -33,6 +33,5 @@ __all__ = [
     "running_server",
     "send_awaited_blocks",
     "send_blocks",
-    "sizes_by_key",
     "until",
 ]

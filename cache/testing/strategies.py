@@ -5,9 +5,8 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from cache.block import CHUNK_BYTES
-from cache.keys import KEY_BYTES
 
-__all__ = ["block_contents", "sizes_by_key"]
+__all__ = ["block_contents"]
 
 
 def block_contents() -> st.SearchStrategy[bytes]:
@@ -18,9 +17,3 @@ def block_contents() -> st.SearchStrategy[bytes]:
         st.integers(CHUNK_BYTES - 2, 2 * CHUNK_BYTES + 2),
     )
     return st.binary(min_size=1, max_size=300) | repeated
-
-
-def sizes_by_key(*, max_blocks: int, max_bytes: int) -> st.SearchStrategy[dict[bytes, int]]:
-    """Distinct keys, each with a size on the medium."""
-    keys = st.binary(min_size=KEY_BYTES, max_size=KEY_BYTES)
-    return st.dictionaries(keys, st.integers(1, max_bytes), min_size=1, max_size=max_blocks)

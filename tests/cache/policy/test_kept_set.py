@@ -5,10 +5,12 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cache.keys import KEY_BYTES
 from cache.policy import KeptSet
-from cache.testing import sizes_by_key
 
 CAPACITY_BYTES = 100
+KEYS = st.binary(min_size=KEY_BYTES, max_size=KEY_BYTES)
+SIZES_BY_KEY = st.dictionaries(KEYS, st.integers(1, 120), min_size=1, max_size=30)
 
 
 class Held:
@@ -50,7 +52,7 @@ def lowest_that_fit(sizes: dict[bytes, int], capacity_bytes: int, capacity_block
     return kept
 
 
-@given(sizes_by_key(max_blocks=30, max_bytes=120), st.integers(0, 12), st.randoms())
+@given(SIZES_BY_KEY, st.integers(0, 12), st.randoms())
 def test_every_order_of_arrival_ends_in_the_same_set_and_then_nothing_is_written(
     sizes: dict[bytes, int], capacity_blocks: int, order: random.Random
 ) -> None:
