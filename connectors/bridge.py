@@ -14,22 +14,49 @@ import asyncio
 import atexit
 import os
 import threading
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+import time
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from typing import Any, TypeVar, TypeVarTuple
 
 from connectors.errors import BadInputError
 
 __all__ = ["run_sync"]
 
 R = TypeVar("R")
+_Ts = TypeVarTuple("_Ts")
 
 _JOIN_TIMEOUT_S = 5.0
+_POLL_S = 0.001
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """Knows which threads are on their way out of `call_soon_threadsafe`.
+
+    A thread of a native runtime that brings a result lets go of the interpreter in there, while it wakes the loop. With
+    the result the main thread may come to its end; and a thread that wants the interpreter back after that is ended by
+    it, which a native runtime answers with SIGABRT.
+    """
+
+    def __init__(self) -> None:
+        self.callers: set[int] = set()
+        super().__init__()
+
+    def call_soon_threadsafe(
+        self, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
+    ) -> asyncio.Handle:
+        caller = threading.get_ident()
+        self.callers.add(caller)
+        try:
+            return super().call_soon_threadsafe(callback, *args, context=context)
+        finally:
+            self.callers.discard(caller)
 
 
 class _LoopThread:
     def __init__(self) -> None:
         self.owner_pid = os.getpid()
-        self.loop = asyncio.new_event_loop()
+        self.loop = _Loop()
         # A daemon: a call that hangs must not keep the interpreter from ending.
         self._thread = threading.Thread(target=self._run, name="connectors-loop", daemon=True)
         self._thread.start()
@@ -44,6 +71,9 @@ class _LoopThread:
         if self.owner_pid == os.getpid() and self._thread.is_alive():
             self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join(_JOIN_TIMEOUT_S)
+            deadline_s = time.monotonic() + _JOIN_TIMEOUT_S
+            while self.loop.callers and time.monotonic() < deadline_s:
+                time.sleep(_POLL_S)
 
 
 _current: _LoopThread | None = None

@@ -1,4 +1,5 @@
 import asyncio
+import atexit
 import multiprocessing
 import os
 import signal
@@ -10,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from connectors import BadInputError, open_store, run_sync
+from connectors import BadInputError, bridge, open_store, run_sync
 
 
 async def _where():
@@ -145,3 +146,33 @@ print("ends")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "ends\n")
+
+
+def test_the_end_waits_for_threads_that_have_brought_a_result_and_are_not_back_yet(monkeypatch):
+    ours = bridge._LoopThread()
+    main, inside, released = threading.get_ident(), threading.Event(), threading.Event()
+    wake = ours.loop._write_to_self
+
+    def wake_slowly():
+        wake()
+        if threading.get_ident() != main:
+            inside.set()
+            released.wait()
+
+    def let_go(_):
+        released.set()
+        bringer.join()
+
+    monkeypatch.setattr(ours.loop, "_write_to_self", wake_slowly)
+    bringer = threading.Thread(target=ours.loop.call_soon_threadsafe, args=(int,))
+    bringer.start()
+    monkeypatch.setattr("connectors.bridge.time.sleep", let_go)
+    try:
+        inside.wait()
+        ours._stop()
+        assert released.is_set()
+        assert not ours.loop.callers
+    finally:
+        released.set()
+        bringer.join()
+        atexit.unregister(ours._stop)
