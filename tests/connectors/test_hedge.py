@@ -70,25 +70,39 @@ async def test_a_read_that_hangs_is_answered_by_the_second_request_and_cancelled
     assert (store.reads, store.sent, store.won, inner.cancelled) == (5, 1, 1, 1)
 
 
-async def test_a_first_request_that_fails_late_waits_for_the_second():
-    inner = Stuck(set())
-    gate = asyncio.Event()
+class Told(Stuck):
+    """A store that answers a read and its hedge when the test says so."""
+
+    def __init__(self):
+        super().__init__(set())
+        self.answers = [asyncio.get_running_loop().create_future() for _ in range(2)]
+
+    async def get_range(self, key, span, *, version=None):
+        if self.calls < 4:
+            return await super().get_range(key, span, version=version)
+        self.calls += 1
+        return await self.answers[self.calls - 5]
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("both", [False, True])
+async def test_a_request_that_fails_waits_for_the_other(failing, both):
+    inner = Told()
     store = HedgedStore(inner, SOON)
     await warm(store)
-    original = inner.get_range
-
-    async def get_range(key, span, *, version=None):
-        if inner.calls == 4:
-            inner.calls += 1
-            await gate.wait()
-            raise NotFoundError("gone")
-        gate.set()
+    read = asyncio.create_task(store.get_range("key", Span(0, 10)))
+    await until(lambda: inner.calls == 6)
+    inner.answers[failing].set_exception(NotFoundError("gone"))
+    for _ in range(10):  # steps of the event loop, more than the failure takes to be seen
         await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        return await original(key, span, version=version)
-
-    inner.get_range = get_range
-    assert await store.get_range("key", Span(0, 10)) == bytes([5]) * 10
+    assert not read.done()
+    if both:
+        inner.answers[1 - failing].set_exception(NotFoundError("gone"))
+        with pytest.raises(NotFoundError):
+            await read
+    else:
+        inner.answers[1 - failing].set_result(bytes(10))
+        assert await read == bytes(10)
 
 
 async def test_an_error_is_an_answer_and_is_not_hedged():
