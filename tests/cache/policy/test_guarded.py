@@ -70,6 +70,7 @@ def test_limits_quotas_and_pins_hold_whatever_happens(policy, steps) -> None:
             # The first victim goes, the disk does not let go of the others.
             removed = reservation.victims[:1]
             for key, _ in removed:
+                ledger.hide(key)
                 del lying[key]
             ledger.give_up(reservation, removed)
             return
