@@ -79,7 +79,11 @@ COMPARISONS = {
 )
 @click.option("--where", multiple=True, help="Keep samples for which this holds, e.g. 'length <= 2048'; may repeat.")
 @click.option("--shuffle", type=click.Choice(["block", "full", "none"]), default="block", show_default=True)
-@click.option("--window-blocks", type=click.IntRange(1), default=64, show_default=True, help="Blocks mixed together.")
+@click.option(
+    "--window-blocks",
+    type=click.IntRange(1),
+    help="Blocks mixed together.  [default: those of 64 MiB and 512 samples, at most 64]",
+)
 @click.option("--tail", type=click.Choice(["short", "drop", "pad"]), default="short", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--epoch", type=int, default=0, show_default=True)
@@ -121,7 +125,7 @@ class _Job:
     costs: Path | None
     where: tuple[str, ...]
     shuffle: str
-    window_blocks: int
+    window_blocks: int | None
     tail: Literal["short", "drop", "pad"]
     seed: int
     epoch: int
@@ -206,14 +210,13 @@ class _Opened:
 
 def _open(job: _Job, url: str) -> _Opened:
     dataset = open_dataset(url, cache=None)
+    kind: Literal["block", "full", False] = "block" if job.shuffle == "block" else "full"
+    shuffle = False if job.shuffle == "none" else kind
     try:
-        blocks, num_samples = dataset.index.blocks, len(dataset)
+        blocks = dataset.index.blocks
+        stored = Shuffle.over(dataset, shuffle=shuffle, seed=job.seed, window_blocks=job.window_blocks)
     finally:
         dataset.reader.close()
-    kind: Literal["block", "full", False] = "block" if job.shuffle == "block" else "full"
-    stored = Shuffle(
-        num_samples, blocks.first_sample, False if job.shuffle == "none" else kind, job.seed, job.window_blocks
-    )
     lengths = np.empty(0, np.int64) if job.lengths is None else _measure(url, job.lengths)
     source: Source = stored
     if job.where:

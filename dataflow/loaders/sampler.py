@@ -32,7 +32,9 @@ class ElasticBatchSampler(ScheduleSampler):
         seed: Any integer; the same on every rank.
         shuffle: "block" (blocks, and samples inside a window of blocks: each block is read once an epoch), "full" (a
             permutation of all samples) or False (as stored).
-        window_blocks: Blocks that "block" mixes with each other. More mixes better and holds more blocks at a time.
+        window_blocks: Blocks that "block" mixes with each other; by default as many as have 64 MiB and 512 samples, up
+            to 64. More mixes better and holds more blocks at a time: where they are more than the dataset's
+            `buffer_bytes`, batches decode the same blocks again and again.
         rank: As in `ScheduleSampler`.
         world_size: As in `ScheduleSampler`.
         drop_last: Leave out a last global batch that is not full.
@@ -54,7 +56,7 @@ class ElasticBatchSampler(ScheduleSampler):
         *,
         seed: int = 0,
         shuffle: Literal["block", "full", False] = "block",
-        window_blocks: int = 64,
+        window_blocks: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
         drop_last: bool = False,

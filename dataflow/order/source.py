@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sized
 from dataclasses import dataclass
@@ -14,6 +15,12 @@ from connectors.errors import BadInputError
 from dataflow.order.shuffle import BlockOrder, FullOrder, Order, SequentialOrder
 
 __all__ = ["Shuffle", "Source"]
+
+
+# A window as it is unless somebody says otherwise: so much data and so many samples, but no more blocks than that.
+_WINDOW_BYTES = 64 << 20
+_WINDOW_SAMPLES = 512
+_WINDOW_BLOCKS = 64
 
 
 class Source(Protocol):
@@ -59,7 +66,7 @@ class Shuffle:
 
     @classmethod
     def over(
-        cls, dataset: Sized, *, shuffle: Literal["block", "full", False], seed: int, window_blocks: int
+        cls, dataset: Sized, *, shuffle: Literal["block", "full", False], seed: int, window_blocks: int | None = None
     ) -> Shuffle:
         """Take the length of a dataset, and the block table of its index where it has one.
 
@@ -67,18 +74,21 @@ class Shuffle:
             dataset: Anything with a length; `dataset.index.blocks.first_sample` is the block table.
             shuffle: As the attribute.
             seed: As the attribute.
-            window_blocks: As the attribute.
+            window_blocks: As the attribute; by default as many as have 64 MiB and 512 samples, on average and as they
+                are stored, up to 64.
 
         Raises:
             BadInputError: The table does not cover the dataset, or an argument is out of range.
         """
-        first_sample = getattr(getattr(getattr(dataset, "index", None), "blocks", None), "first_sample", None)
+        index = getattr(dataset, "index", None)
+        first_sample = getattr(getattr(index, "blocks", None), "first_sample", None)
         if first_sample is not None and (not len(first_sample) or first_sample[-1] != len(dataset)):
             raise BadInputError(
                 f"the index of {type(dataset).__qualname__} does not cover its {len(dataset)} samples; "
                 "use a dataset whose index fits"
             )
-        return cls(len(dataset), first_sample, shuffle, operator.index(seed), operator.index(window_blocks))
+        window = _usual_window(index) if window_blocks is None else operator.index(window_blocks)
+        return cls(len(dataset), first_sample, shuffle, operator.index(seed), window)
 
     @property
     def effective(self) -> Literal["block", "full", False]:
@@ -94,3 +104,12 @@ class Shuffle:
     def identity(self) -> dict[str, Any]:
         """See `Source`."""
         return {"shuffle": self.effective, "window_blocks": self.window_blocks, "seed": self.seed}
+
+
+def _usual_window(index: Any) -> int:
+    ranges = getattr(index, "ranges", None)
+    if ranges is None or not index.num_blocks:
+        return _WINDOW_BLOCKS
+    size_bytes, num_samples = int(ranges.length.sum()), int(index.blocks.first_sample[-1])
+    share = max(_WINDOW_BYTES / max(size_bytes, 1), _WINDOW_SAMPLES / max(num_samples, 1))
+    return max(1, math.ceil(min(_WINDOW_BLOCKS, share * int(index.num_blocks))))

@@ -364,3 +364,17 @@ def test_fingerprint_tells_lengths_and_types_apart() -> None:
     }
     assert len(prints) == 4
     assert "blocks" in prints
+
+
+@pytest.mark.parametrize(
+    ("block_mib", "samples_per_block", "window_blocks"),
+    [(1, 12, 64), (8, 100, 8), (8, 2048, 8), (8, 20, 26), (200, 1000, 1), (200, 1, 64), (0.1, 100, 64)],
+)
+def test_a_window_has_64_mib_and_512_samples_unless_those_are_too_many_blocks(
+    block_mib: float, samples_per_block: int, window_blocks: int
+) -> None:
+    dataset: Any = Blocks([samples_per_block] * 100)
+    dataset.index.num_blocks = 100
+    dataset.index.ranges = SimpleNamespace(length=np.full(100, int(block_mib * (1 << 20))))
+    assert ElasticBatchSampler(dataset, 4).state_dict()["window_blocks"] == window_blocks
+    assert ElasticBatchSampler(dataset, 4, window_blocks=3).state_dict()["window_blocks"] == 3
