@@ -44,6 +44,8 @@ _MAX_PARTS_IN_FLIGHT = 8
 _LIST_PAGE = 1000
 _SHORT_BODY_ATTEMPTS = 3
 _FIRST_PAUSE_S = 0.1
+# Pauses are drawn between the first and so many times the one before: at 2 they would hardly grow.
+_PAUSE_GROWTH = 3
 _CONFIG_VARIABLES = ("AWS_", "AZURE_", "GOOGLE_")
 
 _first_user_pid: int | None = None
@@ -276,7 +278,7 @@ def _open(
         "backoff": {
             "init_backoff": timedelta(seconds=min(_FIRST_PAUSE_S, limits.max_pause_s)),
             "max_backoff": timedelta(seconds=limits.max_pause_s),
-            "base": 2,
+            "base": _PAUSE_GROWTH,
         },
     }
     try:

@@ -16,6 +16,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from concurrent.futures import wait
 from contextvars import Context
 from typing import Any, TypeVar, TypeVarTuple
 
@@ -28,6 +29,8 @@ _Ts = TypeVarTuple("_Ts")
 
 _JOIN_TIMEOUT_S = 5.0
 _POLL_S = 0.001
+# An interrupt that comes between the interpreter's last look for one and the system call that waits wakes nobody.
+_LOOK_S = 1.0
 
 
 class _Loop(asyncio.SelectorEventLoop):
@@ -104,6 +107,8 @@ def run_sync(coroutine: Coroutine[Any, Any, R]) -> R:
         raise BadInputError("run_sync was called on the thread that runs the coroutines; await the coroutine instead")
     future = asyncio.run_coroutine_threadsafe(coroutine, loop)
     try:
+        while not wait([future], _LOOK_S).done:
+            pass
         return future.result()
     except BaseException:
         future.cancel()

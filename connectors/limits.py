@@ -26,7 +26,7 @@ class RequestLimits:
     connect_timeout_s: float = 5.0
     read_timeout_s: float = 15.0
     request_timeout_s: float = 300.0
-    max_retries: int = 6
+    max_retries: int = 12
     max_pause_s: float = 5.0
     retry_timeout_s: float = 60.0
 

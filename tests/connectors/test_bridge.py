@@ -1,3 +1,4 @@
+import _thread
 import asyncio
 import atexit
 import multiprocessing
@@ -125,6 +126,18 @@ def test_an_interrupt_cancels_the_coroutine():
     with pytest.raises(KeyboardInterrupt):
         run_sync(endless())
     assert cancelled.wait(30)
+
+
+def test_an_interrupt_that_woke_nobody_is_noticed_all_the_same():
+    async def endless():
+        main = threading.main_thread().ident
+        while not _is_waiting(sys._current_frames()[main]):  # noqa: ASYNC110  another thread's doing
+            await asyncio.sleep(0.001)
+        _thread.interrupt_main()  # says that there was a signal, without one that ends a system call
+        await asyncio.Event().wait()
+
+    with pytest.raises(KeyboardInterrupt):
+        run_sync(endless())
 
 
 def _is_waiting(frame):

@@ -26,7 +26,7 @@ from connectors import (
     open_store,
     split_uri,
 )
-from connectors.limits import RequestLimits
+from connectors.limits import DEFAULT_LIMITS, RequestLimits
 from connectors.testing.scripted import Answer, ScriptedServer, serve_objects
 from connectors.testing.stores import StoreTests
 
@@ -283,6 +283,12 @@ def _assert_silent(error, *secrets):
 async def test_throttling_that_ends_in_time_is_not_seen():
     with ScriptedServer(lambda exchange: Answer(503) if exchange.number < 2 else SERVE(exchange)) as server:
         assert bytes(await _open("s3://bucket", server).get("small")) == BODY[:100]
+
+
+async def test_by_default_a_store_that_is_overloaded_for_a_while_is_asked_ten_times_and_more():
+    limits = replace(DEFAULT_LIMITS, max_pause_s=0.01)
+    with ScriptedServer(lambda exchange: Answer(503) if exchange.number < 10 else SERVE(exchange)) as server:
+        assert bytes(await _open("s3://bucket", server, limits).get("small")) == BODY[:100]
 
 
 async def test_a_silent_server_is_a_time_out():
