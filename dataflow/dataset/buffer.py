@@ -13,6 +13,9 @@ __all__ = ["BlockBuffer"]
 class BlockBuffer:
     """The most recently used blocks, up to a number of bytes. Thread-safe, and empty in a copy made by pickle.
 
+    The newest one stays whatever its size, or each batch of a dataset of huge blocks would decode one anew. A capacity
+    of 0 keeps none.
+
     A forked child goes on with what its parent had (the memory is shared), behind a lock of its own: the parent's might
     have been held by a thread that does not exist in the child.
 
@@ -42,15 +45,15 @@ class BlockBuffer:
         return found
 
     def put(self, block: int, prepared: dict[str, Any], size_bytes: int) -> None:
-        """Keep a block, unless it is larger than the buffer; the least recently used make room."""
-        if size_bytes > self.capacity_bytes:
+        """Keep a block; the least recently used make room, all of them for one that is larger than the buffer."""
+        if not self.capacity_bytes:
             return
         with self._guard():
             if block in self._blocks:
                 return
             self._blocks[block] = (prepared, size_bytes)
             self._filled_bytes += size_bytes
-            while self._filled_bytes > self.capacity_bytes:
+            while self._filled_bytes > self.capacity_bytes and len(self._blocks) > 1:
                 _, (_, freed_bytes) = self._blocks.popitem(last=False)
                 self._filled_bytes -= freed_bytes
 

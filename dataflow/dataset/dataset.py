@@ -45,7 +45,7 @@ class Dataset:
         reader: Where block bytes come from. The dataset uses it and never closes it.
         columns: Fields to read, in this order; all of them for None.
         encoded: Image fields that are handed out as the bytes of their files.
-        buffer_bytes: Limit on the decoded blocks that each process keeps.
+        buffer_bytes: Limit on the decoded blocks that each process keeps; see `open_dataset`.
     """
 
     def __init__(

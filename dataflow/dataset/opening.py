@@ -47,7 +47,8 @@ def open_dataset(
         format: Name of the format (`arrow`, `folder`); by default it is found out.
         index: An index that `dataflow index --out` wrote somewhere; one beside the data is found without this.
         revision: An older version of a native dataset that samples were appended to; the newest by default.
-        buffer_bytes: Limit on the decoded blocks that each process keeps.
+        buffer_bytes: Limit on the decoded blocks that each process keeps; the one decoded last stays also where it is
+            larger alone. 0 keeps none.
 
     Raises:
         NotFoundError: There is nothing at `url`.

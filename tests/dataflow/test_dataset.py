@@ -179,6 +179,13 @@ def test_blocks_beyond_the_limit_are_let_go(url: str) -> None:
     assert len(reader.requests) == 2
 
 
+def test_the_newest_block_stays_however_large_it_is(url: str) -> None:
+    dataset, reader = counted(url, buffer_bytes=1)
+    for number, requests in [(0, 1), (1, 1), (COUNT - 1, 2), (COUNT - 2, 2), (0, 3)]:
+        dataset.get_batch([number])
+        assert len(reader.requests) == requests
+
+
 def test_the_recorder_learns_where_blocks_came_from(url: str) -> None:
     dataset = open_dataset(url)
     with Recorder() as recorder:
