@@ -64,9 +64,8 @@ _BUCKET = "loader"
 _PHOTOGRAPHS = 256
 _UPLOADS_AT_ONCE = 4
 _RAW_RANGES = ((_MIB, 32), (4 * _MIB, 16), (8 * _MIB, 8))
-# A request costs a server about as much as a few megabytes do, so blocks are larger than by default; as many bytes are
-# shuffled with each other.
-_BLOCK_BYTES, _WINDOW_BYTES = 8 * _MIB, 64 * _MIB
+# A request costs a server about as much as a few megabytes do, so blocks are larger than by default.
+_BLOCK_BYTES = 8 * _MIB
 _CACHE_BYTES = 4 << 30
 # How far bytes may be off where a loader fills up the parts of its workers with samples that it gave already.
 _BYTES_OFF = 0.002
@@ -128,9 +127,7 @@ def ours(workload: str, url: str | Path, num_workers: int, **options: Any) -> tu
 
     opened = open_dataset(url, encoded=["image"] if workload.startswith("jpeg") else [], **options)
     dataset: Any = TransformedDataset(opened, Cast("tokens", "int64")) if workload == "tokens" else opened
-    sampler = ElasticBatchSampler(
-        dataset, BATCH_SIZES[workload], rank=0, world_size=1, window_blocks=_WINDOW_BYTES // _BLOCK_BYTES
-    )
+    sampler = ElasticBatchSampler(dataset, BATCH_SIZES[workload], rank=0, world_size=1)
     return DataLoader(dataset, batch_sampler=sampler, num_workers=num_workers), opened.reader.stats
 
 
