@@ -109,6 +109,15 @@ def test_a_fork_while_the_bridge_is_busy_does_not_hang_the_child():
     assert answers.get() == child.pid
 
 
+@pytest.fixture
+def _interruptible():
+    """Also where the tests were started in the background of a shell, which lets them ignore interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_an_interrupt_cancels_the_coroutine():
     cancelled = threading.Event()
 
@@ -128,6 +137,7 @@ def test_an_interrupt_cancels_the_coroutine():
     assert cancelled.wait(30)
 
 
+@pytest.mark.usefixtures("_interruptible")
 def test_an_interrupt_that_woke_nobody_is_noticed_all_the_same():
     async def endless():
         main = threading.main_thread().ident
