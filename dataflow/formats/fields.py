@@ -26,6 +26,7 @@ __all__ = [
     "field_kind",
     "image_field",
     "inferred_field",
+    "is_bytes",
     "label_field",
     "media_field",
     "select_fields",
@@ -153,6 +154,11 @@ def _storable(field: pa.Field) -> pa.Field:
     if _has(field.type, _is_view):
         field = field.with_type(_without_views(field.type))
     return field
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Return whether values are `bytes`, of any length or of one."""
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
 
 
 def _has(kind: pa.DataType, wanted: Callable[[pa.DataType], bool]) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from connectors.errors import BadInputError
-from dataflow.formats.fields import field_kind, storable_schema, tensor_values
+from dataflow.formats.fields import field_kind, is_bytes, storable_schema, tensor_values
 from dataflow.formats.mds import INDEX_NAME, NUMBERS
 from dataflow.formats.targets.files import refuse
 
@@ -143,7 +143,7 @@ def _values(column: pa.Array) -> list[bytes]:
     kind = column.type
     if isinstance(kind, pa.FixedShapeTensorType):
         return [array.tobytes() for array in tensor_values(column) if array is not None]  # insisted on by the caller
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+    if is_bytes(kind):
         return column.to_pylist()  # type: ignore[no-any-return]
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return [value.encode() for value in column.to_pylist()]
@@ -167,7 +167,7 @@ def _encoding(field: pa.Field) -> str:
             return f"ndarray:{name}:{','.join(map(str, kind.shape))}"
     if types.is_integer(kind) or types.is_floating(kind):
         return str(np.dtype(kind.to_pandas_dtype()).name)
-    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
+    if is_bytes(kind):
         return "bytes"
     if types.is_string(kind) or types.is_large_string(kind):
         return "str"

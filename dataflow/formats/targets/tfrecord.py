@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from connectors.errors import BadInputError
 from dataflow.formats.example import Example, encode_example
-from dataflow.formats.fields import storable_schema
+from dataflow.formats.fields import is_bytes, storable_schema
 from dataflow.formats.targets.files import FileTarget, refuse
 from dataflow.formats.tfrecord import masked_crc
 
@@ -124,6 +124,6 @@ def _feature_kind(field: pa.Field) -> str:
         return "int64"
     if types.is_floating(kind):
         return "float"
-    if _is_text(kind) or types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
+    if _is_text(kind) or is_bytes(kind):
         return "bytes"
     raise refuse(field, "tfrecord", "features are integers, floats and bytes, and flat lists of them")

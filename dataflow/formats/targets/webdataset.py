@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from connectors.errors import BadInputError
-from dataflow.formats.fields import field_kind, storable_schema, tensor_values
+from dataflow.formats.fields import field_kind, is_bytes, storable_schema, tensor_values
 from dataflow.formats.targets.files import FileTarget, refuse
 from dataflow.formats.webdataset import INTEGER_NAMES, KEY, MEMBER_NAME, TEXT_NAMES
 from dataflow.media import SUFFIXES, sniff
@@ -153,7 +153,7 @@ def _suffix(kind: pa.DataType) -> str:
         return "cls"
     if types.is_string(kind) or types.is_large_string(kind):
         return "txt"
-    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
+    if is_bytes(kind):
         return "bin"
     if isinstance(kind, pa.FixedShapeTensorType) or types.is_floating(kind):
         return "npy"
@@ -163,7 +163,7 @@ def _suffix(kind: pa.DataType) -> str:
 def _has_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_nested(kind):
         return any(_has_bytes(kind.field(position).type) for position in range(kind.num_fields))
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
+    return is_bytes(kind)
 
 
 def _values(column: pa.Array, field: pa.Field) -> list[bytes | None]:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from connectors.errors import BadInputError
-from dataflow.formats.fields import storable_schema
+from dataflow.formats.fields import is_bytes, storable_schema
 from dataflow.formats.targets.files import refuse
 from dataflow.formats.zarr_codecs import ChunkCodec, write_shard_table
 from dataflow.formats.zarr_metadata import DATA_TYPES, METADATA_NAME, STORED
@@ -314,7 +314,7 @@ def _kind(field: pa.Field) -> tuple[np.dtype[Any] | None, tuple[int, ...]]:
         kind = kind.value_type
     if types.is_string(kind) or types.is_large_string(kind):
         return None, ()
-    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
+    if is_bytes(kind):
         return None, ()
     shape: tuple[int, ...] = ()
     if isinstance(kind, pa.FixedShapeTensorType) and _is_in_order(kind):
