@@ -163,8 +163,12 @@ class TextFormat:
         found = _parse(self.name, records, None, uri=uri, offset=offset)
         if not found.num_rows:
             return 0, schema
-        body = records[header_end(bytes(records), _delimiter(uri)) :] if self.name == "csv" else records
-        exact = with_large_integers(found, lambda schema: _PARSERS[self.name](body, schema, _delimiter(uri)), uri=uri)
+
+        def parse_as(schema: pa.Schema) -> pa.Table:
+            body = records[header_end(bytes(records), _delimiter(uri)) :] if self.name == "csv" else records
+            return _PARSERS[self.name](body, schema, _delimiter(uri))
+
+        exact = with_large_integers(found, parse_as, uri=uri)
         return found.num_rows, self._unified(schema, exact, lenient=lenient, uri=uri, offset=offset)
 
     def _unified(self, schema: pa.Schema, found: pa.Schema, *, lenient: bool, uri: str, offset: int) -> pa.Schema:
