@@ -210,11 +210,10 @@ class _Opened:
 
 def _open(job: _Job, url: str) -> _Opened:
     dataset = open_dataset(url, cache=None)
-    kind: Literal["block", "full", False] = "block" if job.shuffle == "block" else "full"
-    shuffle = False if job.shuffle == "none" else kind
+    kinds: dict[str, Literal["block", "full", False]] = {"block": "block", "full": "full", "none": False}
     try:
         blocks = dataset.index.blocks
-        stored = Shuffle.over(dataset, shuffle=shuffle, seed=job.seed, window_blocks=job.window_blocks)
+        stored = Shuffle.over(dataset, shuffle=kinds[job.shuffle], seed=job.seed, window_blocks=job.window_blocks)
     finally:
         dataset.reader.close()
     lengths = np.empty(0, np.int64) if job.lengths is None else _measure(url, job.lengths)
