@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterator
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -45,6 +46,7 @@ _TOLD_SHARE = 1 / 4
 # A worker keeps the decoded blocks that it used last; one behind which so few were planned is not asked for again. Less
 # than the buffer holds: blocks may be larger when they are decoded, and workers do not use the same ones at a time.
 _BUFFER_SHARE = 1 / 2
+_NONE = np.empty(0, np.int64)
 
 
 def block_table(index: Index) -> BlockTable:
@@ -189,10 +191,24 @@ def _first_needed(index: Index, steps: Iterator[Step], buffer_bytes: int) -> Ite
     # How many blocks were planned by the time each was used last.
     last = np.full(index.num_blocks, -buffered, np.int64)
     planned = 0
-    for epoch, step, samples in steps:
-        used = np.unique(index.locate(samples)[0])
-        is_new = planned - last[used] >= buffered
-        blocks = used[is_new]
-        last[used] = planned + is_new.cumsum()
-        planned += len(blocks)
-        yield epoch, step, blocks if index.pieces is None else index.pieces.rows_of(blocks)
+    while some := list(islice(steps, _STEPS_AT_ONCE)):
+        used, ends = _used_blocks(index, [samples for _, _, samples in some])
+        if (planned - last[used] < buffered).all():
+            last[used] = planned
+            yield from ((epoch, step, _NONE) for epoch, step, _ in some)
+            continue
+        for (epoch, step, _), (begin, end) in zip(some, pairwise([0, *ends]), strict=True):
+            own = used[begin:end]
+            is_new = planned - last[own] >= buffered
+            blocks = own[is_new]
+            last[own] = planned + is_new.cumsum()
+            planned += len(blocks)
+            yield epoch, step, blocks if index.pieces is None else index.pieces.rows_of(blocks)
+
+
+def _used_blocks(index: Index, steps: list[npt.NDArray[np.int64]]) -> tuple[npt.NDArray[np.int64], list[int]]:
+    """Return the blocks of the samples of each step, ascending in each, and where the steps end among them."""
+    step = np.repeat(np.arange(len(steps)), [len(samples) for samples in steps])
+    block, _ = index.locate(np.concatenate(steps))
+    step, block = np.divmod(np.unique(step * index.num_blocks + block), index.num_blocks)
+    return block, np.searchsorted(step, np.arange(1, len(steps) + 1)).tolist()

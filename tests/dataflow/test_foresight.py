@@ -115,12 +115,13 @@ def test_the_first_batch_waits_for_few_steps_and_a_plan_ends_behind_the_next_epo
         before = len(drawn)
         found.passed(passed)
         assert len(drawn) - before <= 32
-    assert drawn[-1] == (2, 0)
+    last = drawn[-1]
+    assert (2, 0) <= last < (2, 32)
     plan = reader_of(dataset).plans[0]
     assert plan.position <= len(plan.blocks) <= 2 * dataset.index.num_blocks + 2
     assert plan.calls.count("advance") <= dataset.index.num_blocks // 4 + 8
     found.passed(60)
-    assert drawn[-1] > (2, 0), "the next epoch has begun"
+    assert drawn[-1] > last, "the next epoch has begun"
     found.close()
 
 
