@@ -20,10 +20,11 @@ import obstore
 from obstore.exceptions import BaseError, UnknownConfigurationKeyError
 from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
 
+from connectors._first_answer import FirstAnswer
 from connectors._object_errors import translated
 from connectors.coalesce import coalesce
 from connectors.errors import BadInputError, ChangedError, DataError, ErrorKind, TransientError
-from connectors.limits import DEFAULT_LIMITS, RequestLimits
+from connectors.limits import RequestLimits, limits_from_environment
 from connectors.objects import ObjectMeta, Span, check_key, check_prefix, join_uri
 from connectors.protocols import Buffer
 
@@ -46,6 +47,8 @@ _SHORT_BODY_ATTEMPTS = 3
 _FIRST_PAUSE_S = 0.1
 # Pauses are drawn between the first and so many times the one before: at 2 they would hardly grow.
 _PAUSE_GROWTH = 3
+# What is asked for where every answer is a good one.
+_ANY_KEY = "dataset.json"
 _CONFIG_VARIABLES = ("AWS_", "AZURE_", "GOOGLE_")
 
 _first_user_pid: int | None = None
@@ -56,12 +59,15 @@ class ObjectStore:
 
     Args:
         url: The root, such as `s3://bucket`.
-        client: One of obstore's stores.
+        make_client: Makes one of obstore's stores, with so many retries.
+        limits: See there.
     """
 
-    def __init__(self, url: str, client: Any) -> None:
+    def __init__(self, url: str, make_client: Callable[[int], Any], limits: RequestLimits) -> None:
         self.url = url
-        self._client = client
+        self._make_client = make_client
+        self._client = make_client(limits.max_retries)
+        self._first_answer = FirstAnswer(limits.first_answer_s, self._knock)
 
     async def get(self, key: str, *, version: str | None = None) -> Buffer:
         """Return the whole object."""
@@ -210,11 +216,20 @@ class ObjectStore:
         """Make one request; only our errors come out, and nothing of the provider's stays attached to them."""
         if _first_user_pid != os.getpid():
             _refuse_after_fork(join_uri(self.url, name))
+        if self._first_answer.has_come:
+            return await self._translated(name, request)
+        return await self._first_answer.await_with(self._translated(name, request), join_uri(self.url, name))
+
+    async def _translated(self, name: str, request: Callable[[], Awaitable[R]]) -> R:
         try:
             return await request()
         except (BaseError, OSError, ValueError) as error:
             failure = translated(error, join_uri(self.url, name))
         raise failure
+
+    async def _knock(self) -> object:
+        client = self._make_client(0)
+        return await self._translated(_ANY_KEY, lambda: obstore.head_async(client, _ANY_KEY))
 
     def _check_range(self, key: str, span: Span, size_bytes: int) -> None:
         if span.end > size_bytes:
@@ -230,7 +245,7 @@ class ObjectStore:
         return ChangedError(f"{uri} was changed since it was opened; open the data set again", uri=uri)
 
 
-def open_s3(url: str, *, limits: RequestLimits = DEFAULT_LIMITS, **config: Any) -> ObjectStore:
+def open_s3(url: str, *, limits: RequestLimits | None = None, **config: Any) -> ObjectStore:
     """Open a bucket of S3 or of a server that speaks its language (Ceph, MinIO, SeaweedFS, OSS, OBS).
 
     The environment gives `AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`,
@@ -243,17 +258,17 @@ def open_s3(url: str, *, limits: RequestLimits = DEFAULT_LIMITS, **config: Any) 
     return _open(S3Store, url, url.partition("://")[2], names, limits, config)
 
 
-def open_gs(url: str, *, limits: RequestLimits = DEFAULT_LIMITS, **config: Any) -> ObjectStore:
+def open_gs(url: str, *, limits: RequestLimits | None = None, **config: Any) -> ObjectStore:
     """Open a bucket of Google Cloud Storage; credentials as its own tools find them, or by `config`."""
     return _open(GCSStore, url, url.partition("://")[2], ("GOOGLE_BASE_URL",), limits, config)
 
 
-def open_az(url: str, *, limits: RequestLimits = DEFAULT_LIMITS, **config: Any) -> ObjectStore:
+def open_az(url: str, *, limits: RequestLimits | None = None, **config: Any) -> ObjectStore:
     """Open a container of Azure Blob Storage, `az://container`; the environment or `config` names the account."""
     return _open(AzureStore, url, url.partition("://")[2], ("AZURE_STORAGE_ENDPOINT",), limits, config)
 
 
-def open_http(url: str, *, limits: RequestLimits = DEFAULT_LIMITS, **config: Any) -> ObjectStore:
+def open_http(url: str, *, limits: RequestLimits | None = None, **config: Any) -> ObjectStore:
     """Open a web server for reading. Listing and writing work where it speaks WebDAV."""
     return _open(HTTPStore, url, url, (), limits, config)
 
@@ -263,9 +278,10 @@ def _open(
     url: str,
     name: str,
     endpoints: Sequence[str],
-    limits: RequestLimits,
+    limits: RequestLimits | None,
     config: dict[str, Any],
 ) -> ObjectStore:
+    limits = limits or limits_from_environment()
     client_options = {
         "allow_http": _is_plain_http(name, endpoints, config),
         "connect_timeout": timedelta(seconds=limits.connect_timeout_s),
@@ -273,7 +289,6 @@ def _open(
         "timeout": timedelta(seconds=limits.request_timeout_s),
     } | config.pop("client_options", {})
     retry_config = {
-        "max_retries": limits.max_retries,
         "retry_timeout": timedelta(seconds=limits.retry_timeout_s),
         "backoff": {
             "init_backoff": timedelta(seconds=min(_FIRST_PAUSE_S, limits.max_pause_s)),
@@ -281,8 +296,13 @@ def _open(
             "base": _PAUSE_GROWTH,
         },
     }
+
+    def make_client(max_retries: int) -> Any:
+        retries = {**retry_config, "max_retries": max_retries}
+        return make(name, client_options=client_options, retry_config=retries, **config)
+
     try:
-        return ObjectStore(url, make(name, client_options=client_options, retry_config=retry_config, **config))
+        return ObjectStore(url, make_client, limits)
     except UnknownConfigurationKeyError as error:
         failure = BadInputError(f"cannot open {url}: {str(error).splitlines()[0]}", uri=url)
     except (BaseError, OSError, ValueError, TypeError):

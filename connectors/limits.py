@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from connectors.errors import BadInputError
 
-__all__ = ["DEFAULT_LIMITS", "RequestLimits"]
+__all__ = ["DEFAULT_LIMITS", "FIRST_ANSWER_VARIABLE", "RequestLimits", "limits_from_environment"]
+
+FIRST_ANSWER_VARIABLE = "DATAFLOW_FIRST_ANSWER_S"
+"""Environment variable that says `first_answer_s` of every store that is opened without limits of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +27,9 @@ class RequestLimits:
             and throttling, with growing and jittered pauses.
         max_pause_s: The longest pause between two attempts.
         retry_timeout_s: Since the first attempt, after which no other begins.
+        first_answer_s: How long a store that has not answered once may be out of reach (its name does not resolve, it
+            refuses connections) before that is taken for a mistake in the settings. One that has is asked again for as
+            long as the other limits say.
     """
 
     connect_timeout_s: float = 5.0
@@ -29,12 +38,28 @@ class RequestLimits:
     max_retries: int = 12
     max_pause_s: float = 5.0
     retry_timeout_s: float = 60.0
+    first_answer_s: float = 1.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if value < 0 or (value == 0 and field.name != "max_retries"):
+            if not 0 < value < math.inf and (value != 0 or field.name != "max_retries"):
                 raise BadInputError(f"{field.name} must be greater than 0, got {value}")
 
 
 DEFAULT_LIMITS = RequestLimits()
+
+
+def limits_from_environment(environ: Mapping[str, str] = os.environ) -> RequestLimits:
+    """Return the default limits, with what `FIRST_ANSWER_VARIABLE` says.
+
+    Raises:
+        BadInputError: It is not a number of seconds.
+    """
+    text = environ.get(FIRST_ANSWER_VARIABLE, "")
+    if not text:
+        return DEFAULT_LIMITS
+    try:
+        return RequestLimits(first_answer_s=float(text))
+    except ValueError as error:
+        raise BadInputError(f"{FIRST_ANSWER_VARIABLE} has to be a number of seconds above 0, not {text!r}") from error

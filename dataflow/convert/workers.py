@@ -8,6 +8,7 @@ parent dies, none is left; interrupts are the parent's business alone.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Generator, Iterable
@@ -16,6 +17,7 @@ from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
 from connectors.errors import DataError
+from connectors.limits import DEFAULT_LIMITS, FIRST_ANSWER_VARIABLE
 from dataflow.convert.job import Work, run_job
 from dataflow.formats.destination import Destination
 
@@ -83,7 +85,9 @@ class _Worker:
         self._job: Any = None
         with theirs:
             command = [sys.executable, "-P", "-m", module, str(theirs.fileno())]
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
+            # The parent has reached the stores; one that is away when a worker comes to it will be back.
+            patient = {FIRST_ANSWER_VARIABLE: f"{DEFAULT_LIMITS.retry_timeout_s:g}", **os.environ}
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=patient)
 
     def begin(self, job: Any) -> bool:
         """Hand out a job; False where there is none left."""

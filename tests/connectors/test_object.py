@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import itertools
 import json
 import logging
@@ -26,7 +27,7 @@ from connectors import (
     open_store,
     split_uri,
 )
-from connectors.limits import DEFAULT_LIMITS, RequestLimits
+from connectors.limits import DEFAULT_LIMITS, FIRST_ANSWER_VARIABLE, RequestLimits
 from connectors.testing.scripted import Answer, ScriptedServer, serve_objects
 from connectors.testing.stores import StoreTests
 
@@ -309,6 +310,73 @@ async def test_nobody_at_the_endpoint_is_unreachable():
         await _open("s3://bucket", server).get("key")
     assert raised.value.kind == ErrorKind.UNREACHABLE
     _assert_silent(raised.value, SECRET)
+
+
+# With these a client asks for longer than a test may take.
+ENDLESS = replace(QUICK, max_retries=1_000_000, retry_timeout_s=3600, first_answer_s=0.01)
+
+
+def _listed_with(store):
+    return anext(store.list("folder/"))
+
+
+async def _streamed_with(store):
+    async def chunks():
+        for _ in range(2):
+            yield bytes(6 << 20)
+
+    return await store.put_stream("key", chunks())
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        lambda store: store.get("key"),
+        lambda store: store.put("key", b"x"),
+        lambda store: store.copy("key", "other"),
+        _listed_with,
+        _streamed_with,
+    ],
+)
+async def test_a_store_that_never_answered_and_is_out_of_reach_is_given_up(request_of):
+    with ScriptedServer(SERVE) as server:
+        pass
+    store = _open("s3://bucket", server, ENDLESS)
+    for _ in range(2):
+        with pytest.raises(TransientError, match=FIRST_ANSWER_VARIABLE) as raised:
+            await request_of(store)
+        assert raised.value.kind == ErrorKind.UNREACHABLE
+        _assert_silent(raised.value, SECRET)
+
+
+async def test_a_store_whose_name_does_not_resolve_is_given_up():
+    with pytest.raises(TransientError, match=FIRST_ANSWER_VARIABLE):
+        await _open("s3://bucket", "http://no-such-host.invalid", ENDLESS).head("key")
+
+
+@pytest.mark.parametrize("status", [200, 404, 403, 500])
+async def test_a_store_that_has_answered_anything_is_asked_as_often_as_its_limits_say(status):
+    # A connection that stayed open would be served after the end of the server.
+    with ScriptedServer(lambda exchange: Answer(status, {"Connection": "close"})) as server:
+        store = _open("s3://bucket", server, replace(QUICK, first_answer_s=0.0001))
+        with contextlib.suppress(DataError):
+            await store.get("key")
+    with pytest.raises(TransientError) as raised:
+        await store.get("key")
+    assert raised.value.kind == ErrorKind.UNREACHABLE
+    assert FIRST_ANSWER_VARIABLE not in str(raised.value)
+
+
+async def test_a_store_that_refuses_for_a_while_is_not_taken_for_a_mistake():
+    limits = replace(ENDLESS, first_answer_s=0.0001)
+    with ScriptedServer(lambda exchange: Answer(503) if exchange.number < 5 else SERVE(exchange)) as server:
+        assert bytes(await _open("s3://bucket", server, limits).get("small")) == BODY[:100]
+
+
+async def test_a_store_that_is_slow_at_first_is_waited_for():
+    limits = replace(ENDLESS, read_timeout_s=0.3)
+    with ScriptedServer(lambda exchange: SERVE(exchange) if exchange.number else Answer(silent=True)) as server:
+        assert bytes(await _open("s3://bucket", server, limits).get("small")) == BODY[:100]
 
 
 async def test_missing_credentials_are_named(monkeypatch):

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from connectors.errors import BadInputError, CorruptError, DataError
+from connectors.limits import FIRST_ANSWER_VARIABLE
 from dataflow.convert import Progress, convert
 from dataflow.convert.job import Job, ShardJob, Work, run_job
 from dataflow.convert.lineage import without_credentials
 from dataflow.convert.plan import cut
-from dataflow.convert.workers import run_here
+from dataflow.convert.workers import run_here, run_in_processes
 from dataflow.dataset import open_dataset
 from dataflow.formats.arrow import ShardWriter
 from dataflow.formats.protocol import Part
@@ -321,6 +322,30 @@ def test_a_worker_that_dies_is_an_error_and_not_a_hang(
     with pytest.raises(DataError, match=r"a worker process ended with -9"):
         convert(images, tmp_path / "out", workers=2, **SIZES)
     assert [process.poll() is not None for process in started] == [True, True]
+
+
+TELLING = """
+import os, sys
+from multiprocessing.connection import Connection
+with Connection(int(sys.argv[1])) as connection:
+    connection.recv()
+    while (name := connection.recv()) is not None:
+        connection.send(os.environ.get(name))
+"""
+
+
+@pytest.mark.parametrize(("set_to", "told"), [(None, "60"), ("3", "3")])
+def test_workers_wait_for_a_store_that_their_parent_has_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, set_to: str | None, told: str
+) -> None:
+    (tmp_path / "telling.py").write_text(TELLING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    if set_to is None:
+        monkeypatch.delenv(FIRST_ANSWER_VARIABLE, raising=False)
+    else:
+        monkeypatch.setenv(FIRST_ANSWER_VARIABLE, set_to)
+    (found,) = run_in_processes(None, [FIRST_ANSWER_VARIABLE], workers=1, module="telling")
+    assert found == (FIRST_ANSWER_VARIABLE, told)
 
 
 def test_credentials_in_a_url_are_not_kept() -> None:
