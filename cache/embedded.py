@@ -19,6 +19,7 @@ import socket
 import sys
 
 from cache.address import listen
+from cache.ending import end_process
 from connectors.errors import BadInputError, DataError
 
 __all__ = ["main"]
@@ -79,4 +80,4 @@ def _say(line: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -16,6 +16,7 @@ from cache.address import default_address, listen
 from cache.client import CacheClient, ClientOptions
 from cache.config import CacheConfig, TierConfig
 from cache.daemon_config import DaemonConfig
+from cache.ending import end_process
 from cache.notify import notify
 from cache.rights import AccessConfig
 from cache.server import run_server
@@ -83,6 +84,7 @@ def serve(
             on_ready=lambda: _announce(address, config, port),
             on_stop=lambda: notify("STOPPING=1"),
         )
+    end_process(0)
 
 
 @contextlib.contextmanager

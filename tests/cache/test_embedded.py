@@ -207,6 +207,26 @@ def test_a_server_nobody_comes_to_ends_after_its_grace(address, monkeypatch):
     log.close()
 
 
+def test_a_server_ends_without_waiting_for_threads_that_do_not(address):
+    start = """
+import cache.server, runpy, threading
+
+def run_server(*arguments, **options):
+    threading.Thread(target=threading.Event().wait).start()
+    options["on_ready"]()
+
+cache.server.run_server = run_server
+runpy.run_module("cache.embedded", run_name="__main__")
+"""
+    settings = {"address": address, "config": CacheConfig().to_json(), "grace_s": 1, "log_level": 30}
+    # Ends when the server closes its standard error, which it does by its own end.
+    done = subprocess.run(
+        [sys.executable, "-c", start], input=json.dumps(settings).encode(), capture_output=True, check=True, timeout=60
+    )
+    assert json.loads(done.stdout) == {"state": "listening"}
+    assert done.stderr == b""
+
+
 def test_a_server_started_by_hand_says_one_line(address):
     listener = listen(address)
     settings = {"address": address, "config": CacheConfig().to_json(), "grace_s": 1, "log_level": 30}

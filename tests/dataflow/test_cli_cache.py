@@ -23,9 +23,11 @@ def address(tmp_path, monkeypatch):
     return str(tmp_path / "dataflow" / "cache.sock")
 
 
+START = "from dataflow.cli.main import main; main()"
+
+
 @contextlib.contextmanager
-def daemon(*options):
-    start = "from dataflow.cli.main import main; main()"
+def daemon(*options, start=START):
     command = [sys.executable, "-c", start, "cache", "serve", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -55,6 +57,15 @@ def test_status_shows_a_running_daemon_and_sigterm_ends_it(address):
         assert process.wait() == 0
     assert not os.path.exists(address)
     assert run("status").exit_code != 0
+
+
+@pytest.mark.usefixtures("address")
+def test_a_daemon_ends_without_waiting_for_threads_that_do_not():
+    # Nor, then, does it take the interpreter down under those of a native client.
+    stuck = "import threading; threading.Thread(target=threading.Event().wait).start(); "
+    with daemon("--ram", "1MiB", start=stuck + START) as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
 
 
 def test_the_disk_is_used_and_a_second_daemon_is_refused(address, tmp_path):
