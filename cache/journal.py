@@ -76,6 +76,8 @@ class Journal:
         self._system = system
         self._guard = threading.Lock()
         self._entries = 0
+        # Of the last set, which stays.
+        self._pins = 0
 
     def load(self) -> tuple[dict[bytes, Label], PinSet]:
         """Return the labels of blocks by key, also of some that are gone, and the pins.
@@ -85,9 +87,9 @@ class Journal:
         """
         labels: dict[bytes, Label] = {}
         pins = PinSet()
-        self._entries = 0
+        self._entries = self._pins = 0
         for record in _records(self._read()):
-            self._entries += _entries(record)
+            self._count(record)
             if isinstance(record, PinRecord):
                 pins = record.pins
                 continue
@@ -106,11 +108,14 @@ class Journal:
             raise OSError(errno.EFBIG, f"a journal's record has {_MAX_BODY_BYTES} bytes at most", self._path)
         with self._guard:
             self._write(self._path, os.O_APPEND, [encoded])
-            self._entries += _entries(record)
+            self._count(record)
 
     def overgrown(self, blocks: int) -> bool:
-        """Say whether most of the file is about blocks that are gone, where so many are left, or pins of the past."""
-        return self._entries > 2 * blocks + _SLACK_ENTRIES
+        """Say whether most of the file is about blocks that are gone, where so many are left, or pins of the past.
+
+        It is not right after a rewrite, which would not help again.
+        """
+        return self._entries > 2 * (blocks + self._pins) + _SLACK_ENTRIES
 
     def rewrite(self, is_held: Callable[[bytes], bool]) -> None:
         """Write the file anew, without the labels of blocks that are not held. Whoever appends waits.
@@ -129,7 +134,9 @@ class Journal:
                 held.update((key, label) for key in _keys(record) if is_held(key))
             records: list[Record] = [] if pins is None else [pins]
             records += gather(held.items())
-            self._entries = sum(map(_entries, records))
+            self._entries = self._pins = 0
+            for record in records:
+                self._count(record)
             try:
                 self._write(self._temporary, os.O_TRUNC, map(_encode, records))
                 self._system.rename(self._temporary, self._path)
@@ -137,6 +144,13 @@ class Journal:
                 with contextlib.suppress(OSError):
                     self._system.unlink(self._temporary)
                 raise
+
+    def _count(self, record: Record) -> None:
+        if isinstance(record, PinRecord):
+            self._pins = len(record.pins.pins)
+            self._entries += self._pins
+        else:
+            self._entries += len(record.keys) // KEY_BYTES
 
     def _read(self) -> memoryview:
         try:
@@ -171,10 +185,6 @@ def _keys(record: LabelRecord) -> Iterator[bytes]:
     return (record.keys[at : at + KEY_BYTES] for at in range(0, len(record.keys) - KEY_BYTES + 1, KEY_BYTES))
 
 
-def _entries(record: Record) -> int:
-    return len(record.pins.pins) if isinstance(record, PinRecord) else len(record.keys) // KEY_BYTES
-
-
 def _encode(record: Record) -> bytes:
     body = msgspec.msgpack.encode(record)
     return _HEADER.pack(len(body), crc32c(body)) + body
@@ -186,7 +196,7 @@ def _records(content: memoryview) -> Iterator[Record]:
         length, crc = _HEADER.unpack_from(content, at)
         body = content[at + _HEADER.size : at + _HEADER.size + length]
         if 0 < length <= _MAX_BODY_BYTES and len(body) == length and crc32c(body) == crc:
-            with contextlib.suppress(msgspec.MsgspecError):
+            with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
                 yield _decoder.decode(body)
             at += _HEADER.size + length
         else:

@@ -4,9 +4,12 @@ import contextlib
 import errno
 import os
 import random
+import struct
 from pathlib import Path
 
+import msgspec
 import pytest
+from crc32c import crc32c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -110,16 +113,45 @@ def test_a_journal_is_overgrown_when_most_of_it_is_about_blocks_that_are_gone(tm
 def test_pins_that_are_changed_over_and_over_do_not_let_the_journal_grow_for_ever(tmp_path: Path) -> None:
     book = journal(tmp_path)
     pins = tuple(Pin(f"s3://b/{number}", 5, None, 1) for number in range(1000))
-    for generation in range(66):
+    for generation in range(68):
         assert not book.overgrown(0)
         book.append(PinRecord(PinSet(generation, pins)))
     again = journal(tmp_path)
-    assert again.load() == ({}, PinSet(65, pins))
+    assert again.load() == ({}, PinSet(67, pins))
     for one in (book, again):
         assert one.overgrown(0)
     book.rewrite(lambda key: False)
     assert not book.overgrown(0)
-    assert journal(tmp_path).load() == ({}, PinSet(65, pins))
+    assert journal(tmp_path).load() == ({}, PinSet(67, pins))
+
+
+def test_many_pins_are_no_reason_to_write_the_journal_anew_over_and_over(tmp_path: Path) -> None:
+    pins = PinSet(1, tuple(Pin(f"m://{number}", 5, None, 1) for number in range(70_000)))
+    book = journal(tmp_path)
+    rewrites = 0
+    for _ in range(4):
+        book.append(PinRecord(pins))
+        if book.overgrown(0):
+            book.rewrite(lambda key: False)
+            rewrites += 1
+    # When the third set had made two old.
+    assert rewrites == 1
+    again = journal(tmp_path)
+    assert again.load()[1] == pins
+    assert not again.overgrown(0)
+
+
+@pytest.mark.parametrize(
+    ("whole", "damaged"), [(b"s3://b/0", b"s3://b/\xff"), (b"uri", b"u\xffi"), (b"job", b"jo\xff")]
+)
+def test_a_record_that_is_whole_and_no_text_costs_only_itself(tmp_path: Path, whole: bytes, damaged: bytes) -> None:
+    body = msgspec.msgpack.encode(record(0)).replace(whole, damaged)
+    assert damaged in body
+    (tmp_path / "journal-1").write_bytes(struct.pack("<II", len(body), crc32c(body)) + body)
+    book = journal(tmp_path)
+    book.append(record(1))
+    book.rewrite(lambda key: True)
+    assert book.load() == ({make_key(1): label(1)}, PinSet())
 
 
 def test_a_rewrite_that_ends_before_any_system_call_loses_nothing(tmp_path: Path) -> None:
