@@ -13,7 +13,7 @@ import logging
 import math
 import operator
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +28,7 @@ from dataflow.loaders.device import Staging
 from dataflow.loaders.order_state import is_stateful, snapshot_order
 from dataflow.loaders.rehearsal import REOPENING
 from dataflow.loaders.state import Ledger
-from dataflow.loaders.threads import Made, Order, Threads
+from dataflow.loaders.threads import Made, Order, Result, Threads
 
 if TYPE_CHECKING:
     from dataflow.loaders.dataloader import DataLoader
@@ -122,25 +122,34 @@ class ThreadIterator(AheadIterator):
             # A thread takes an order unseen; one that is taken from now on is not late before a whole deadline.
             now_s = time.monotonic()
             wake_s = min(until_s, now_s + self._deadline_s, *(begun_s + self._deadline_s for begun_s in self._begun()))
-            made = self._threads.wait(None if wake_s == math.inf else max(0.0, wake_s - now_s))
-            if made is not None:
-                self._take(made)
+            result = self._threads.wait(None if wake_s == math.inf else max(0.0, wake_s - now_s))
+            if result is not None:
+                self._take(result)
             now_s = time.monotonic()
-            late = [owed for owed in self._owed.values() if self._is_late(owed, now_s)]
+            late = [owed for owed in self._watched() if self._is_late(owed, now_s)]
             for owed in late:
                 if self._failure is None and self._is_late(owed, now_s):  # still, after others were given up
                     self._give_up(owed)
-            if made is not None or late or time.monotonic() >= until_s:
-                return made is not None or bool(late)
+            if result is not None or late or time.monotonic() >= until_s:
+                return result is not None or bool(late)
 
     def _is_late(self, owed: _Owed, now_s: float) -> bool:
         return owed.made is None and now_s - owed.order.begun_s > self._deadline_s
 
     def _begun(self) -> list[float]:
-        return [owed.order.begun_s for owed in self._owed.values() if owed.made is None]
+        return [owed.order.begun_s for owed in self._watched() if owed.made is None]
 
-    def _take(self, made: Made) -> None:
-        self._meter.add(made.seconds, made.counts, batches=1)
+    def _watched(self) -> Iterable[_Owed]:
+        """Return the batches that may be late."""
+        return () if self._deadline_s == math.inf else self._owed.values()
+
+    def _take(self, result: Result) -> None:
+        """Receive a result."""
+        self._meter.add(result.seconds, result.counts, batches=len(result.made))
+        for made in result.made:
+            self._take_one(made)
+
+    def _take_one(self, made: Made) -> None:
         owed = self._owed.get(made.order.number)
         if owed is None or owed.order is not made.order:
             return  # it was given up

@@ -16,7 +16,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain, repeat
 from typing import Any, TypeAlias
 
 from dataflow.loaders.bad_samples import BadSample
@@ -26,7 +25,7 @@ from dataflow.loaders.parallelism import parallelism_kept, use_one_thread
 from dataflow.loaders.torch_private import JOIN_TIMEOUT_S, ExceptionWrapper
 from dataflow.observe.stages import Recorder
 
-__all__ = ["Made", "Order", "Threads"]
+__all__ = ["Made", "Order", "Result", "Threads"]
 
 
 @dataclass(eq=False, slots=True)
@@ -54,8 +53,6 @@ class Made:
         order: The order.
         batch: The batch, where there is no error.
         error: What making it raised.
-        seconds: Time by stage.
-        counts: Counters.
         bad_samples: Those that were found while it was made.
         dataset_state: After this batch, where the dataset has one; the wrapped exception, if it cannot be had.
         size_bytes: Of the batch, where that was looked at.
@@ -64,15 +61,28 @@ class Made:
     order: Order
     batch: Any
     error: BaseException | None
-    seconds: dict[str, float]
-    counts: dict[str, int]
     bad_samples: list[BadSample]
     dataset_state: Any
     size_bytes: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one thread made at once.
+
+    Attributes:
+        made: By order.
+        seconds: Time by stage.
+        counts: Counters.
+    """
+
+    made: list[Made]
+    seconds: dict[str, float]
+    counts: dict[str, int]
+
+
 _Orders: TypeAlias = "queue.SimpleQueue[list[Order] | None]"
-_Results: TypeAlias = "queue.SimpleQueue[Made]"
+_Results: TypeAlias = "queue.SimpleQueue[Result]"
 
 
 class Threads:
@@ -122,7 +132,7 @@ class Threads:
         """Have batches made, all by one thread."""
         self._orders.put(orders)
 
-    def wait(self, timeout_s: float | None) -> Made | None:
+    def wait(self, timeout_s: float | None) -> Result | None:
         """Return what was made next; None if that takes longer than `timeout_s` (None waits for ever)."""
         try:
             return self._results.get(timeout=timeout_s)
@@ -152,9 +162,9 @@ def _serve(orders: list[Order], maker: _Maker, results: _Results, closing: threa
         order.thread = threading.current_thread()
     while orders and not closing.is_set():
         some, orders = orders[: maker.pace.batches], orders[maker.pace.batches :]
-        for made in maker.make(some):
-            results.put(made)
-            del made  # the caller may let go of it before the next one is made
+        for result in maker.make(some):
+            results.put(result)
+            del result  # the caller may let go of it before the next one is made
 
 
 class _Maker:
@@ -170,33 +180,31 @@ class _Maker:
         self._fetch: Fetch | None = None
         self.pace = Pace()
 
-    def make(self, orders: list[Order]) -> Iterator[Made]:
-        """Yield what becomes of the orders."""
+    def make(self, orders: list[Order]) -> Iterator[Result]:
+        """Yield what becomes of the orders: all at once, or of each as it is made."""
         for order in orders:
             order.begun_s = time.monotonic()
-        if len(orders) > 1 and (made := self._make_together(orders)) is not None:
-            yield from made
+        if len(orders) > 1 and (result := self._make_together(orders)) is not None:
+            yield result
             return
         for order in orders:
             order.begun_s = time.monotonic()
             yield self._make(order)
 
-    def _make_together(self, orders: list[Order]) -> list[Made] | None:
+    def _make_together(self, orders: list[Order]) -> Result | None:
         assert self._fetch is not None
         with Recorder() as recorder:
             try:
                 batches = self._fetch.together([order.index for order in orders])
             except BaseException:  # one by one they tell which of them is to blame
                 return None
-        sizes = self._look(orders[0], batches)
-        seconds = {name: value / len(orders) for name, value in recorder.seconds.items()}
-        counts: Iterator[dict[str, int]] = chain([dict(recorder.counts)], repeat({}))
-        return [
-            Made(order, batch, None, seconds, counted, [], None, size)
-            for order, batch, counted, size in zip(orders, batches, counts, sizes, strict=False)
+        made = [
+            Made(order, batch, None, [], None, size)
+            for order, batch, size in zip(orders, batches, self._look(orders[0], batches), strict=True)
         ]
+        return Result(made, dict(recorder.seconds), dict(recorder.counts))
 
-    def _make(self, order: Order) -> Made:
+    def _make(self, order: Order) -> Result:
         batch, failure, size = None, None, None
         with Recorder() as recorder:
             try:
@@ -208,7 +216,8 @@ class _Maker:
                 failure = error
         bad = [] if self._fetch is None or self._fetch.sieve is None else self._fetch.sieve.take_found()
         state = None if failure is not None else self._state()
-        return Made(order, batch, failure, dict(recorder.seconds), dict(recorder.counts), bad, state, size)
+        made = Made(order, batch, failure, bad, state, size)
+        return Result([made], dict(recorder.seconds), dict(recorder.counts))
 
     def _state(self) -> Any:
         try:
