@@ -18,13 +18,14 @@ import weakref
 from collections import deque
 from collections.abc import Sequence
 
-__all__ = ["Channel", "channel_pair"]
+__all__ = ["MAX_FDS", "Channel", "channel_pair"]
+
+# Of one message; the 253 that Linux allows are more than a batch needs, which goes on without.
+MAX_FDS = 64
 
 _LENGTH = struct.Struct("<Q")
 _CHUNK_BYTES = 1 << 18
-# What one sendmsg may carry on Linux is 253 descriptors; a message never has more than a few new slots.
-_MAX_FDS = 64
-_ANCILLARY_BYTES = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
+_ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 
 
 class Channel:
@@ -70,7 +71,7 @@ class Channel:
                 outbox[0] = outbox[0][sent:]
 
     def send(self, message: bytes, fds: Sequence[int] = ()) -> None:
-        """Send a message and descriptors, blocking until the socket has taken them.
+        """Send a message and up to `MAX_FDS` descriptors, blocking until the socket has taken them.
 
         Raises:
             OSError: The other end is gone.
@@ -116,7 +117,6 @@ class Channel:
         """Close this end; the other end sees an end of file."""
         while self.fds:
             os.close(self.fds.popleft())
-        self._outbox.clear()
         self.sock.close()
 
     def _take_whole(self) -> list[bytes]:

@@ -36,6 +36,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from dataflow.loaders.channel import MAX_FDS
+
 __all__ = [
     "GIVEN_SLOTS",
     "GIVE_BYTES",
@@ -212,13 +214,13 @@ class SlotPool:
         self._dropped.append(slot.number)
 
     def _make(self, size_bytes: int) -> _Slot | None:
-        if len(self._lent) + len(self._filling) + len(self._free) >= self._max_slots:
-            return None
+        if len(self._lent) + len(self._filling) + len(self._free) >= self._max_slots or len(self._new) >= MAX_FDS:
+            return None  # the batch, or what is left of it, travels without a slot
         # Pages are only used when they are written to, so a generous capacity costs nothing.
         capacity_bytes = max(_MIN_CAPACITY_BYTES, 1 << (size_bytes - 1).bit_length())
         try:
             fd = os.memfd_create("dataflow-slot")
-        except OSError:  # out of descriptors: the batch travels without a slot
+        except OSError:  # out of descriptors
             return None
         try:
             os.ftruncate(fd, capacity_bytes)

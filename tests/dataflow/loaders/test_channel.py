@@ -1,11 +1,13 @@
 """Messages and descriptors arrive whole and in order, and the trainer never blocks."""
 
 import os
+import resource
 import socket
 import threading
 
 import pytest
 
+from dataflow.loaders import channel
 from dataflow.loaders.channel import Channel, channel_pair
 
 
@@ -27,6 +29,19 @@ def test_messages_arrive_whole_and_in_order(ends):
     while len(received) < len(messages):
         received += worker.receive(block=True)
     assert received == messages
+
+
+def test_a_message_of_nothing_is_a_message(ends):
+    trainer, worker = ends
+    trainer.post(b"")
+    assert worker.receive(block=False) == [b""]
+
+
+def test_who_has_a_message_is_not_kept_waiting_for_the_next(ends, monkeypatch):
+    trainer, worker = ends
+    monkeypatch.setattr(channel, "_CHUNK_BYTES", 64)
+    worker.send(bytes(56))  # fills a chunk, with its length
+    assert trainer.receive(block=True) == [bytes(56)]
 
 
 def test_the_trainer_never_blocks_on_a_worker_that_does_not_read(ends):
@@ -81,6 +96,59 @@ def test_descriptors_come_with_their_message(ends):
         os.close(fd)
 
 
+def test_a_message_takes_as_many_descriptors_as_it_says(ends):
+    trainer, worker = ends
+    worker.send(b"many", [0] * channel.MAX_FDS)
+    assert trainer.receive(block=True) == [b"many"]
+    assert len(trainer.fds) == channel.MAX_FDS
+
+
+def test_descriptors_come_with_a_message_that_the_socket_does_not_hold(ends):
+    trainer, worker = ends
+    reading, writing = os.pipe()
+    message = bytes(range(256)) * 20_000
+
+    def send():
+        worker.send(message, [reading])
+        worker.close()
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    received = []
+    while not trainer.closed:
+        received += trainer.receive(block=True)
+    thread.join()
+    os.close(reading)
+    os.close(writing)
+    assert received == [message]
+    assert len(trainer.fds) == 1
+
+
+def test_descriptors_that_nobody_took_are_closed_with_the_channel(ends):
+    trainer, worker = ends
+    with open(os.devnull, "rb") as file:
+        worker.send(b"here", [file.fileno()])
+    trainer.receive(block=True)
+    (left,) = trainer.fds
+    trainer.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(left)
+
+
+def test_a_descriptor_that_there_is_no_room_for_is_an_error(ends):
+    trainer, worker = ends
+    worker.send(b"here", [0])
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, limits[1]))
+    try:
+        with pytest.raises(RuntimeError, match="Too many open files"):
+            trainer.receive(block=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 def test_the_end_of_the_other_side_comes_after_its_messages(ends):
     trainer, worker = ends
     worker.send(b"last")
@@ -91,6 +159,14 @@ def test_the_end_of_the_other_side_comes_after_its_messages(ends):
     assert trainer.closed
     trainer.post(b"to nobody")
     assert not trainer.pending
+
+
+def test_a_worker_that_dies_without_reading_is_at_its_end_as_any_other(ends):
+    trainer, worker = ends
+    trainer.post(b"never read")
+    worker.close()
+    assert trainer.receive(block=True) == []
+    assert trainer.closed
 
 
 def test_half_a_message_of_a_dead_worker_is_never_seen():

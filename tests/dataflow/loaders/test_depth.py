@@ -26,6 +26,18 @@ def test_a_caller_who_waits_for_small_batches_has_more_made_ahead():
     assert grown(Depth(2, most=MAX_DEPTH), waits=4) == MAX_DEPTH
 
 
+def test_each_step_of_growth_takes_as_many_messages_however_many_batches_they_carry():
+    assert grown(Depth(2, most=MAX_DEPTH), waits=16, batches=16 + 31) == 4  # two batches a message by now
+    assert grown(Depth(2, most=MAX_DEPTH), waits=16, batches=16 + 32) == 8
+
+
+def test_what_is_asked_of_a_worker_is_spread_over_two_messages():
+    depth = Depth(2, most=MAX_DEPTH)
+    assert depth.at_once == 1
+    grown(depth, waits=16)
+    assert depth.at_once == MAX_DEPTH // 2
+
+
 def test_a_caller_who_rarely_waits_has_not():
     assert grown(Depth(2, most=MAX_DEPTH), waits=3) == 2
 
@@ -35,23 +47,33 @@ def test_large_batches_are_made_ahead_up_to_a_number_of_bytes():
     assert grown(Depth(2, most=MAX_DEPTH), waits=16, size_bytes=AHEAD_BYTES // 4 + 1) == 2
 
 
+def test_one_large_batch_speaks_for_all_that_came_with_it():
+    depth = Depth(2, most=MAX_DEPTH)
+    depth.delivered(AHEAD_BYTES)
+    assert grown(depth, waits=16) == 2
+
+
 def test_a_depth_that_may_not_grow_does_not():
     assert grown(Depth(2, most=0), waits=16) == 2
     assert grown(Depth(2, most=7), waits=16) == 7
     assert grown(Depth(4, most=3), waits=16) == 4
+    fixed = Depth(4, most=0)
+    grown(fixed, waits=16)
+    assert fixed.at_once == 1
 
 
 def test_a_given_depth_is_never_less():
     assert grown(Depth(100, most=MAX_DEPTH), waits=16) == 100
 
 
-def test_growth_is_told_as_often_as_it_happens():
-    depth = Depth(3, most=MAX_DEPTH)
+@pytest.mark.parametrize(("given", "end"), [(3, MAX_DEPTH), (MAX_DEPTH + 1, MAX_DEPTH + 1)])
+def test_growth_is_told_as_often_as_it_happens(given, end):
+    depth = Depth(given, most=MAX_DEPTH)
     told = 0
     for _ in range(500):
         depth.waited()
         told += depth.delivered(1)
-    assert 3 + told == depth.batches == MAX_DEPTH
+    assert given + told == depth.batches == end
 
 
 class Own(Sampler):

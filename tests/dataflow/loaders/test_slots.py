@@ -1,8 +1,10 @@
 """A slot is never written while something lives over it, and there is a limit to slots."""
 
+import errno
 import gc
 import multiprocessing
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,9 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataflow.loaders import slots
-from dataflow.loaders.packing import pack, unpack
+from dataflow.loaders.packing import address_of, pack, unpack
 from dataflow.loaders.slots import Holdings, Leases, Notices, SlotMap, SlotPool
 from dataflow.loaders.testing import slot_mappings
+
+
+@pytest.fixture
+def pool():
+    """A pool of one slot, whose descriptor nobody takes."""
+    pool = SlotPool(max_slots=1, max_free=1, free_bytes=0)
+    yield pool
+    for fd in pool.ship([])[2]:
+        os.close(fd)
 
 
 @pytest.fixture
@@ -138,6 +149,52 @@ def test_more_free_slots_are_kept_while_they_are_small(mapped):
     pair.return_slots()
     pair.send(tagged(0, 5000))
     assert len(pair.pool._free) == 5  # the sixth went with the message
+
+
+def test_a_free_slot_that_is_too_small_makes_room_for_a_larger_one():
+    pair = Pair(max_slots=1)
+    pair.send(tagged(1, 5000))
+    pair.return_slots()
+    batch = pair.send(tagged(2, 50_000))
+    assert len(pair.holdings.ring) == 1
+    assert (batch == 2).all()
+
+
+def test_what_shares_a_slot_is_aligned_for_any_dtype(pool):
+    parts = [pool.allocate(5001) for _ in range(3)]
+    assert {pool.locate(address_of(part), 5001).slot for part in parts} == {0}
+    assert [address_of(part) % 64 for part in parts] == [0, 0, 0]
+
+
+def test_only_what_lies_in_a_slot_as_a_whole_is_found_there(pool):
+    start = address_of(pool.allocate(5000))
+    assert pool.locate(start + 1000, 4000) == (0, 1000, 4000)
+    assert pool.locate(start + 1000, 4001) is None
+    assert pool.locate(start - 1, 10) is None
+
+
+def test_a_slot_is_filled_by_the_thread_that_makes_batches_alone(pool):
+    with ThreadPoolExecutor(1) as executor:
+        assert executor.submit(pool.allocate, 5000).result() is None
+
+
+def test_a_batch_of_many_large_parts_has_no_more_new_slots_than_a_message_takes(monkeypatch):
+    monkeypatch.setattr(slots, "MAX_FDS", 3)
+    pair = Pair()
+    arrived = pair.send([tagged(tag, 10_000) for tag in range(5)])
+    assert [int(part[-1]) for part in arrived] == [0, 1, 2, 3, 4]
+    assert pair.pool._next_number == 3
+
+
+@pytest.mark.parametrize(("owner", "call"), [(os, "memfd_create"), (os, "ftruncate"), (slots, "_map")])
+def test_where_no_slot_can_be_made_a_batch_travels_in_the_message(monkeypatch, owner, call):
+    def fail(*_):
+        raise OSError(errno.ENFILE, "out of everything")
+
+    pair = Pair()
+    monkeypatch.setattr(owner, call, fail)
+    assert (pair.send(tagged(3, 5000)) == 3).all()
+    assert pair.holdings == Holdings()
 
 
 def test_a_slot_that_the_worker_still_refers_to_is_not_used_again():
