@@ -207,7 +207,9 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         and dropped.
 
         Raises:
-            BadInputError: Not a state of a loader, or one of another dataset, order or version; says what differs.
+            BadInputError: Not a state of a loader, or one of another dataset, order or version; says what differs. The
+                next `iter()` raises it where the sampler draws another order than it did, for a reason that no state
+                holds.
         """
         self._ledger.resume = load_state(self, state_dict)
         self._ledger.next_epoch = state_dict.get("next_epoch", 0)

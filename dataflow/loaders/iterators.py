@@ -19,7 +19,9 @@ from dataflow.loaders.bad_samples import BadSample
 from dataflow.loaders.collate import Fetch, is_gathered
 from dataflow.loaders.device import Staging
 from dataflow.loaders.foresight import Foresight, foresee
+from dataflow.loaders.landmark import advanced
 from dataflow.loaders.order_state import (
+    describe_other_order,
     draws_unseen,
     is_elastic,
     restore_order,
@@ -129,7 +131,7 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
             self._shuffle_by(progress.shared_seed)
             restore_order(loader, progress.order)
             self._prepare(loader, REOPENING, progress.batches)
-            self._sampler_iter = _advanced(iter(sampler), 0 if self._is_iterable else progress.batches)
+            self._sampler_iter = self._draw_again(progress)
         if self._is_iterable and not progress.shards:
             shards = loader.num_stream_readers
             progress.shards, progress.shard_states = [0] * shards, [None] * shards
@@ -140,6 +142,21 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         self._position = progress.batches
         self._skip = frozenset(progress.ahead)
         self._length = None if self._is_iterable else sampler_length(sampler)
+
+    def _draw_again(self, progress: Progress) -> Iterator[Any]:
+        """Return the indices of the epoch that were not handed out yet.
+
+        Raises:
+            BadInputError: The sampler draws another order than it did, or has fewer.
+        """
+        if self._is_iterable:
+            return advanced(iter(self._index_sampler), 0, None)[0]
+        self._ledger.resume = progress  # until it is followed: who iterates once more is refused again
+        indices, is_same = advanced(iter(self._index_sampler), progress.batches, progress.landmark)
+        if not is_same:
+            raise BadInputError(describe_other_order(self._index_sampler, progress.order))
+        self._ledger.resume = None
+        return indices
 
     def _shuffle_by(self, shared_seed: int | None) -> None:
         """Let a data pipe shuffle as it did before; torch's part has seeded it for a new epoch."""
@@ -171,7 +188,7 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         It stays under way until the caller has it, or goes past it: till then, a state begins with it.
         """
         progress, meter = self._progress, self._meter
-        progress.hand_out(number)
+        progress.hand_out(number, index)
         meter.batches += 1
         if (foresight := self._foresight()) is not None:
             foresight.passed(progress.batches)
@@ -218,20 +235,6 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         """
         if found and self._ledger.rejects is not None:
             self._meter.add({}, {"samples.bad": self._ledger.rejects.add(found)})
-
-
-def _advanced(indices: Iterator[Any], number: int) -> Iterator[Any]:
-    """Drop `number` indices, and draw the next one now, while the generators are what they were.
-
-    Raises:
-        BadInputError: There are not so many.
-    """
-    if number and not list(itertools.islice(indices, number - 1, number)):
-        raise BadInputError(
-            f"the loader state stands behind batch {number} of an epoch that has fewer: it is damaged, or the sampler "
-            "yields less than it did"
-        )
-    return itertools.chain(list(itertools.islice(indices, 1)), indices)
 
 
 def _looked_ahead(indices: Iterator[Any]) -> tuple[Iterator[Any], bool]:

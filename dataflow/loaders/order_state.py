@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_generators",
     "check_order",
+    "describe_other_order",
     "draws_unseen",
     "is_elastic",
     "is_stateful",
@@ -184,6 +185,28 @@ def _load_generators(loader: DataLoader[Any], order: Mapping[str, Any]) -> None:
             decode_generator(generator, saved)
     if "generator" in order and loader.generator is not None:
         decode_generator(loader.generator, order["generator"])
+
+
+def describe_other_order(sampler: Any, order: Mapping[str, Any]) -> str:
+    """Say why a sampler does not go on in an epoch of `order`, and what to do: it draws other batches in it."""
+    parts = sampler_parts(sampler)
+    foreign = [part for part in parts if type(part) not in (*_DETERMINISTIC, *_TORCH_RANDOM)]
+    name = type((foreign or parts)[-1]).__qualname__
+    what = (
+        f"{name} draws other batches now than in the epoch that the loader state stands in: going on with them would "
+        "repeat samples and leave others out"
+    )
+    for part, snapshot in zip(parts, order["parts"], strict=True):
+        epoch = getattr(part, "epoch", None)
+        if "epoch" in snapshot and epoch != snapshot["epoch"]:
+            return (
+                f"{what}. It was saved in epoch {snapshot['epoch']} and {type(part).__qualname__} is at epoch {epoch} "
+                f"now: after load_state_dict, call set_epoch({snapshot['epoch']}) or leave the call out"
+            )
+    return (
+        f"{what}. Its order depends on more than the state holds: give it state_dict() and load_state_dict(), or set "
+        "it to what it was (arguments, seed, epoch) before you iterate; or begin the epoch anew, without the state"
+    )
 
 
 def restore_order(loader: DataLoader[Any], order: Mapping[str, Any]) -> None:

@@ -3,7 +3,8 @@
 A state counts the batches handed to the caller, never those drawn ahead, so it fits any number of workers. What lies
 before that position is not read again: a sampler that can be asked for a position (`state_at`, as
 `ElasticBatchSampler`) continues there; for any other the random number generators, its own state and its epoch are put
-back to what they were when the epoch began, and the indices already used are drawn and dropped. An iterable dataset
+back to what they were when the epoch began, and the indices already used are drawn and dropped; the last of them is
+compared with what it was (`landmark`), since a sampler may depend on more than a state can hold. An iterable dataset
 continues by its own `state_dict`, or else by reading and dropping what was handed out.
 
 States are JSON, except for what foreign samplers and datasets put into theirs.
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from connectors.errors import BadInputError
 from dataflow.loaders.bad_samples import Rejects
+from dataflow.loaders.landmark import Landmark
 from dataflow.loaders.order_state import (
     check_generators,
     check_order,
@@ -59,6 +61,8 @@ class Progress:
         finished: The epoch is over.
         underway: A batch that is counted and has not reached the caller: it is being handed out, or raised instead.
         live_state: Where the dataset iterates in this process: returns its state.
+        newest: The newest batch that was handed out in its turn, and what the sampler said is in it.
+        landmark: Where there is no such batch: what a loaded state says of it.
     """
 
     order: dict[str, Any]
@@ -73,16 +77,23 @@ class Progress:
     finished: bool = False
     underway: int | None = None
     live_state: Callable[[], Any] | None = None
+    newest: tuple[int, Any] | None = None
+    landmark: Landmark | None = None
 
-    def hand_out(self, number: int) -> None:
-        """Count a batch."""
-        if number == self.batches and not self.ahead:
-            self.batches += 1
+    def hand_out(self, number: int, index: Any) -> None:
+        """Count a batch of which the sampler said that `index` is in it."""
+        if number != self.batches:
+            self.ahead.add(number)
             return
-        self.ahead.add(number)
+        self.newest = number, index
+        self.batches += 1
         while self.batches in self.ahead:
             self.ahead.remove(self.batches)
             self.batches += 1
+
+    def find_landmark(self) -> Landmark | None:
+        """Return a batch that was handed out, or is under way, by which the order can be known again."""
+        return self.landmark if self.newest is None else Landmark.of(*self.newest)
 
     def reached(self) -> Progress:
         """Return how far the caller is, who has not got what is under way."""
@@ -101,7 +112,9 @@ class Progress:
             except Exception:  # is raised where somebody asks for the loader's state
                 states = [ExceptionWrapper(where="in a dataset")]
         reached = self.reached()
-        return replace(reached, ahead={*reached.ahead}, shards=[*self.shards], shard_states=[*states], live_state=None)
+        landmark = None if self.shards else self.find_landmark()  # an index need not be one that can be pickled
+        reached = replace(reached, ahead={*reached.ahead}, newest=None, landmark=landmark)
+        return replace(reached, shards=[*self.shards], shard_states=[*states], live_state=None)
 
     def as_dict(self) -> dict[str, Any]:
         """Return what a state keeps of it."""
@@ -114,6 +127,8 @@ class Progress:
             states = self.shard_states if self.live_state is None else [self.live_state()]
             raise_unknown(states)
             state |= {"shards": self.shards, "shard_states": states, "next_shard": self.next_shard}
+        elif (landmark := self.find_landmark()) is not None:
+            state["landmark"] = landmark.as_dict()
         return copy.deepcopy(state)
 
     @classmethod
@@ -132,6 +147,8 @@ class Progress:
             operator.index(number)
         if len(progress.shards) != len(progress.shard_states):
             raise ValueError("there are not as many states as workers")
+        if "landmark" in values:
+            progress.landmark = Landmark.from_dict(values["landmark"], batches=progress.batches)
         return progress
 
 

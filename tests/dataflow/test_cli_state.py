@@ -71,8 +71,14 @@ def test_a_state_of_torchs_samplers_is_shown(tmp_path):
     iterator = iter(loader)
     next(iterator)
     file.write_text(json.dumps(loader.state_dict()))
-    assert "stands at epoch 0, 1 batches" in words_of(run("show", file))
+    shown = words_of(run("show", file))
+    assert "stands at epoch 0, 1 batches" in shown
+    assert "epoch.landmark.batch 0" in shown
     assert run("check", file).exit_code == 0
+    state = loader.state_dict()
+    state["epoch"]["landmark"]["batch"] = 2
+    file.write_text(json.dumps(state))
+    assert "is damaged" in words_of(run("check", file))
 
 
 def test_diff_names_what_differs(tmp_path, saved, loader):
