@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import secrets
 import stat
@@ -21,7 +22,17 @@ from pathlib import Path
 
 from connectors.objects import ObjectMeta, split_uri
 
-__all__ = ["create_partial", "file_version", "has_changed_folders", "is_partial", "sweep_partials", "walk_files"]
+__all__ = [
+    "create_partial",
+    "file_version",
+    "has_changed_folders",
+    "is_partial",
+    "links_to_nowhere",
+    "sweep_partials",
+    "walk_files",
+]
+
+_log = logging.getLogger(__name__)
 
 _PARTIAL_PREFIX, _PARTIAL_SUFFIX = ".", ".dataflow-partial"
 # Where a link leads to nothing, or to itself.
@@ -119,18 +130,56 @@ def is_partial(name: str) -> bool:
     return name.startswith(_PARTIAL_PREFIX) and name.endswith(_PARTIAL_SUFFIX)
 
 
-def walk_files(
-    folder: str, beginning: str = "", *, ancestors: frozenset[tuple[int, int]] = frozenset()
-) -> Iterator[ObjectMeta]:
+def walk_files(folder: str, beginning: str = "") -> Iterator[ObjectMeta]:
     """Yield the files below `folder` whose name there starts with `beginning`, sorted by key.
+
+    Symbolic links are followed; those that lead nowhere are left out, with a warning at the end.
 
     Args:
         folder: Path without the leading slash; where nothing is, nothing is found.
         beginning: Of the names directly in `folder`.
-        ancestors: Device and inode of the folders on the way, so that a circle of links ends.
 
     Raises:
         OSError: As the system calls fail, but for what is missing.
+    """
+    lost: list[str] = []
+    for key, entry in _entries(folder, beginning, frozenset()):
+        status = _status(entry)
+        if status is None:
+            lost += [key] if _is_visible_link(_below(folder, key), entry) else []
+        elif stat.S_ISREG(status.st_mode):
+            yield ObjectMeta(key, status.st_size, file_version(status))
+    if lost:
+        _log.warning("%d symbolic links lead nowhere and are not listed, such as /%s", len(lost), lost[0])
+
+
+def links_to_nowhere(url: str) -> Iterator[str]:
+    """Yield the visible symbolic links below a folder whose target does not exist, sorted, relative to it.
+
+    Args:
+        url: Where it is not `file://`, there are none.
+
+    Raises:
+        OSError: As the system calls fail, but for what is missing.
+    """
+    if not url.startswith("file://"):
+        return
+    folder = split_uri(url)[1]
+    for key, entry in _entries(folder, "", frozenset()):
+        name = _below(folder, key)
+        if _is_visible_link(name, entry) and _status(entry) is None:
+            yield name
+
+
+def _entries(
+    folder: str, beginning: str, ancestors: frozenset[tuple[int, int]]
+) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield key and entry of all that is no folder, as `walk_files` goes through it.
+
+    Args:
+        folder: As there.
+        beginning: As there.
+        ancestors: Device and inode of the folders on the way, so that a circle of links ends.
     """
     path = "/" + folder
     try:
@@ -150,16 +199,28 @@ def walk_files(
     for name, entry in found:
         key = f"{folder}/{entry.name}" if folder else entry.name
         if name.endswith("/"):
-            yield from walk_files(key, "", ancestors=ancestors | {identity})
-            continue
-        try:
-            status = entry.stat()
-        except OSError as error:
-            if error.errno in _NOWHERE:  # or gone since
-                continue
-            raise
-        if stat.S_ISREG(status.st_mode):
-            yield ObjectMeta(key, status.st_size, file_version(status))
+            yield from _entries(key, "", ancestors | {identity})
+        else:
+            yield key, entry
+
+
+def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """Return None for a link that leads nowhere, and for what is gone since."""
+    try:
+        return entry.stat()
+    except OSError as error:
+        if error.errno in _NOWHERE:
+            return None
+        raise
+
+
+def _is_visible_link(name: str, entry: os.DirEntry[str]) -> bool:
+    """Hidden ones are no data: editors lock a file by a link that leads nowhere."""
+    return entry.is_symlink() and "/." not in f"/{name}"
+
+
+def _below(folder: str, key: str) -> str:
+    return key.removeprefix(f"{folder}/")
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

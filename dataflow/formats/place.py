@@ -5,6 +5,7 @@ Opened leniently, a place collects what cannot be read there instead of failing:
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
@@ -14,6 +15,7 @@ import msgspec
 from cache.keys import BlockRef
 from connectors.bridge import run_sync
 from connectors.errors import CorruptError, NotFoundError
+from connectors.folders import links_to_nowhere
 from connectors.objects import ObjectMeta, join_uri, split_uri
 from connectors.registry import open_store
 from dataflow.formats.destination import PART_SUFFIX
@@ -113,8 +115,20 @@ class Place:
 
     @cached_property
     def files(self) -> list[ObjectMeta]:
-        """What lies there, sorted by key; the file itself where the URL names one."""
-        return [self._single] if self._single else self.reader.list_objects(self.url)
+        """What lies there, sorted by key; the file itself where the URL names one.
+
+        Raises:
+            CorruptError: A symbolic link leads nowhere, so that a file or a whole folder is missing.
+        """
+        if self._single:
+            return [self._single]
+        found = self.reader.list_objects(self.url)
+        with suppress(OSError):  # the cache's server may read what this process may not
+            for link in links_to_nowhere(self.url):
+                uri = join_uri(self.url, link)
+                message = f"{uri} is a symbolic link to what does not exist; remove it, or bring its target back"
+                self.pass_over(ObjectMeta(link, 0, ""), 0, 0, CorruptError(message, uri=uri))
+        return found
 
     @property
     def visible(self) -> list[ObjectMeta]:

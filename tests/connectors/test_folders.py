@@ -1,5 +1,6 @@
 """Hidden files of unfinished writes: nobody removes what is being written, somebody removes what is not."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from connectors import folders
-from connectors.folders import create_partial, is_partial, sweep_partials
+from connectors.folders import create_partial, is_partial, links_to_nowhere, sweep_partials, walk_files
 
 KILLED = """
 import os, signal, sys
@@ -84,3 +85,41 @@ def test_without_locks_files_are_written_and_never_swept(tmp_path: Path, monkeyp
     os.close(descriptor)
     assert sweep_partials(tmp_path) == 0
     assert Path(path).exists()
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Path:
+    """A folder in a hidden one, with links that lead nowhere."""
+    root = tmp_path / ".hidden" / "set"
+    for folder in (root / "cats", root / ".git", root / "later"):
+        folder.mkdir(parents=True)
+    (root / "cats" / "1.png").write_bytes(b"x")
+    (root / "cats" / "2.png").symlink_to("absent")
+    (root / "cats" / "3.png").symlink_to("1.png")
+    (root / "dogs").symlink_to("/absent/dogs")
+    (root / "itself").symlink_to("itself")
+    (root / "up").symlink_to(root)
+    # As editors leave them.
+    (root / "cats" / ".#1.png").symlink_to("me@host.17")
+    (root / ".git" / "HEAD").symlink_to("absent")
+    return root
+
+
+def test_links_that_lead_nowhere_are_found_unless_they_are_hidden(linked: Path, tmp_path: Path) -> None:
+    assert list(links_to_nowhere(linked.as_uri())) == ["cats/2.png", "dogs", "itself"]
+    assert list(links_to_nowhere((tmp_path / "absent").as_uri())) == []
+    assert list(links_to_nowhere("s3://bucket/set")) == []
+
+
+def test_a_listing_warns_once_of_links_that_lead_nowhere(linked: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = str(linked)[1:]
+    with caplog.at_level(logging.WARNING):
+        assert [meta.key for meta in walk_files(folder)] == [f"{folder}/cats/1.png", f"{folder}/cats/3.png"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"3 symbolic links lead nowhere and are not listed, such as {linked}/cats/2.png"
+    ]
+    caplog.clear()
+    for path in (linked / "cats" / "2.png", linked / "dogs", linked / "itself"):
+        path.unlink()
+    assert len(list(walk_files(folder))) == 2
+    assert not caplog.records

@@ -167,6 +167,18 @@ def test_an_empty_file_is_named_when_the_folder_is_opened(tmp_path: Path) -> Non
         open_dataset(tmp_path)
 
 
+@pytest.mark.parametrize("link", ["cat/2.png", "dog"])
+def test_a_link_that_leads_nowhere_is_refused_by_name(tmp_path: Path, link: str) -> None:
+    put(tmp_path / "set/cat/1.png", 1)
+    (tmp_path / "set" / link).symlink_to(tmp_path / "gone")
+    for reading in (open_dataset, lambda path: convert(path, tmp_path / "out")):
+        with pytest.raises(CorruptError, match=f"set/{link} is a symbolic link to what does not exist"):
+            reading(tmp_path / "set")
+    result = convert(tmp_path / "set", tmp_path / "out", on_error="skip")
+    assert (result.num_samples, result.num_errors) == (1, 1)
+    assert link in result.errors[0]
+
+
 def test_a_file_that_changes_after_opening_is_named(tmp_path: Path) -> None:
     put(tmp_path / "c" / "1.png", 1)
     dataset = open_dataset(tmp_path)
