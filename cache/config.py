@@ -6,6 +6,7 @@ import math
 import os
 import re
 import tomllib
+from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -14,6 +15,7 @@ import msgspec
 
 from connectors.errors import BadInputError
 from connectors.objects import normalise_url
+from connectors.sizes import parse_size
 
 __all__ = [
     "RESERVED_NAMES",
@@ -232,6 +234,8 @@ class CacheConfig:
     def from_toml(cls, path: str | os.PathLike[str]) -> CacheConfig:
         """Read a file with the attributes at its top level and one `[[tiers]]` table a tier.
 
+        Sizes are numbers of bytes, or texts such as `"64GiB"` (see `connectors.sizes`).
+
         Raises:
             BadInputError: The file is missing, is not TOML, or holds a name or a value that does not belong there.
         """
@@ -245,7 +249,7 @@ class CacheConfig:
     @classmethod
     def from_table(cls, found: Any, origin: str) -> CacheConfig:
         """Build from what a file held; `BadInputError` as `from_toml`, naming `origin`."""
-        return _build(found, origin)
+        return _build(deepcopy(found), origin)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> CacheConfig:
@@ -292,6 +296,9 @@ def _build(found: Any, origin: str) -> CacheConfig:
         unknown = [name for name in table if name not in known]
         if unknown:
             raise BadInputError(f"{origin}: unknown setting {unknown[0]!r}; known are {', '.join(known)}")
+        for name, value in table.items():
+            if name.endswith("_bytes") and isinstance(value, str):
+                table[name] = _size(name, value, origin)
         # What the statistics repeat has to fit into a message.
         large = [name for name, value in table.items() if isinstance(value, int) and value >= 1 << 63]
         if large:
@@ -300,6 +307,13 @@ def _build(found: Any, origin: str) -> CacheConfig:
         return msgspec.convert(found, CacheConfig)
     except msgspec.ValidationError as error:
         raise BadInputError(f"{origin}: {error}") from error
+
+
+def _size(name: str, text: str, origin: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise BadInputError(f"{origin}: {name}: {error}") from error
 
 
 def _tables(found: Any, name: str) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from cache.config import CacheConfig, DirectoryConfig, TierConfig
+from cache.config import CacheConfig, DirectoryConfig, JobConfig, PrefixConfig, TierConfig
 from cache.daemon_config import DaemonConfig
 from connectors.errors import BadInputError
 
@@ -74,12 +74,33 @@ def test_toml_gives_the_same_configuration(tmp_path) -> None:
     assert CacheConfig.from_toml(file) == CacheConfig((TierConfig("disk", 7, "/x", medium="nvme"),), ring_bytes=3)
 
 
+def test_sizes_in_toml_may_have_units_wherever_they_stand(tmp_path) -> None:
+    file = tmp_path / "cache.toml"
+    file.write_text("""
+ring_bytes = "1.5KiB"
+max_inflight_bytes = "64M"
+tiers = [{name = "disk", capacity_bytes = "1TiB", directories = [{path = "/x", capacity_bytes = "2 GiB"}]}]
+prefixes = [{prefix = "s3://b", quota_bytes = "3B"}]
+jobs = [{name = "*", quota_bytes = "0"}]
+""")
+    assert CacheConfig.from_toml(file) == CacheConfig(
+        (TierConfig("disk", 1 << 40, directories=(DirectoryConfig("/x", capacity_bytes=2 << 30),)),),
+        ring_bytes=1536,
+        max_inflight_bytes=64 << 20,
+        prefixes=(PrefixConfig("s3://b", quota_bytes=3),),
+        jobs=(JobConfig("*", 0),),
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
         ("ring_bites = 1", "ring_bites"),
         ('[[tiers]]\nname="a"\ncapacity_bytes=1\nsize=3', "size"),
-        ('[[tiers]]\nname="a"\ncapacity_bytes="big"', "capacity_bytes"),
+        ('[[tiers]]\nname="a"\ncapacity_bytes="big"', "cache.toml: capacity_bytes: 'big' is not a size; write 64MiB"),
+        ('[[tiers]]\nname="a"\ncapacity_bytes=1.5', "capacity_bytes"),
+        ('ring_bytes = "8388608TiB"', r"ring_bytes must be below 2\*\*63"),
+        ('max_inflight_requests = "1KiB"', "max_inflight_requests"),
         ('[[tiers]]\nname="a"', "capacity_bytes"),
         ("tiers = 3", "tiers"),
         ("ring_bytes = ", "cache.toml"),

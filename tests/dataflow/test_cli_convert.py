@@ -15,7 +15,7 @@ from PIL import Image
 from connectors.errors import BadInputError
 from dataflow import ShardWriter, audio_field, open_dataset
 from dataflow.cli.main import main
-from dataflow.cli.sizes import format_size, parse_size
+from dataflow.cli.sizes import format_size
 from dataflow.convert import convert
 from dataflow.testing.media import encode_audio, sound
 
@@ -162,20 +162,6 @@ def test_inspect_of_nothing_is_an_error(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["inspect", str(tmp_path / "nowhere")])
     assert result.exit_code == 1
     assert "nowhere" in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("5", 5), ("5B", 5), ("1k", 1024), ("1.5 KiB", 1536), ("2MB", 2 << 20), ("3G", 3 << 30), ("1t", 1 << 40)],
-)
-def test_sizes_are_read(text: str, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "-1", "5X", "MiB", "1 2"])
-def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is not a size"):
-        parse_size(text)
 
 
 def test_sizes_are_written() -> None:
