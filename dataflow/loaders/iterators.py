@@ -31,6 +31,7 @@ from dataflow.loaders.order_state import (
 )
 from dataflow.loaders.recycling import Recycler, keep_freed_memory
 from dataflow.loaders.rehearsal import INLINE_OPENING, REOPENING, Setting
+from dataflow.loaders.rereading import warn_of_rereading
 from dataflow.loaders.state import Ledger, Progress
 from dataflow.loaders.torch_private import BaseIterator, DatasetKind, index_sampler, profiler_is_on
 from dataflow.observe.stages import Recorder
@@ -101,7 +102,10 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
     def _prepare(self, loader: DataLoader[Any], opening: tuple[Any, ...], first_step: int = 0) -> None:
         """Let the cache foresee an epoch that is about to begin; `opening` is what torch does from here on."""
         ledger, sampler = self._ledger, index_sampler(loader)
-        ledger.foresight = ledger.foresight or foresee(loader.dataset, sampler)
+        if ledger.foresight is None:
+            ledger.foresight = foresee(loader.dataset, sampler)
+            if ledger.foresight is not None:
+                warn_of_rereading(loader.dataset, sampler)
         if ledger.foresight is not None and ledger.resume is None:
             later = REOPENING if loader.persistent_workers else self._opening
             has_threads = loader.num_workers > 0 and not loader.has_worker_processes
