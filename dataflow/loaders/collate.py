@@ -221,7 +221,7 @@ def _unless_taught(ways: dict[Any, Callable[..., Any]]) -> dict[Any, Callable[..
     }
 
 
-def _tensor_of_numbers(batch: Sequence[Any], *, collate_fn_map: Any = None) -> torch.Tensor:
+def _tensor_of_numbers(batch: Sequence[Any], *, collate_fn_map: Any = None) -> torch.Tensor:  # noqa: ARG001
     """Make torch's tensor of Python numbers, such as labels, at a third of its cost."""
     kind = type(batch[0])
     dtype = _NUMBERS.get(kind)

@@ -22,16 +22,14 @@ from dataflow.index import Index
 from dataflow.loaders.announcer import Announcer, Step
 from dataflow.loaders.order_state import is_elastic
 from dataflow.loaders.rehearsal import RehearsedForesight, Setting
-from dataflow.loaders.schedule_sampler import ScheduleSampler
-from dataflow.order import Place, divide
+from dataflow.loaders.schedule_sampler import ScheduleSampler, look_up
+from dataflow.order import GlobalBatch, Place, divide
 
 if TYPE_CHECKING:
     from dataflow.dataset import Dataset
 
-__all__ = ["Foresight", "ScheduleForesight", "foresee", "planned_steps"]
+__all__ = ["Foresight", "ScheduleForesight", "foresee"]
 
-# Samples looked up at once: enough that numpy's cost per call vanishes.
-_CHUNK_SAMPLES = 8192
 # Naming a shard takes 15 us, and with a file a sample the table would take longer than it saves.
 _MAX_SHARDS = 1 << 16
 
@@ -105,39 +103,27 @@ class ScheduleForesight:
         self._announcer.close()
 
 
-def planned_steps(sampler: ScheduleSampler, epoch: int, first: Place) -> Iterator[list[npt.NDArray[np.int64]]]:
-    """Yield the sample numbers of this rank, some steps at a time, from a place in an epoch to the epoch's end."""
+def _planned_steps(sampler: ScheduleSampler, epoch: int, first: Place) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield the sample numbers of this rank, step by step, from a place in an epoch to the epoch's end."""
     plan, division = sampler.schedule.epoch(epoch), sampler.division_of(epoch)
+
+    def own(_: int, batch: GlobalBatch) -> npt.NDArray[np.int64]:
+        return divide(division, batch, sampler.num_replicas).of(sampler.replica)
+
     window, inside = plan.enter(first.position) if first.position else (0, 0)
-    waiting: list[npt.NDArray[np.int64]] = []
-    num_waiting = 0
     while window < plan.num_windows:
-        steps = plan.window(window)
-        for step in range(inside, len(steps)):
-            batch = steps.batch(plan.order, step)
-            waiting.append(batch.positions_of(divide(division, batch, sampler.num_replicas).of(sampler.replica)))
-            num_waiting += len(waiting[-1])
-            if num_waiting >= _CHUNK_SAMPLES:
-                yield _look_up(plan.order, waiting)
-                waiting, num_waiting = [], 0
+        for _, _, samples in look_up(plan, window, inside, own):
+            yield samples
         window, inside = window + 1, 0
-    if waiting:
-        yield _look_up(plan.order, waiting)
 
 
 def _scheduled(sampler: ScheduleSampler, epoch: int, first: Place) -> Iterator[Step]:
     """Yield the steps of this epoch, from a place in it, and of all that follow."""
     while True:
         step = first.step
-        for samples in planned_steps(sampler, epoch, first):
-            for own in samples:
-                yield epoch, step, own
-                step += 1
+        for samples in _planned_steps(sampler, epoch, first):
+            yield epoch, step, samples
+            step += 1
         if step == first.step == 0:
             return  # an epoch without a step has none after it either
         epoch, first = epoch + 1, Place(0, 0)
-
-
-def _look_up(order: Any, waiting: list[npt.NDArray[np.int64]]) -> list[npt.NDArray[np.int64]]:
-    samples = order.at(np.concatenate(waiting))
-    return np.split(samples, np.cumsum([len(positions) for positions in waiting[:-1]]))

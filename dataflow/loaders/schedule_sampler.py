@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import operator
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -34,7 +34,7 @@ from dataflow.order import (
     rank_from_environment,
 )
 
-__all__ = ["Part", "ScheduleSampler"]
+__all__ = ["Part", "ScheduleSampler", "look_up"]
 
 _log = logging.getLogger(__name__)
 
@@ -302,20 +302,13 @@ class ScheduleSampler(Sampler[list[Any]]):
 
     def _read(self, run: _Run, window: int, first: int) -> Iterator[_Units]:
         """Yield this rank's part of each step of a window, from step `first` on, the next one to be drawn."""
-        plan, drawn = run.plan, run.step - first
-        steps = plan.window(window)
-        waiting: list[tuple[GlobalBatch, npt.NDArray[np.int64]]] = []
-        num_waiting, num_wanted = 0, 1
-        for step in range(first, len(steps)):
-            batch = steps.batch(plan.order, step)
-            units = divide(run.division_at(drawn + step), batch, self.num_replicas).of(self.replica)
-            waiting.append((batch, units))
-            num_waiting += len(units)
-            if num_waiting >= num_wanted:
-                yield from _look_up(plan, waiting)
-                num_wanted = min(2 * num_waiting, _LOOK_AHEAD_SAMPLES)
-                waiting, num_waiting = [], 0
-        yield from _look_up(plan, waiting)
+        drawn = run.step - first
+
+        def own(step: int, batch: GlobalBatch) -> npt.NDArray[np.int64]:
+            return divide(run.division_at(drawn + step), batch, self.num_replicas).of(self.replica)
+
+        for batch, units, samples in look_up(run.plan, window, first, own):
+            yield _pack(batch, units, samples)
 
 
 _MISFIT = (
@@ -345,8 +338,34 @@ class _Walk(Iterator[list[Any]]):
         return _as_list(next(self.arrays))
 
 
-def _look_up(plan: Epoch, waiting: list[tuple[GlobalBatch, npt.NDArray[np.int64]]]) -> Iterator[_Units]:
-    """Yield the samples of some parts, found by one call for all of them."""
+def look_up(
+    plan: Epoch, window: int, first: int, own: Callable[[int, GlobalBatch], npt.NDArray[np.int64]]
+) -> Iterator[tuple[GlobalBatch, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """Yield for each step of a window, from step `first` on, the batch, one's own units of it and their samples.
+
+    Args:
+        plan: The epoch.
+        window: Its window.
+        first: Counts inside the window.
+        own: Returns one's own units of a step and its batch; called ahead of what is yielded.
+    """
+    steps = plan.window(window)
+    waiting: list[tuple[GlobalBatch, npt.NDArray[np.int64]]] = []
+    num_waiting, num_wanted = 0, 1
+    for step in range(first, len(steps)):
+        batch = steps.batch(plan.order, step)
+        waiting.append((batch, own(step, batch)))
+        num_waiting += len(waiting[-1][1])
+        if num_waiting >= num_wanted:
+            yield from _look_up_together(plan, waiting)
+            num_wanted = min(2 * num_waiting, _LOOK_AHEAD_SAMPLES)
+            waiting, num_waiting = [], 0
+    yield from _look_up_together(plan, waiting)
+
+
+def _look_up_together(
+    plan: Epoch, waiting: list[tuple[GlobalBatch, npt.NDArray[np.int64]]]
+) -> Iterator[tuple[GlobalBatch, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
     if not waiting:
         return
     positions = [batch.positions_of(units) for batch, units in waiting]
@@ -354,7 +373,7 @@ def _look_up(plan: Epoch, waiting: list[tuple[GlobalBatch, npt.NDArray[np.int64]
     end = 0
     for (batch, units), own in zip(waiting, positions, strict=True):
         begin, end = end, end + len(own)
-        yield _pack(batch, units, samples[begin:end])
+        yield batch, units, samples[begin:end]
 
 
 def _units_of(batch: GlobalBatch, units: npt.NDArray[np.int64]) -> list[Any]:
