@@ -85,6 +85,8 @@ class _Run:
 
     def division_at(self, step: int) -> Division:
         """Return how a step is dealt."""
+        if len(self.divisions) == 1:
+            return self.divisions[0][1]
         return next((division for first, division in reversed(self.divisions) if first <= step), self.divisions[0][1])
 
     def divide_from(self, step: int, division: Division) -> None:

@@ -117,15 +117,18 @@ class EqualParts:
         self, batch: GlobalBatch, num_units: int, num_parts: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """See `Division`."""
-        return _equal_parts(num_units, num_parts)
+        parts = _equal_parts(num_units, num_parts)
+        return parts.units, parts.starts
 
 
 # Nearly all batches of an epoch have the same size.
 @lru_cache(maxsize=2)
-def _equal_parts(num_units: int, num_parts: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _equal_parts(num_units: int, num_parts: int) -> Parts:
     units, starts = np.arange(num_units, dtype=np.int64), part_starts(num_units, num_parts)
-    units.flags.writeable = starts.flags.writeable = False
-    return units, starts
+    num_padding = np.zeros(num_parts, dtype=np.int64)
+    for array in (units, starts, num_padding):
+        array.flags.writeable = False
+    return Parts(units, starts, num_padding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +160,8 @@ class WeightedParts:
 def divide(division: Division, batch: GlobalBatch, num_parts: int) -> Parts:
     """Divide a global batch among replicas; padding goes one by one to the part that is smallest by then."""
     num_real = batch.num_units - batch.num_padding
+    if not batch.num_padding and isinstance(division, EqualParts):
+        return _equal_parts(num_real, num_parts)
     units, starts = division.assign(batch, num_real, num_parts)
     if not batch.num_padding:
         return Parts(units, starts, np.zeros(num_parts, dtype=np.int64))
