@@ -63,6 +63,30 @@ def test_any_part_of_many_blocks_equals_that_part_of_the_whole(
     assert np.array_equal(anew.at(positions), whole[positions])
 
 
+def test_positions_at_the_border_of_groups_are_those_of_the_whole() -> None:
+    table = first_sample(many_blocks(33_000))
+    order = BlockOrder(table, 1, 2, 64)
+    whole, ends = order.take(0, len(order)), order._group_ends[:3].tolist()
+    assert [int(BlockOrder(table, 1, 2, 64).take(end, end + 1)[0]) for end in ends] == whole[ends].tolist()
+    walked = BlockOrder(table, 1, 2, 64)
+    parts = [walked.take(start, start + 100) for start in range(0, ends[-1], 100)]  # some of them lie in two groups
+    assert np.array_equal(np.concatenate(parts), whole[: len(parts) * 100])
+
+
+def test_the_tables_of_a_group_are_made_once_while_it_is_walked() -> None:
+    order = BlockOrder(np.arange(33_000), 1, 2, 64)
+    order.take(0, 10)
+    opened = order._opened
+    order.take(10, 20)
+    assert order._opened is opened
+
+
+def test_blocks_are_dealt_to_many_groups_or_are_one() -> None:
+    tables = (np.arange(num_blocks + 1) for num_blocks in (1024, 32_767, 32_768))
+    assert [BlockOrder(table, 0, 0, 64)._num_groups for table in tables] == [1, 1, 64]
+    assert BlockOrder(np.arange(200_000), 0, 0, 256)._num_groups == 64  # of 8 windows or more
+
+
 @pytest.mark.parametrize(("num_blocks", "window"), [(32_768, 64), (40_000, 1), (33_333, 7)])
 def test_many_blocks_are_spread_over_one_window_each(num_blocks: int, window: int) -> None:
     check_windows(many_blocks(num_blocks), window)

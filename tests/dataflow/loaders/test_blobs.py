@@ -26,6 +26,11 @@ def test_what_is_joined_arrives_as_the_list_of_bytes_that_it_was_also_a_part_of_
         assert pickle.loads(pickle.dumps(whole, protocol=5)) == expected
 
 
+def test_a_part_travels_without_the_bytes_of_the_others():
+    part = joined([b"a" * 10_000, None, b"b" * 10_000, b"c" * 10_000])[1:3]
+    assert 10_000 < len(pickle.dumps(part, protocol=5)) < 11_000
+
+
 @pytest.fixture
 def files(tmp_path):
     """A dataset, the bytes of its files, which grow from nothing to 40 KB, and a null."""

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch.utils.data import get_worker_info
 
 from dataflow.loaders import DataLoader
 from dataflow.loaders.testing import (
@@ -95,6 +96,51 @@ def test_a_stream_without_its_state_is_read_again_by_the_successor_of_a_killed_w
     kill(iterator._workers[0])
     seen += [numbers_of(batch) for batch in iterator]
     assert seen == [list(range(first, first + 4)) for first in range(0, 40, 4)]
+
+
+class Counted(Stream):
+    """A stream with a state, whose samples say how often one was loaded."""
+
+    def __init__(self, length):
+        super().__init__(length)
+        self.next = self.loads = 0
+
+    def __iter__(self):
+        while self.next < self.length:
+            self.next += 1
+            yield torch.tensor([self.next - 1, self.loads])
+
+    def state_dict(self):
+        return {"next": self.next}
+
+    def load_state_dict(self, state):
+        self.next = state["next"]
+        self.loads += 1
+
+
+def test_a_stream_with_a_state_goes_on_from_it_where_its_worker_was_killed():
+    iterator = iter(DataLoader(Counted(40), batch_size=4, num_workers=1))
+    seen = [next(iterator) for _ in range(3)]
+    kill(iterator._workers[0])
+    seen += list(iterator)
+    assert [batch[:, 0].tolist() for batch in seen] == [list(range(first, first + 4)) for first in range(0, 40, 4)]
+    assert seen[-1][:, 1].tolist() == [1] * 4
+
+
+def test_a_worker_that_is_killed_when_its_part_of_a_stream_is_read_is_not_replaced():
+    class Uneven(Stream):
+        def __iter__(self):
+            return iter(torch.arange(2 if get_worker_info().id == 0 else 40)[:, None])
+
+    loader = DataLoader(Uneven(42), num_workers=2)
+    iterator = iter(loader)
+    seen = [next(iterator).item() for _ in range(10)]
+    assert iterator._is_active == [False, True]
+    kill(iterator._workers[0])
+    iterator._workers[0].join()
+    iterator._attend(0)
+    assert sorted(seen + [batch.item() for batch in iterator]) == sorted([0, 1, *range(40)])
+    assert "workers.replaced" not in loader.stats().counts
 
 
 def test_random_draws_go_on_behind_what_a_killed_worker_had_drawn():
@@ -236,6 +282,16 @@ def test_a_caller_who_stays_away_longer_than_the_deadline_finds_the_workers_aliv
     assert "workers.replaced" not in loader.stats().counts
 
 
+def test_a_worker_that_had_nothing_to_do_has_the_whole_deadline_for_what_it_is_asked(monkeypatch):
+    iterator = iter(DataLoader(Numbers(12), batch_size=2, num_workers=1, prefetch_factor=1, worker_deadline_s=1000))
+    iterator._attend(None)  # the one batch that is asked for is here
+    now_s = time.monotonic() + 5000
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: now_s)
+        next(iterator)  # asks for another one
+        assert iterator._crew.workers[0].heard_s == now_s
+
+
 @pytest.mark.parametrize("deadline_s", [0, -1, float("nan")])
 def test_a_deadline_that_is_no_time_is_refused(deadline_s):
     with pytest.raises(ValueError, match="worker_deadline_s must be"):
@@ -300,6 +356,16 @@ def test_an_index_that_cannot_be_sent_is_an_error_and_nobody_waits_for_its_batch
     with pytest.raises(Exception, match=r"(?i)pickle"):
         next(iterator)
     assert [batch.item() for batch in iterator] == [2, 4, 5]
+
+
+def test_a_slot_that_came_back_is_not_lost_with_an_index_that_cannot_be_sent():
+    indices = [0, 1, lambda: 2, 3]
+    loader = DataLoader(Numbers(6, 600), batch_size=None, sampler=indices, num_workers=1, prefetch_factor=1)
+    iterator = iter(loader)
+    next(iterator)
+    with pytest.raises(Exception, match=r"(?i)pickle"):
+        next(iterator)
+    assert 0 in iterator._crew.workers[0].slots.notices().returned
 
 
 def test_an_error_of_a_class_that_cannot_be_sent_is_a_runtime_error():

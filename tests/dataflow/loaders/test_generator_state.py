@@ -46,6 +46,16 @@ def test_a_generator_goes_on_where_another_one_was(kind):
     assert [draw(second) for _ in range(3)] == expected
 
 
+@pytest.mark.parametrize(
+    ("make", "draw"), [(random.Random, random.Random.gauss), (np.random.RandomState, np.random.RandomState.normal)]
+)
+def test_the_second_of_two_normal_numbers_that_are_drawn_together_is_kept(make, draw):
+    first, second = make(1), make(2)
+    draw(first, 0, 1)
+    decode_generator(second, through_json(encode_generator(first)))
+    assert [draw(second, 0, 1) for _ in range(3)] == [draw(first, 0, 1) for _ in range(3)]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("saved", [None, [], {}, "", "no base64", [3, "AAAA", None], {"bit_generator": "unknown"}])
 def test_damage_is_found_before_a_generator_is_touched(kind, saved):

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -115,21 +116,45 @@ def test_a_small_view_of_a_large_tensor_travels_alone():
     assert torch.equal(travel(dataset[5000:6000]), dataset[5000:6000])
 
 
+@pytest.mark.parametrize(("length", "taken"), [(2000, 2000), (2001, 1000)])
+def test_a_storage_is_taken_whole_where_half_of_it_is_used(length, taken):
+    parcel, _ = send(torch.arange(length)[:1000])
+    assert [place.size_bytes for place in parcel.buffers] == [taken * 8]
+
+
+def test_a_slot_is_needed_as_far_as_any_of_its_parts_reaches():
+    pool = SlotPool(max_slots=1, max_free=1, free_bytes=0)
+    first, last = pool.allocate(5000), pool.allocate(5000)
+    used = {}
+    pack([first, last, first[:]], pool, used)
+    for fd in pool.ship(used)[2]:
+        os.close(fd)
+    assert used == {0: 5056 + 5000}
+
+
 def test_memory_formats_survive():
     images = torch.rand(2, 3, 30, 30).contiguous(memory_format=torch.channels_last)
     assert travel(images).is_contiguous(memory_format=torch.channels_last)
     assert travel(images[:1]).stride() == images[:1].stride()
 
 
+class Tagged(torch.Tensor):
+    """A tensor of another type."""
+
+
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 def test_unusual_tensors_survive():
     numbers = torch.complex(torch.arange(3000.0), torch.ones(3000))
     assert torch.equal(travel(numbers.conj()), numbers.conj())
+    assert torch.equal(travel(numbers.conj().imag), -numbers.imag)  # whose sign is not in its memory
     assert torch.equal(travel(torch.eye(900).to_sparse()).to_dense(), torch.eye(900))
     parameter = travel(torch.nn.Parameter(torch.ones(3000)))
     assert isinstance(parameter, torch.nn.Parameter)
     assert parameter.requires_grad
+    assert isinstance(travel(torch.nn.Parameter(torch.ones(3000), requires_grad=False)), torch.nn.Parameter)
+    assert type(travel(torch.ones(3000).as_subclass(Tagged))) is Tagged
     assert travel(torch.ones(3000, requires_grad=True)).requires_grad
+    assert travel(torch.ones(9000)[:3000].requires_grad_()).requires_grad
     tagged = torch.ones(3000)
     tagged.tag = "kept"
     assert travel(tagged).tag == "kept"

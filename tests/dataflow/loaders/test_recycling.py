@@ -4,6 +4,7 @@ import platform
 import subprocess
 import sys
 import textwrap
+import weakref
 
 import numpy as np
 import pytest
@@ -47,10 +48,22 @@ def test_memory_that_is_far_too_large_is_not_given() -> None:
 
 def test_a_view_outlives_the_recycler() -> None:
     recycler = Recycler()
-    memory = recycler.allocate(RECYCLE_BYTES)
+    memory, gone = recycler.allocate(RECYCLE_BYTES), weakref.ref(recycler)
     memory[:] = 7
     del recycler
+    assert gone() is None  # and the view holds nothing but its own memory
     assert (memory == 7).all()
+
+
+def test_what_is_kept_has_a_limit_and_goes_for_batches_of_another_size() -> None:
+    recycler = Recycler()
+    small = [recycler.allocate(RECYCLE_BYTES) for _ in range(10)]
+    small.clear()
+    assert [block.size for block in recycler._free] == [RECYCLE_BYTES] * 8
+    assert not recycler._lent
+    del small
+    recycler.allocate(3 * RECYCLE_BYTES)
+    assert [block.size for block in recycler._free] == [RECYCLE_BYTES] * 7 + [3 * RECYCLE_BYTES]
 
 
 @given(st.lists(st.one_of(st.integers(1, 3), st.integers(-8, -1)), max_size=30))
@@ -63,6 +76,7 @@ def test_no_memory_is_given_twice(steps: list[int]) -> None:
             held.pop(number + step, None)
             continue
         memory = recycler.allocate(step * RECYCLE_BYTES)
+        assert memory.size == step * RECYCLE_BYTES
         memory[::4096] = number
         held[number] = memory
         assert all((kept[::4096] == owner).all() for owner, kept in held.items())

@@ -160,6 +160,13 @@ def test_a_free_slot_that_is_too_small_makes_room_for_a_larger_one():
     assert (batch == 2).all()
 
 
+def test_a_batch_of_a_size_that_was_seen_before_takes_one_slot():
+    pair = Pair()
+    kept = [pair.send([tagged(tag, 10_000) for _ in range(3)]) for tag in range(2)]
+    assert pair.pool._next_number == 3 + 1
+    assert [int(part[0]) for batch in kept for part in batch] == [0, 0, 0, 1, 1, 1]
+
+
 def test_what_shares_a_slot_is_aligned_for_any_dtype(pool):
     parts = [pool.allocate(5001) for _ in range(3)]
     assert {pool.locate(address_of(part), 5001).slot for part in parts} == {0}
@@ -225,6 +232,16 @@ def test_a_large_batch_beyond_the_limit_takes_its_slot_with_it(monkeypatch, mapp
     assert mapped() == 2
 
 
+def test_slots_that_are_taken_for_good_have_a_limit(monkeypatch):
+    monkeypatch.setattr(slots, "HELD_SLOTS", 1)
+    monkeypatch.setattr(slots, "GIVE_BYTES", 10_000)
+    monkeypatch.setattr(slots, "GIVEN_SLOTS", 2)
+    pair = Pair()
+    kept = [pair.send(tagged(tag, 5000)) for tag in range(6)]
+    assert len(pair.holdings.given) == 2
+    assert [int(batch[7]) for batch in kept] == list(range(6))
+
+
 def test_without_a_free_slot_a_batch_travels_in_the_message(mapped):
     pair = Pair(max_slots=1)
     kept = [pair.send([tagged(tag, 5000), np.full(5000, tag), b"y" * 9000]) for tag in range(3)]
@@ -265,16 +282,28 @@ def test_what_a_forked_child_sees_never_changes():
     child.join()
 
 
-def test_a_batch_beyond_the_limit_that_shares_its_slot_is_copied_out(monkeypatch, mapped):
+@pytest.mark.parametrize(("shared", "give_bytes"), [(True, 10_000), (False, 50_000)], ids=["shares", "small"])
+def test_a_batch_beyond_the_limit_that_shares_its_slot_or_is_small_is_copied_out(
+    monkeypatch, mapped, shared, give_bytes
+):
     monkeypatch.setattr(slots, "HELD_SLOTS", 1)
-    monkeypatch.setattr(slots, "GIVE_BYTES", 10_000)
+    monkeypatch.setattr(slots, "GIVE_BYTES", give_bytes)
     pair = Pair()
     kept = []
     for tag in range(6):
-        kept.append(pair.send(tagged(tag, 5000), shared=True))
+        kept.append(pair.send(tagged(tag, 5000), shared=shared))
         pair.return_slots()
     assert mapped() == 4  # the slot that is held, and one more that all the others came in; on both sides
     assert [int(batch[0]) for batch in kept] == list(range(6))
+
+
+def test_a_slot_that_no_batch_was_taken_from_goes_back():
+    pair, used = Pair(), {}
+    pack(tagged(1, 5000), pair.pool, used)
+    new, _, fds = pair.pool.ship(used)
+    pair.map.adopt(new[0], fds[0])
+    Leases(pair.map, used, shared=False)
+    assert pair.map.notices() == ([0], [])
 
 
 def test_an_unknown_notice_is_a_bug_not_a_shrug():
