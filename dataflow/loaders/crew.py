@@ -3,16 +3,20 @@
     Crew.post  -> orders to one worker, never blocking
     Crew.wait  -> results as they arrive, and deaths, in one poll over channels and process descriptors
 
-A worker's results that were sent in full before it died are received before its death is reported.
+A worker's results that were sent in full before it died are received before its death is reported. Its first message
+is an empty one: an interpreter that is started anew may fail before it can work, on a main module without a guard for
+instance, and so would any successor of it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pickle
 import select
 import signal
+import socket
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -27,6 +31,8 @@ __all__ = ["Crew", "Death", "Worker"]
 
 _log = logging.getLogger(__name__)
 
+_HERE = b""
+
 
 @dataclass(eq=False)
 class Worker:
@@ -38,6 +44,7 @@ class Worker:
         slots: Its shared memory.
         lifeline: Readable once the process is dead.
         heard_s: When it was last heard of, or was given work after it had none; on the monotonic clock.
+        is_here: It has begun to work.
     """
 
     id: int
@@ -47,6 +54,7 @@ class Worker:
     lifeline: int
     owns_lifeline: bool
     heard_s: float = field(default_factory=time.monotonic)
+    is_here: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +68,11 @@ class Death:
 
     worker: Worker
     silent_s: float | None = None
+
+    @property
+    def is_final(self) -> bool:
+        """Whether a successor would end alike: it has failed by itself before it could work."""
+        return not self.worker.is_here and (self.worker.process.exitcode or 0) > 0
 
     def as_error(self) -> RuntimeError:
         """Say it in torch's words where it has any, with the cause chained."""
@@ -185,9 +198,7 @@ class Crew:
     def _start(self, worker_id: int, begin: BeginEpoch) -> Worker:
         channel, worker_end = channel_pair()
         try:
-            process = self._context.Process(
-                target=worker_main, args=(self._job, worker_id, worker_end, begin), daemon=True
-            )
+            process = self._context.Process(target=_work, args=(self._job, worker_id, worker_end, begin), daemon=True)
             _start_process(process)
         except BaseException:
             channel.close()
@@ -210,11 +221,14 @@ class Crew:
 
     def _receive(self, worker: Worker) -> list[Result]:
         channel = worker.channel
-        worker.heard_s = time.monotonic()
         if channel.pending:
             channel.flush()
             self._watch(worker)
-        results = [decode_result(message) for message in channel.receive(block=False)]
+        messages = channel.receive(block=False)
+        worker.is_here = worker.is_here or bool(messages)
+        if messages != [_HERE]:  # its start counts with its first batch
+            worker.heard_s = time.monotonic()
+        results = [decode_result(message) for message in messages if message != _HERE]
         for result in results:
             for slot in result.new_slots:
                 worker.slots.adopt(slot, channel.fds.popleft())
@@ -237,6 +251,13 @@ class Crew:
         self._poll.unregister(worker.channel.sock)
         if worker.owns_lifeline:
             os.close(worker.lifeline)
+
+
+def _work(job: Job, worker_id: int, sock: socket.socket, begin: BeginEpoch) -> None:
+    """Say that the worker is here, and run it."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the trainer has left, which is seen again soon
+        Channel(sock).send(_HERE)
+    worker_main(job, worker_id, sock, begin)
 
 
 def _start_process(process: Any) -> None:

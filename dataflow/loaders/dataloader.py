@@ -52,7 +52,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             they stay where they are.
         on_worker_failure: "restart" replaces a dead worker by one that goes on behind its last batch, with the global
             random number generators as they were then; the batches are the same. After four deaths over one batch, and
-            at once with "raise", the death is torch's `RuntimeError`.
+            at once with "raise" or where a worker has failed before it could begin, the death is torch's
+            `RuntimeError`.
         worker_deadline_s: How long a worker may take over one batch, its own start counted with its first one. One
             that takes longer is killed, which is a failure as above. By default workers may take for ever, as in torch;
             without workers there is no deadline. (`timeout` limits the wait of the caller, and raises.)

@@ -313,7 +313,7 @@ class ProcessIterator(AheadIterator):
         if not self._is_active[worker_id] and not owed:
             return  # it had nothing more to do
         self._restarts[worker_id] += 1
-        if not self._restarts_workers or self._restarts[worker_id] > _MAX_RESTARTS:
+        if death.is_final or not self._restarts_workers or self._restarts[worker_id] > _MAX_RESTARTS:
             self._failure = death.as_error()
             self._shutdown_workers()
             return

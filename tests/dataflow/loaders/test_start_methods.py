@@ -1,10 +1,16 @@
 """However workers are started, values of every kind arrive as they are made in the trainer's process."""
 
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
 import numpy as np
 import pytest
 import torch
 
-from dataflow.loaders import DataLoader
+from dataflow.loaders import DataLoader, crew
 from dataflow.loaders.testing import Records
 
 
@@ -25,3 +31,44 @@ def test_values_of_every_kind_arrive_however_workers_are_started(method):
     inline = DataLoader(Records(6), batch_size=2, collate_fn=list)
     workers = DataLoader(Records(6), batch_size=2, collate_fn=list, num_workers=1, multiprocessing_context=method)
     assert [plain(batch) for batch in workers] == [plain(batch) for batch in inline]
+
+
+UNGUARDED = """
+    from dataflow.loaders import DataLoader
+    from dataflow.loaders.testing import Numbers
+
+    for batch in DataLoader(Numbers(8), num_workers=1, multiprocessing_context="spawn"):
+        print(batch)
+"""
+
+
+def test_spawning_without_a_guard_fails_once_in_the_words_of_multiprocessing_and_torch(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(textwrap.dedent(UNGUARDED))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=90, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("An attempt has been made to start a new process before") == 1
+    assert "if __name__ == '__main__':" in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("RuntimeError: DataLoader worker (pid(s) ")
+    assert last.endswith(") exited unexpectedly")
+
+
+def fail(*arguments):
+    raise LookupError("there is no such dataset here")
+
+
+def be_killed(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("begin", "replaced"), [(fail, 0), (be_killed, 3)])
+def test_a_worker_that_failed_before_it_began_is_not_replaced_and_one_that_was_killed_is(
+    begin, replaced, monkeypatch, caplog, capfd
+):
+    monkeypatch.setattr(crew, "_work", begin)
+    iterator = iter(DataLoader(Records(6), num_workers=1, multiprocessing_context="fork"))
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        next(iterator)
+    assert sum("another one starts" in message for message in caplog.messages) == replaced
+    assert capfd.readouterr().err.count("LookupError: there is no such dataset here") == (begin is fail)
