@@ -14,9 +14,9 @@ import secrets
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from datetime import datetime
 from tempfile import NamedTemporaryFile
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
-from connectors._threads import BlockingPool
+from connectors._threads import BlockingPool, read_limit_s
 from connectors.errors import (
     BadInputError,
     ChangedError,
@@ -31,7 +31,6 @@ from connectors.protocols import Buffer
 
 __all__ = ["FsspecStore", "knows_scheme", "open_fsspec"]
 
-P = ParamSpec("P")
 R = TypeVar("R")
 
 _THREADS = 8
@@ -89,17 +88,18 @@ class FsspecStore:
 
     async def get_range(self, key: str, span: Span, *, version: str | None = None) -> Buffer:
         """Return exactly the bytes of the span."""
-        return (await self._run(key, self._read, key, (span,), version))[0]
+        return (await self._run(key, self._read, key, (span,), version, limit_s=read_limit_s(span.length)))[0]
 
     async def get_ranges(self, key: str, spans: Sequence[Span], *, version: str | None = None) -> builtins.list[Buffer]:
         """Return one buffer per span; the file system merges near ones as it sees fit."""
         if not spans:
             return []
-        return await self._run(key, self._read, key, tuple(spans), version)
+        limit_s = read_limit_s(sum(span.length for span in spans))
+        return await self._run(key, self._read, key, tuple(spans), version, limit_s=limit_s)
 
     async def head(self, key: str) -> ObjectMeta:
         """Return size and version."""
-        return await self._run(key, self._head, key)
+        return await self._run(key, self._head, key, limit_s=read_limit_s(0))
 
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectMeta]:
         """Yield the files whose key begins with `prefix`, sorted by key; all of them are held in memory first."""
@@ -121,7 +121,7 @@ class FsspecStore:
             upload = self._filesystem.put_file
             return await self._run(key, self._publish, key, lambda path: upload(collected.name, path))
         finally:
-            await asyncio.shield(self._pool.run(collected.close))
+            await asyncio.shield(self._run(key, collected.close))
 
     async def delete(self, key: str) -> None:
         """Remove the file."""
@@ -137,9 +137,9 @@ class FsspecStore:
         """Let the threads end."""
         self._pool.close()
 
-    async def _run(self, key: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    async def _run(self, key: str, function: Callable[..., R], *args: Any, limit_s: float | None = None) -> R:
         try:
-            return await self._pool.run(function, *args, **kwargs)
+            return await self._pool.run(join_uri(self.url, key), limit_s, function, *args)
         except DataError:
             raise
         except Exception as error:  # noqa: BLE001  whatever a foreign file system raises

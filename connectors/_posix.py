@@ -23,9 +23,9 @@ import stat
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, TypeVar
 
-from connectors._threads import BlockingPool
+from connectors._threads import BlockingPool, read_limit_s
 from connectors.errors import (
     BadInputError,
     ChangedError,
@@ -35,13 +35,13 @@ from connectors.errors import (
     PermissionDeniedError,
     TransientError,
 )
+from connectors.filesystems import mount_of, mount_points
 from connectors.folders import create_partial, file_version, is_partial, walk_files
 from connectors.objects import ObjectMeta, Span, check_key, check_prefix, join_uri
 from connectors.protocols import Buffer
 
 __all__ = ["PosixStore"]
 
-P = ParamSpec("P")
 R = TypeVar("R")
 
 _COPY_BYTES = 4 << 20
@@ -61,14 +61,17 @@ class PosixStore:
 
     Args:
         url: `file:///`.
-        threads: Calls that run at once; more wait. A file system that hangs holds no more threads than this.
+        threads: Calls that run at once on each mounted file system; more wait. One that hangs holds its own, unless it
+            is reached by a symbolic link from another.
     """
 
     def __init__(self, url: str = "file:///", *, threads: int = 16) -> None:
         if threads < 1:
             raise BadInputError(f"threads must be >= 1, got {threads}")
         self.url = url
-        self._pool = BlockingPool(threads)
+        self._threads = threads
+        self._mounts = mount_points()
+        self._pools: dict[str, BlockingPool] = {}
 
     async def get(self, key: str, *, version: str | None = None) -> Buffer:
         """Return the whole file."""
@@ -76,23 +79,24 @@ class PosixStore:
 
     async def get_range(self, key: str, span: Span, *, version: str | None = None) -> Buffer:
         """Return exactly the bytes of the span."""
-        return (await self._run(key, _read, key, (span,), version))[0]
+        return (await self._run(key, _read, key, (span,), version, limit_s=read_limit_s(span.length)))[0]
 
     async def get_ranges(self, key: str, spans: Sequence[Span], *, version: str | None = None) -> builtins.list[Buffer]:
         """Return one buffer per span, all from one open of the file."""
         if not spans:
             return []
-        return await self._run(key, _read, key, tuple(spans), version)
+        limit_s = read_limit_s(sum(span.length for span in spans))
+        return await self._run(key, _read, key, tuple(spans), version, limit_s=limit_s)
 
     async def head(self, key: str) -> ObjectMeta:
         """Return size and version."""
-        return await self._run(key, _head, key)
+        return await self._run(key, _head, key, limit_s=read_limit_s(0))
 
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectMeta]:
         """Yield the regular files whose key begins with `prefix`, sorted by key."""
         folder, name = check_prefix(prefix)
         files = walk_files(folder, name)
-        while page := await self._run(folder, _page, files):
+        while page := await self._run(folder, _list_page, files):
             for meta in page:
                 yield meta
 
@@ -116,7 +120,7 @@ class PosixStore:
             return await self._run(key, partial.publish)
         except BaseException:
             # Shielded: a second cancellation must not leave the hidden file behind.
-            await asyncio.shield(self._pool.run(partial.discard))
+            await asyncio.shield(self._run(key, partial.discard))
             raise
 
     async def delete(self, key: str) -> None:
@@ -129,11 +133,16 @@ class PosixStore:
 
     async def close(self) -> None:
         """Let the threads end; closing twice is harmless, and a later call starts them again."""
-        self._pool.close()
+        for pool in self._pools.values():
+            pool.close()
 
-    async def _run(self, key: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    async def _run(self, key: str, function: Callable[..., R], *args: Any, limit_s: float | None = None) -> R:
+        mount = mount_of("/" + key, self._mounts)
+        pool = self._pools.get(mount)
+        if pool is None:
+            pool = self._pools[mount] = BlockingPool(self._threads)
         try:
-            return await self._pool.run(function, *args, **kwargs)
+            return await pool.run(_uri(key), limit_s, function, *args)
         except DataError:
             raise
         except OSError as error:
@@ -240,7 +249,7 @@ def _read_span(descriptor: int, span: Span) -> Buffer:
     return b"".join(pieces)
 
 
-def _page(files: Iterator[ObjectMeta]) -> list[ObjectMeta]:
+def _list_page(files: Iterator[ObjectMeta]) -> list[ObjectMeta]:
     return list(itertools.islice(files, _PAGE_FILES))
 
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 
-__all__ = ["filesystem_magic", "is_local"]
+__all__ = ["filesystem_magic", "is_local", "mount_of", "mount_points", "parse_mount_points"]
 
 # Numbers from statfs(2) and linux/magic.h.
 _LOCAL = frozenset(
@@ -33,6 +36,7 @@ _LOCAL = frozenset(
         0x3153464A,  # jfs
     }
 )
+_OCTAL = re.compile(r"\\([0-7]{3})")
 # Larger than struct statfs anywhere (120 bytes on 64-bit machines); f_type is its first field, one machine word.
 _STATFS_BYTES = 512
 
@@ -64,3 +68,26 @@ def is_local(path: str, *, magic_of: Callable[[str], int] = filesystem_magic) ->
             path = os.path.dirname(path)
         except OSError:
             return False
+
+
+@cache
+def mount_points() -> frozenset[str]:
+    """Return where file systems are mounted, as this process first saw it; none where the kernel does not say."""
+    try:
+        text = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+    except OSError:
+        return frozenset()
+    return parse_mount_points(text)
+
+
+def parse_mount_points(text: str) -> frozenset[str]:
+    """Return the mount points in the text of a `mountinfo` (proc(5)), where odd characters are octal. Pure."""
+    fields = (line.split(" ") for line in text.splitlines())
+    return frozenset(_OCTAL.sub(lambda found: chr(int(found[1], 8)), field[4]) for field in fields if len(field) > 4)
+
+
+def mount_of(path: str, mounts: frozenset[str]) -> str:
+    """Return the mount point that an absolute path lies below, by its name alone: no link is looked at. Pure."""
+    while path not in mounts and path != "/":
+        path = path.rpartition("/")[0] or "/"
+    return path

@@ -1,6 +1,6 @@
 import pytest
 
-from connectors.filesystems import filesystem_magic, is_local
+from connectors.filesystems import filesystem_magic, is_local, mount_of, mount_points, parse_mount_points
 
 LUSTRE, NFS, FUSE, EXT4, TMPFS = 0x0BD00BD0, 0x6969, 0x65735546, 0xEF53, 0x01021994
 
@@ -36,3 +36,24 @@ def test_the_kernel_answers_for_proc_and_for_a_missing_path(tmp_path):
     assert filesystem_magic("/proc") == 0x9FA0
     with pytest.raises(FileNotFoundError):
         filesystem_magic(str(tmp_path / "absent"))
+
+
+MOUNTINFO = r"""22 28 0:21 / /proc rw,nosuid shared:12 - proc proc rw
+28 0 253:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw
+44 28 0:40 / /mnt/my\040data rw - nfs4 server:/x rw
+
+"""
+
+
+def test_mount_points_are_read_with_their_odd_characters():
+    assert parse_mount_points(MOUNTINFO) == {"/proc", "/", "/mnt/my data"}
+    assert {"/", "/proc"} <= mount_points()
+
+
+@pytest.mark.parametrize(
+    ("path", "mount"),
+    [("/mnt/my data/a/b", "/mnt/my data"), ("/mnt/my data", "/mnt/my data"), ("/mnt/my", "/"), ("/x", "/"), ("/", "/")],
+)
+def test_a_path_lies_below_the_nearest_mount_point(path, mount):
+    assert mount_of(path, parse_mount_points(MOUNTINFO)) == mount
+    assert mount_of(path, frozenset()) == "/"
