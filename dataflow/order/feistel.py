@@ -34,9 +34,10 @@ _LOOKED_UP = 1 << 14
 _Elements: TypeAlias = "npt.NDArray[np.uint64]"
 _U64 = np.uint64
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
-_MULTIPLY_1 = _U64(0xBF58476D1CE4E5B9)
-_MULTIPLY_2 = _U64(0x94D049BB133111EB)
-_HALF_WORD = _U64(32)
+# Arrays without a dimension: numpy takes 0.2 us more for each operation with a number of its own.
+_MULTIPLY_1 = np.array(0xBF58476D1CE4E5B9, _U64)
+_MULTIPLY_2 = np.array(0x94D049BB133111EB, _U64)
+_HALF_WORD = np.array(32, _U64)
 # Entry h is the number of elements in a domain whose two halves have h bits each.
 _DOMAINS = np.array([1 << (2 * half_bits) for half_bits in range(32)], dtype=_U64)
 
@@ -105,10 +106,10 @@ class Permutation:
         return image
 
     def _rounds(self, elements: _Elements, half_bits: _Elements, tweak: _Elements) -> _Elements:
-        mask = (_U64(1) << half_bits) - _U64(1)
+        mask = np.asarray((_U64(1) << half_bits) - _U64(1))
         left, right = elements >> half_bits, elements & mask
         for key in self._keys:
-            mixed = right + (key + tweak)
+            mixed = right + np.asarray(key + tweak)
             mixed *= _MULTIPLY_1
             mixed ^= mixed >> _HALF_WORD
             mixed *= _MULTIPLY_2
