@@ -240,6 +240,47 @@ def test_mds_is_laid_out_as_streaming_does(source: Path, tmp_path: Path, compres
             np.testing.assert_array_equal(actual[name], value)
 
 
+@pytest.mark.parametrize(
+    ("to", "compression", "names"),
+    [
+        ("parquet", "lz4", ["label", "name"]),
+        ("webdataset", "none", ["__key__"]),
+        ("jsonl", "zstd", []),
+        ("jsonl", "lz4", []),
+        ("zarr", "none", ["label"]),
+    ],
+)
+def test_no_samples_at_all_are_a_data_set_of_none(
+    source: Path, tmp_path: Path, to: str, compression: str, names: list[str]
+) -> None:
+    fields = ["label"] if to == "zarr" else ["label", "name"]
+    options = {"to": to, "compression": compression, "fields": fields, "filter": "label > 0", "verify": True}
+    assert convert(source, tmp_path / "out", **options).num_samples == 0
+    empty = open_dataset(tmp_path / "out")
+    assert (len(empty), empty.schema.names) == (0, names)
+    # Written over by what has samples, it is gone.
+    convert(source, tmp_path / "out", **options | {"filter": None, "overwrite": True})
+    assert len(open_dataset(tmp_path / "out")) == COUNT
+
+
+@pytest.mark.parametrize("to", ["jsonl", "tfrecord"])
+def test_a_file_without_a_byte_is_not_written(source: Path, tmp_path: Path, to: str) -> None:
+    convert(source, tmp_path / "out", to=to, compression="none", fields=["label"], filter="label > 0")
+    assert not list((tmp_path / "out").iterdir())
+
+
+@UNCLOSED
+def test_other_libraries_read_what_has_no_samples(source: Path, tmp_path: Path) -> None:
+    for to in ("parquet", "webdataset"):
+        convert(source, tmp_path / to, to=to, fields=["label", "name"], filter="label > 0")
+    table = pq.read_table(tmp_path / "parquet" / "shard-00000.parquet")
+    assert (table.num_rows, table.schema.names) == (0, ["label", "name"])
+    archive = str(tmp_path / "webdataset" / "shard-00000.tar")
+    with tarfile.open(archive) as file:
+        assert file.getnames() == []
+    assert list(webdataset.WebDataset([archive], shardshuffle=False, empty_check=False)) == []
+
+
 @pytest.mark.parametrize("compression", ["none", "zstd"])
 def test_mds_without_samples_still_says_its_fields(source: Path, tmp_path: Path, compression: str) -> None:
     convert(source, tmp_path / "out", to="mds", compression=compression, filter="label > 0", fields=["label", "name"])

@@ -55,8 +55,15 @@ class FileTarget(ABC):
     def publish(
         self, destination: Destination, schema: pa.Schema, parts: Mapping[str, Part], lineage: dict[str, Any]
     ) -> None:
-        """Do nothing: the shards are the dataset."""
-        return
+        """Write an empty shard where there is no sample, if the format has such a thing; else shards are the dataset.
+
+        A file without a byte is none: nothing tells it from one that was cut off.
+        """
+        if parts:
+            return
+        _, chunks = self.build(schema, (), 0)
+        if any(map(len, chunks)):
+            destination.put(self.shard_name(0), chunks)
 
 
 def refuse(field: pa.Field, format_name: str, hint: str) -> BadInputError:
