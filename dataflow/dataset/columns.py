@@ -150,8 +150,9 @@ class FixedColumn:
         if pa.types.is_fixed_size_list(array.type):
             width = array.type.list_size
             array = array.values.slice(array.offset * width, length * width)
-            if array.null_count and valid is None:
-                valid = np.asarray(_flat(array.is_valid(), _BOOL).reshape(length, width).all(axis=1))
+            if array.null_count:  # a row may also lack some of its values
+                whole = _flat(array.is_valid(), _BOOL).reshape(length, width).all(axis=1)
+                valid = np.asarray(whole if valid is None else valid & whole)
         values = _flat(array, self.dtype)
         address = address_of(values)
         values = self._permuted(values.reshape(length, *self._stored_shape))

@@ -44,6 +44,25 @@ def test_lists_of_booleans_are_seen_at_any_offset(data):
     assert [None if span is None else seen.data[slice(*span)].tolist() for span in spans] == part
 
 
+@given(data=st.data())
+def test_rows_of_fixed_width_are_seen_at_any_offset_and_absent_with_any_of_their_values(data):
+    kind, row = pa.list_(pa.int16(), 2), st.lists(st.none() | st.integers(0, 9), min_size=2, max_size=2)
+    rows = data.draw(st.lists(st.none() | row, max_size=9))
+    start = data.draw(st.integers(0, len(rows)))
+    part = [[None] * 2 if row is None else row for row in rows[start:]]
+    for field, array in ((pa.field("x", kind), pa.array(rows, kind)), tensors_of(rows)):
+        seen = column_of(field, encoded=False).prepare(array.slice(start))
+        valid = [None not in row for row in part]
+        assert (seen.valid is None and all(valid)) or seen.valid.tolist() == valid
+        assert seen.values[valid].tolist() == [row for row in part if None not in row]
+
+
+def tensors_of(rows):
+    """A field of tensors with two values each, and its array."""
+    kind = pa.fixed_shape_tensor(pa.int16(), (2,))
+    return pa.field("x", kind), pa.ExtensionArray.from_storage(kind, pa.array(rows, kind.storage_type))
+
+
 PROGRAM = """
 import sys
 import numpy as np

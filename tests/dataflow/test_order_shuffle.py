@@ -77,6 +77,7 @@ def test_the_tables_of_a_group_are_made_once_while_it_is_walked() -> None:
     order = BlockOrder(np.arange(33_000), 1, 2, 64)
     order.take(0, 10)
     opened = order._opened
+    assert len(opened.groups) == 1
     order.take(10, 20)
     assert order._opened is opened
 
