@@ -176,6 +176,8 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         """
         while True:
             index = next(self._sampler_iter)
+            if type(index) is list:
+                index = index.copy()  # a sampler may fill the same one for the next batch, before this one is made
             number, self._position = self._position, self._position + 1
             if (foresight := self._foresight()) is not None:
                 foresight.drew(number, index)

@@ -67,6 +67,37 @@ def test_native_batches_are_what_default_collate_makes_of_the_samples(num_worker
         batch["wide"] += 1
 
 
+class Refilling:
+    """A batch sampler that yields one list again and again."""
+
+    def __init__(self, num_batches):
+        self.num_batches = num_batches
+
+    def __len__(self):
+        return self.num_batches
+
+    def __iter__(self):
+        batch = []
+        for number in range(self.num_batches):
+            batch[:] = (2 * number, 2 * number + 1)
+            yield batch
+
+
+@pytest.mark.parametrize(("num_workers", "workers"), [(0, "process"), (2, "process"), (2, "thread")])
+def test_a_sampler_may_fill_the_same_list_for_each_batch(num_workers, workers):
+    def begin(state=None):
+        loader = DataLoader(range(80), batch_sampler=Refilling(40), num_workers=num_workers, workers=workers)
+        if state is not None:
+            loader.load_state_dict(state)
+        return loader, (batch.tolist() for batch in loader)
+
+    loader, batches = begin()
+    expected = [[2 * number, 2 * number + 1] for number in range(40)]
+    assert [*itertools.islice(batches, 25)] == expected[:25]
+    _, rest = begin(loader.state_dict())
+    assert [*rest] == expected[25:]
+
+
 def test_a_native_batch_without_samples_has_empty_columns():
     batch = next(iter(DataLoader(Columns(4), batch_sampler=[[]])))
     assert batch["wide"].shape == (0, 700)
