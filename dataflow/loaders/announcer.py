@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterator
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -39,6 +39,7 @@ Step: TypeAlias = tuple[int, int, npt.NDArray[np.int64]]
 _AHEAD_BLOCKS = 4096
 # Looked at in one go: some milliseconds.
 _STEPS_AT_ONCE = 32
+_SAMPLES_AT_ONCE = 8192
 # The trainer waits for each message, so a mark is one for every few blocks, and so is what the plan goes on with, or
 # for less where the cache knows of little: a part of what lies ahead of the reader as far as it knows.
 _MARK_BLOCKS = 16
@@ -191,7 +192,7 @@ def _first_needed(index: Index, steps: Iterator[Step], buffer_bytes: int) -> Ite
     # How many blocks were planned by the time each was used last.
     last = np.full(index.num_blocks, -buffered, np.int64)
     planned = 0
-    while some := list(islice(steps, _STEPS_AT_ONCE)):
+    while some := _next_few(steps):
         used, ends = _used_blocks(index, [samples for _, _, samples in some])
         if (planned - last[used] < buffered).all():
             last[used] = planned
@@ -204,6 +205,16 @@ def _first_needed(index: Index, steps: Iterator[Step], buffer_bytes: int) -> Ite
             last[own] = planned + is_new.cumsum()
             planned += len(blocks)
             yield epoch, step, blocks if index.pieces is None else index.pieces.rows_of(blocks)
+
+
+def _next_few(steps: Iterator[Step]) -> list[Step]:
+    """Return some steps: enough that numpy's cost per call vanishes, few enough that no first batch waits for them."""
+    some: list[Step] = []
+    num_samples = 0
+    while len(some) < _STEPS_AT_ONCE and num_samples < _SAMPLES_AT_ONCE and (step := next(steps, None)) is not None:
+        some.append(step)
+        num_samples += len(step[2])
+    return some
 
 
 def _used_blocks(index: Index, steps: list[npt.NDArray[np.int64]]) -> tuple[npt.NDArray[np.int64], list[int]]:
