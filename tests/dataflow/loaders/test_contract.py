@@ -323,6 +323,20 @@ def test_getitems_is_asked_for_whole_batches(load):
     assert [batch.tolist() for batch in loader] == [[[0, 3], [1, 3], [2, 3]], [[3, 2], [4, 2]]]
 
 
+def test_without_batches_a_sampler_may_yield_whole_ones(load):
+    loader = load(torch.arange(9), batch_size=None, sampler=[[8, 1], [3], [4, 5, 6]])
+    assert [batch.tolist() for batch in loader] == [[8, 1], [3], [4, 5, 6]]
+
+
+@pytest.mark.parametrize("arguments", [{}, {"shuffle": True}], ids=str)
+def test_a_dataset_may_grow_between_epochs(load, arguments):
+    dataset = [1, 2]
+    loader = load(dataset, **arguments)
+    assert [len(loader), len(list(loader))] == [2, 2]
+    dataset.append(3)
+    assert [len(loader), sorted(map(int, loader))] == [3, [1, 2, 3]]
+
+
 def test_two_iterators_of_one_loader_do_not_mix(load):
     loader = load(Numbers(8, 600), batch_size=2)
     pairs = list(zip(loader, loader, strict=True))
@@ -382,6 +396,38 @@ def test_default_collate_makes_of_records_what_it_makes_in_process(load):
     loader = load(dataset, batch_size=4)
     for batch, indices in zip(loader, BatchSampler(range(10), 4, drop_last=False), strict=True):
         assert_same(batch, default_collate([dataset[index] for index in indices]))
+
+
+class Row(list):
+    """A sequence of the user's."""
+
+
+class Features(dict):
+    """A mapping of the user's."""
+
+
+def test_collating_keeps_the_types_of_containers(load):
+    samples = [Features(row=Row([index, index + 1]), name=str(index)) for index in range(4)]
+    for batch in load(samples, batch_size=2):
+        assert type(batch) is Features
+        assert type(batch["row"]) is Row
+        assert [column.tolist() for column in batch["row"]] in ([[0, 1], [1, 2]], [[2, 3], [3, 4]])
+        assert batch["name"] in (["0", "1"], ["2", "3"])
+
+
+NUMBERS = [*map(np.dtype, ["float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"])]
+
+
+@pytest.mark.parametrize("dtype", NUMBERS, ids=str)
+def test_numbers_of_numpy_keep_their_dtype(loader_class, dtype):
+    (batch,) = loader_class([dtype.type(1), dtype.type(0)], batch_size=2, num_workers=1)
+    assert_same(batch, torch.from_numpy(np.array([1, 0], dtype)))
+
+
+def test_views_of_a_mapped_file_are_collated(load, tmp_path):
+    np.arange(8000).tofile(tmp_path / "numbers")
+    rows = np.memmap(tmp_path / "numbers", np.int64, mode="r+", shape=(4, 2000))
+    assert torch.equal(torch.cat(list(load(rows, batch_size=2))), torch.arange(8000).reshape(4, 2000))
 
 
 @dataclass
@@ -548,6 +594,15 @@ def test_a_stream_that_could_not_be_opened_can_be_tried_again(loader_class, tmp_
     assert first_values(loader) == [[0, 1], [2, 3]]
 
 
+def test_persistent_workers_keep_the_dataset_of_their_first_epoch(loader_class):
+    dataset = WorkerReport(4)
+    dataset.tag = "first"
+    loader = loader_class(dataset, batch_size=None, num_workers=2, persistent_workers=True)
+    list(loader)
+    dataset.tag = "second"
+    assert {report["tag"] for report in loader} == {"first"}
+
+
 def test_persistent_workers_are_the_same_processes_and_iterator(loader_class):
     loader = loader_class(Numbers(6), batch_size=2, num_workers=2, persistent_workers=True)
     iterator = iter(loader)
@@ -639,6 +694,24 @@ def test_a_worker_that_ends_early_leaves_the_rest_to_the_others(loader_class):
     assert first_values(loader) == first_values(loader)
 
 
+def test_a_stream_out_of_order_hands_out_every_batch_once(loader_class):
+    if loader_class is TORCH and "in_order" not in TORCHS_ARGUMENTS:
+        pytest.skip("torch's own knows no order but one")
+    loader = loader_class(UnevenStream(), num_workers=2, in_order=False)
+    assert sorted(first_values(loader)) == [[0], [1], [2], *([100 + index] for index in range(9))]
+
+
+class Unopened(torch.utils.data.IterableDataset):
+    """Has none of what `iter()` would return."""
+
+    def __iter__(self):
+        raise ConnectionError("there is no server")
+
+
+def test_a_stream_that_cannot_be_opened_is_an_error_without_workers_too(load):
+    assert_loading_raises(ConnectionError, "there is no server", load(Unopened()))
+
+
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_streams_drop_their_last_short_batch_if_asked(load, drop_last):
     loader = load(Stream(10), batch_size=3, drop_last=drop_last)
@@ -662,6 +735,13 @@ def test_streams_have_no_length_of_their_own(loader_class):
 class SizedStream(Stream):
     def __len__(self):
         return 3
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "drop_last", "batches"), [(1, False, 3), (2, False, 2), (2, True, 1), (None, False, 3)]
+)
+def test_the_length_of_a_stream_is_counted_in_batches(loader_class, batch_size, drop_last, batches):
+    assert len(loader_class(SizedStream(3), batch_size=batch_size, drop_last=drop_last)) == batches
 
 
 def test_a_stream_longer_than_its_length_is_warned_about(load):
