@@ -122,11 +122,16 @@ class Fetch:
                     for start, stop in pairwise(ends)
                 ]
 
+    @property
+    def iterator(self) -> Any:
+        """What `iter()` of an iterable dataset returned; None of a map-style one."""
+        return getattr(self._torch, "dataset_iter", None)
+
     def skip(self, samples: int) -> None:
         """Read and drop samples of an iterable dataset (batches, where it yields those)."""
         if samples:
             with reading_epoch(self._epoch):
-                deque(islice(self._torch.dataset_iter, samples), maxlen=0)
+                deque(islice(self.iterator, samples), maxlen=0)
 
 
 def _probe(dataset: Any, is_native: bool, item: Any) -> None:

@@ -204,8 +204,10 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Let the next `iter()` go on where the state was taken. No sample of a map-style dataset is read for that.
 
-        An iterable dataset goes on by its own `load_state_dict` if it has one; else what was handed out is read again
-        and dropped.
+        An iterable dataset goes on by its own `load_state_dict`, or by that of what its `iter()` returns, if there is
+        one; else what was handed out is read again and dropped. What a map-style dataset keeps in a `state_dict` (a
+        generator of its transforms, say) is kept for each worker, and goes on with the same number of them; where
+        worker threads share the dataset, it is not asked.
 
         Raises:
             BadInputError: Not a state of a loader, or one of another dataset, order or version; says what differs. The
@@ -213,6 +215,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
                 holds.
         """
         self._ledger.resume = load_state(self, state_dict)
+        self._ledger.is_told = self._ledger.resume is None
         self._ledger.next_epoch = state_dict.get("next_epoch", 0)
         self._ledger.progress = None
         if self._ledger.rejects is not None:

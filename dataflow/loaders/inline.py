@@ -11,13 +11,15 @@ import contextlib
 import inspect
 import time
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import IterDataPipe, MapDataPipe, graph_settings
 
 from dataflow.loaders.collate import Fetch, size_bytes_of
+from dataflow.loaders.dataset_state import open_at, take_state
 from dataflow.loaders.iterators import LoaderIterator
-from dataflow.loaders.order_state import is_elastic, is_stateful, snapshot_order
+from dataflow.loaders.order_state import is_elastic, snapshot_order
 from dataflow.loaders.pace import MAX_BATCHES, Pace
 from dataflow.loaders.state import Ledger
 from dataflow.loaders.torch_private import index_sampler
@@ -42,7 +44,11 @@ class InlineIterator(LoaderIterator):
         if isinstance(self._dataset, (IterDataPipe, MapDataPipe)):
             graph_settings.apply_sharding(self._dataset, self._world_size, self._rank)
         self._begin(loader, self._sampler_iter, order)
-        self._fetch = self._make_fetch(may_join=is_elastic(sampler))
+        self._may_join = is_elastic(sampler)
+        # A dataset that is told where it was may set the process's generators, so it is told when the caller's are
+        # back. Any other is opened at once, as in torch.
+        is_told = any(state is not None for state in self._progress.shard_states)
+        self._fetch = None if is_told else self._open()
         self._pace = Pace()
         self._most = max(1, self._most_ahead(MAX_BATCHES))
         # What was drawn and not handed out, the batches of it that are made, and what stopped the sampler.
@@ -50,23 +56,22 @@ class InlineIterator(LoaderIterator):
         self._made: deque[Any] = deque()
         self._draw_failure: Exception | None = None
 
-    def _make_fetch(self, *, may_join: bool) -> Fetch:
-        progress = self._progress
-        if self._is_iterable and is_stateful(self._dataset):
-            if progress.shard_states[0] is not None:
-                self._dataset.load_state_dict(progress.shard_states[0])
-            progress.live_state = self._dataset.state_dict
-        fetch = self._fetch_maker(may_join=may_join)()
-        if self._is_iterable and progress.live_state is None:
-            fetch.skip(progress.shards[0] * (self._batch_size or 1))
+    def _open(self) -> Fetch:
+        progress, make_fetch = self._progress, self._fetch_maker(may_join=self._may_join)
+        if not progress.shards:
+            return make_fetch()
+        skip = progress.shards[0] * (self._batch_size or 1) if self._is_iterable else 0
+        fetch = open_at(progress.shard_states[0], self._dataset, make_fetch, skip=skip)
+        progress.live_state = partial(take_state, self._dataset, fetch.iterator)
         return fetch
 
     def _next_data(self) -> Any:
+        fetch = self._fetch = self._fetch or self._open()
         if not self._drawn:
-            self._draw_some()
+            self._draw_some(fetch)
         number, index = self._drawn.popleft()
         try:
-            batch = self._made.popleft() if self._made else self._make(index)
+            batch = self._made.popleft() if self._made else self._make(fetch, index)
         except Exception as error:
             if self._is_iterable and isinstance(error, StopIteration):
                 self._progress.finished = True
@@ -74,13 +79,13 @@ class InlineIterator(LoaderIterator):
                 self._hand_out(number, index)
             raise
         self._hand_out(number, index)
-        if self._fetch.sieve is not None:
-            self._note(self._fetch.sieve.take_found())
-        if self._is_iterable:
+        if fetch.sieve is not None:
+            self._note(fetch.sieve.take_found())
+        if self._progress.shards:
             self._progress.shards[0] += 1
         return batch if self._staging is None else self._staging.bring(batch)
 
-    def _draw_some(self) -> None:
+    def _draw_some(self, fetch: Fetch) -> None:
         """Draw the next batch, or several that are made at once; what goes wrong behind the first of them comes later.
 
         Raises:
@@ -103,13 +108,13 @@ class InlineIterator(LoaderIterator):
         if len(self._drawn) > 1:
             began_s = time.monotonic()
             with contextlib.suppress(Exception):  # one by one they tell which of them is to blame
-                self._made.extend(self._fetch.together([index for _, index in self._drawn]))
+                self._made.extend(fetch.together([index for _, index in self._drawn]))
                 self._pace.made(len(self._made), time.monotonic() - began_s, sum(map(size_bytes_of, self._made)))
 
-    def _make(self, index: Any) -> Any:
-        if not self._fetch.joins:
-            return self._fetch(index)
+    def _make(self, fetch: Fetch, index: Any) -> Any:
+        if not fetch.joins:
+            return fetch(index)
         began_s = time.monotonic()
-        batch = self._fetch(index)
+        batch = fetch(index)
         self._pace.made(1, time.monotonic() - began_s, size_bytes_of(batch))
         return batch

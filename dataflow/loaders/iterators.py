@@ -7,6 +7,7 @@ as in torch.
 from __future__ import annotations
 
 import itertools
+import logging
 import operator
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -22,8 +23,11 @@ from dataflow.loaders.foresight import Foresight, foresee
 from dataflow.loaders.landmark import advanced
 from dataflow.loaders.order_state import (
     describe_other_order,
+    drawn_or_again,
     draws_unseen,
     is_elastic,
+    is_stateful,
+    keeps_state,
     restore_order,
     sampler_epoch,
     sampler_length,
@@ -40,6 +44,8 @@ if TYPE_CHECKING:
     from dataflow.loaders.dataloader import DataLoader
 
 __all__ = ["LoaderIterator"]
+
+_log = logging.getLogger(__name__)
 
 # Of an epoch, by all workers of a rank together.
 _AHEAD_SHARE = 1 / 64
@@ -129,17 +135,27 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
             if order is None or self._is_iterable:  # torch may have drawn a seed for a data pipe since
                 order = snapshot_order(loader)
             progress = Progress(order, self._base_seed, epoch=epoch, shared_seed=self._shared_seed)
+            if self._ledger.is_told and keeps_state(sampler):
+                self._sampler_iter = drawn_or_again(self._sampler_iter, sampler)
         else:
             progress = resume
             self._base_seed = progress.base_seed
             self._shuffle_by(progress.shared_seed)
             restore_order(loader, progress.order)
             self._prepare(loader, REOPENING, progress.batches)
-            self._sampler_iter = self._draw_again(progress)
-        if self._is_iterable and not progress.shards:
-            shards = loader.num_stream_readers
-            progress.shards, progress.shard_states = [0] * shards, [None] * shards
-        self._ledger.progress = self._progress = progress
+            self._sampler_iter = self._draw_again(loader, progress)
+        shards = loader.num_stream_readers if self._asks_dataset(loader) else 0
+        if len(progress.shards) != shards:
+            if progress.shards:
+                _log.warning(
+                    "the state of %s was kept by %d workers and this loader has other ones: its samples go on where "
+                    "they were, and what it keeps beside them begins anew",
+                    type(self._dataset).__qualname__,
+                    len(progress.shards),
+                )
+            progress.shards, progress.shard_states, progress.next_shard = [0] * shards, [None] * shards, 0
+        self._ledger.progress, self._ledger.is_told = progress, False
+        self._progress = progress
         self._ledger.next_epoch = progress.epoch + 1
         if self._ledger.foresight is not None:
             self._ledger.foresight.begin()
@@ -147,7 +163,7 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         self._skip = frozenset(progress.ahead)
         self._length = None if self._is_iterable else sampler_length(sampler)
 
-    def _draw_again(self, progress: Progress) -> Iterator[Any]:
+    def _draw_again(self, loader: DataLoader[Any], progress: Progress) -> Iterator[Any]:
         """Return the indices of the epoch that were not handed out yet.
 
         Raises:
@@ -156,11 +172,28 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         if self._is_iterable:
             return advanced(iter(self._index_sampler), 0, None)[0]
         self._ledger.resume = progress  # until it is followed: who iterates once more is refused again
-        indices, is_same = advanced(iter(self._index_sampler), progress.batches, progress.landmark)
+        may_be_told = keeps_state(self._index_sampler)
+        try:
+            indices, is_same = advanced(iter(self._index_sampler), progress.batches, progress.landmark)
+        except BadInputError:
+            if not may_be_told:
+                raise
+            is_same = False
+        if not is_same and may_be_told:
+            # It was told where the epoch before was left, which holds for one iteration: the next one is a whole epoch.
+            restore_order(loader, progress.order)
+            indices, is_same = advanced(iter(self._index_sampler), progress.batches, progress.landmark)
         if not is_same:
             raise BadInputError(describe_other_order(self._index_sampler, progress.order))
         self._ledger.resume = None
         return indices
+
+    def _asks_dataset(self, loader: DataLoader[Any]) -> bool:
+        """Whether a place in the epoch is also one in each process's copy of the dataset."""
+        if self._is_iterable:
+            return True
+        is_shared = loader.num_workers > 0 and not loader.has_worker_processes
+        return is_stateful(self._dataset) and not is_shared and not is_elastic(self._index_sampler)
 
     def _shuffle_by(self, shared_seed: int | None) -> None:
         """Let a data pipe shuffle as it did before; torch's part has seeded it for a new epoch."""
@@ -194,7 +227,7 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         It stays under way until the caller has it, or goes past it: till then, a state begins with it.
         """
         progress, meter = self._progress, self._meter
-        progress.hand_out(number, index)
+        progress.hand_out(number, None if self._is_iterable else index)
         meter.batches += 1
         if (foresight := self._foresight()) is not None:
             foresight.passed(progress.batches)

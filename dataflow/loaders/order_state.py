@@ -7,6 +7,7 @@ their own. From these a sampler draws the same order again.
 from __future__ import annotations
 
 import copy
+import itertools
 import operator
 import random
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,9 +35,11 @@ __all__ = [
     "check_generators",
     "check_order",
     "describe_other_order",
+    "drawn_or_again",
     "draws_unseen",
     "is_elastic",
     "is_stateful",
+    "keeps_state",
     "load_samplers",
     "raise_unknown",
     "restore_order",
@@ -70,6 +73,18 @@ def sampler_parts(sampler: Any) -> list[Any]:
         inner = getattr(sampler, "sampler", None)
         sampler = getattr(sampler, "batch_sampler", None) if inner is None else inner
     return parts
+
+
+def keeps_state(sampler: Any) -> bool:
+    """Whether a sampler, or one that it wraps, keeps its own state."""
+    return any(map(is_stateful, sampler_parts(sampler)))
+
+
+def drawn_or_again(indices: Iterator[Any], sampler: Any) -> Iterator[Any]:
+    """Yield what a sampler drew, or a new epoch of it where that is nothing: it was told of one that is over."""
+    nothing = object()
+    first = next(indices, nothing)
+    yield from sampler if first is nothing else itertools.chain([first], indices)
 
 
 def sampler_epoch(sampler: Any, default: int) -> int:

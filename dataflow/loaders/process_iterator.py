@@ -159,14 +159,15 @@ class ProcessIterator(AheadIterator):
             may_join=self._deadline_s == math.inf,
             max_slots=max(self._prefetch_factor, MAX_DEPTH) + HELD_SLOTS + _SPARE_SLOTS,
             max_free_slots=self._prefetch_factor + _SPARE_SLOTS,
+            asks_dataset=bool(self._progress.shards),
         )
         return Crew(self._context, job, begin)
 
     def _beginning(self, worker_id: int) -> BeginEpoch:
         """Where a worker that starts now has to begin: behind what it, or its predecessor, has sent."""
         skip, state = 0, None
-        if self._is_iterable:
-            skip = self._received[worker_id] * (self._batch_size or 1)
+        if self._received:
+            skip = self._received[worker_id] * (self._batch_size or 1) if self._is_iterable else 0
             state = self._received_states[worker_id]
         return BeginEpoch(self._epoch, self._progress.epoch, self._shared_seed, skip, state, None)
 
@@ -263,7 +264,7 @@ class ProcessIterator(AheadIterator):
             owed.made, owed.arrival = made, arrival
             if not self._in_order:
                 self._arrived.append(made.number)
-            if self._is_iterable:
+            if self._received:
                 self._received[worker.id] += 1
                 self._received_states[worker.id] = result.dataset_state
 
@@ -279,8 +280,8 @@ class ProcessIterator(AheadIterator):
         grown = self._depth.delivered(arrival.size_bytes)
         self._dispatch(1 + grown * self._num_workers)
         self._hand_out(number, owed.index)
-        if self._is_iterable:
-            progress = self._progress
+        progress = self._progress
+        if progress.shards:
             progress.shards[worker.id] += 1
             progress.shard_states[worker.id] = arrival.dataset_state
             progress.next_shard = (worker.id + 1) % self._num_workers

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from connectors.errors import BadInputError
 from dataflow.loaders.bad_samples import Rejects
+from dataflow.loaders.dataset_state import is_state
 from dataflow.loaders.landmark import Landmark
 from dataflow.loaders.order_state import (
     check_generators,
@@ -81,11 +82,11 @@ class Progress:
     landmark: Landmark | None = None
 
     def hand_out(self, number: int, index: Any) -> None:
-        """Count a batch of which the sampler said that `index` is in it."""
+        """Count a batch of which the sampler said that `index` is in it; None of a stream."""
         if number != self.batches:
             self.ahead.add(number)
             return
-        self.newest = number, index
+        self.newest = None if index is None else (number, index)
         self.batches += 1
         while self.batches in self.ahead:
             self.ahead.remove(self.batches)
@@ -112,8 +113,8 @@ class Progress:
             except Exception:  # is raised where somebody asks for the loader's state
                 states = [ExceptionWrapper(where="in a dataset")]
         reached = self.reached()
-        landmark = None if self.shards else self.find_landmark()  # an index need not be one that can be pickled
-        reached = replace(reached, ahead={*reached.ahead}, newest=None, landmark=landmark)
+        # An index need not be one that can be pickled.
+        reached = replace(reached, ahead={*reached.ahead}, newest=None, landmark=self.find_landmark())
         return replace(reached, shards=[*self.shards], shard_states=[*states], live_state=None)
 
     def as_dict(self) -> dict[str, Any]:
@@ -127,7 +128,7 @@ class Progress:
             states = self.shard_states if self.live_state is None else [self.live_state()]
             raise_unknown(states)
             state |= {"shards": self.shards, "shard_states": states, "next_shard": self.next_shard}
-        elif (landmark := self.find_landmark()) is not None:
+        if (landmark := self.find_landmark()) is not None:
             state["landmark"] = landmark.as_dict()
         return copy.deepcopy(state)
 
@@ -147,6 +148,8 @@ class Progress:
             operator.index(number)
         if len(progress.shards) != len(progress.shard_states):
             raise ValueError("there are not as many states as workers")
+        if not all(map(is_state, progress.shard_states)):
+            raise ValueError("a dataset cannot be told what is no state of it")
         if "landmark" in values:
             progress.landmark = Landmark.from_dict(values["landmark"], batches=progress.batches)
         return progress
@@ -161,6 +164,7 @@ class Ledger:
         progress: Of the newest iterator; None before the first and after a state was loaded.
         resume: Where the next iterator is to go on.
         next_epoch: Number of the epoch that begins next.
+        is_told: Whether a state between epochs was loaded, and none has begun since.
         foresight: Tells the cache what comes, where the order and the cache allow it.
         rejects: The bad samples so far, where there is a policy for them.
     """
@@ -169,6 +173,7 @@ class Ledger:
     progress: Progress | None = None
     resume: Progress | None = None
     next_epoch: int = 0
+    is_told: bool = False
     foresight: Foresight | None = None
     rejects: Rejects | None = None
 
@@ -178,6 +183,7 @@ class Ledger:
             progress=None if self.progress is None else self.progress.copied(),
             resume=None if self.resume is None else self.resume.copied(),
             next_epoch=self.next_epoch,
+            is_told=self.is_told,
             rejects=copy.deepcopy(self.rejects),
         )
 
@@ -251,7 +257,8 @@ def read_state(state: Mapping[str, Any]) -> tuple[Progress | None, dict[str, Any
 
 def _check_place(loader: DataLoader[Any], progress: Progress) -> None:
     """Refuse a place in an epoch of another order, or of a stream that is dealt out otherwise."""
-    if len(progress.shards) not in (0, loader.num_stream_readers):
+    is_stream = dataset_kind(loader) == DatasetKind.Iterable
+    if is_stream and len(progress.shards) not in (0, loader.num_stream_readers):
         raise BadInputError(
             f"the loader state was saved with {len(progress.shards)} workers and this loader has "
             f"{loader.num_stream_readers}: an iterable dataset is dealt out by worker, so only the same number of them "

@@ -9,11 +9,12 @@ threads at once; a stream cannot be, so one thread reads it, as a loader without
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import operator
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -23,9 +24,10 @@ from torch.utils.data import IterDataPipe, MapDataPipe, graph_settings
 
 from dataflow.loaders.ahead import AheadIterator
 from dataflow.loaders.collate import Fetch
+from dataflow.loaders.dataset_state import open_at, take_state
 from dataflow.loaders.depth import AHEAD_BYTES, MAX_DEPTH, Depth
 from dataflow.loaders.device import Staging
-from dataflow.loaders.order_state import is_stateful, snapshot_order
+from dataflow.loaders.order_state import snapshot_order
 from dataflow.loaders.rehearsal import REOPENING
 from dataflow.loaders.state import Ledger
 from dataflow.loaders.threads import Made, Order, Result, Threads
@@ -90,11 +92,9 @@ class ThreadIterator(AheadIterator):
         make_fetch = self._fetch_maker(may_join=self._deadline_s == math.inf)
         if not self._is_iterable:
             return Threads(self._num_workers, make_fetch)
-        if not is_stateful(self._dataset):
-            return Threads(1, partial(_skipped, make_fetch, progress.shards[0] * (self._batch_size or 1)))
-        if progress.shard_states[0] is not None:
-            self._dataset.load_state_dict(progress.shard_states[0])
-        return Threads(1, make_fetch, self._dataset.state_dict)
+        skip = progress.shards[0] * (self._batch_size or 1)
+        open_stream = partial(open_at, progress.shard_states[0], self._dataset, make_fetch, skip=skip)
+        return Threads(1, open_stream, partial(_copied_state, self._dataset))
 
     def _dispatch(self, number_of_batches: int = 1) -> None:
         """Draw more indices and ask for their batches, as far as there are any."""
@@ -221,7 +221,6 @@ class ThreadIterator(AheadIterator):
         self._shutdown_workers()
 
 
-def _skipped(make_fetch: Callable[[], Fetch], samples: int) -> Fetch:
-    fetch = make_fetch()
-    fetch.skip(samples)
-    return fetch
+def _copied_state(dataset: Any, fetch: Fetch) -> Any:
+    """Return where a stream is now; what it returns may be the very object that it goes on with."""
+    return copy.deepcopy(take_state(dataset, fetch.iterator))

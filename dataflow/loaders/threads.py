@@ -91,11 +91,11 @@ class Threads:
     Args:
         number: How many.
         make_fetch: Called by each thread once, for what it makes batches with.
-        dataset_state: Returns the dataset's state, where that belongs to each batch.
+        dataset_state: Returns where the dataset is, where that belongs to each batch.
     """
 
     def __init__(
-        self, number: int, make_fetch: Callable[[], Fetch], dataset_state: Callable[[], Any] | None = None
+        self, number: int, make_fetch: Callable[[], Fetch], dataset_state: Callable[[Fetch], Any] | None = None
     ) -> None:
         self._orders: _Orders = queue.SimpleQueue()
         self._results: _Results = queue.SimpleQueue()
@@ -142,7 +142,7 @@ class Threads:
 
 def _work(
     make_fetch: Callable[[], Fetch],
-    dataset_state: Callable[[], Any] | None,
+    dataset_state: Callable[[Fetch], Any] | None,
     orders: _Orders,
     results: _Results,
     closing: threading.Event,
@@ -174,7 +174,7 @@ class _Maker:
         pace: How many orders to give it at a time.
     """
 
-    def __init__(self, make_fetch: Callable[[], Fetch], dataset_state: Callable[[], Any] | None) -> None:
+    def __init__(self, make_fetch: Callable[[], Fetch], dataset_state: Callable[[Fetch], Any] | None) -> None:
         self._make_fetch = make_fetch
         self._dataset_state = dataset_state
         self._fetch: Fetch | None = None
@@ -221,7 +221,7 @@ class _Maker:
 
     def _state(self) -> Any:
         try:
-            return None if self._dataset_state is None else self._dataset_state()
+            return None if self._dataset_state is None or self._fetch is None else self._dataset_state(self._fetch)
         except Exception:  # is raised where somebody asks for the loader's state
             return ExceptionWrapper(where="in a DataLoader worker thread")
 

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, pairwise, repeat
 from typing import Any, NamedTuple, TypeAlias
 
@@ -24,10 +25,10 @@ from torch.utils.data import IterDataPipe, graph_settings
 from dataflow.loaders.bad_samples import BadSample, BadSamples
 from dataflow.loaders.channel import Channel
 from dataflow.loaders.collate import Fetch, collate_into_slots
+from dataflow.loaders.dataset_state import open_at, take_state
 from dataflow.loaders.depth import AHEAD_BYTES
 from dataflow.loaders.generators import GeneratorStates, GeneratorWatch, seed_worker
 from dataflow.loaders.lifeline import Lifeline
-from dataflow.loaders.order_state import is_stateful
 from dataflow.loaders.pace import PARCEL_S, Pace
 from dataflow.loaders.packing import Parcel, pack
 from dataflow.loaders.recycling import keep_freed_memory
@@ -66,6 +67,7 @@ class Job:
         may_join: Whether several batches may be made before the first of them is sent.
         max_slots: Limit on the slots of one worker.
         max_free_slots: Free slots that one worker keeps.
+        asks_dataset: Whether results say where the dataset is.
         bad_samples: What to do about samples that cannot be read.
         shared_seed: Seed that all ranks share, for torch's data pipes.
         The others are torch's DataLoader arguments of the same name.
@@ -86,6 +88,7 @@ class Job:
     may_join: bool
     max_slots: int
     max_free_slots: int
+    asks_dataset: bool
 
 
 class BeginEpoch(NamedTuple):
@@ -95,7 +98,7 @@ class BeginEpoch(NamedTuple):
         epoch: Counts the orders of this kind: what was made for another one is not wanted.
         number: The epoch's number, on which random transforms depend.
         skip: Samples of batches that are already handed out; read and dropped unless `dataset_state` is given.
-        dataset_state: For a dataset that has `load_state_dict`.
+        dataset_state: Of the dataset, where that says where it is.
         generators: For the successor of a dead worker: where that one's generators were after its last batch.
     """
 
@@ -190,8 +193,7 @@ class Result(NamedTuple):
         dropped_slots: Slots to forget.
         seconds: Time by stage since the last result.
         counts: Counters since the last result.
-        dataset_state: After the last of them, for iterable datasets that have `state_dict` and `load_state_dict`; the
-            wrapped exception, if there is none to be had.
+        dataset_state: After the last of them, where the dataset has one; the wrapped exception, if it cannot be had.
         generators: After the last of them, if they have drawn from them.
     """
 
@@ -259,7 +261,6 @@ class _Worker:
         self._init_failure: ExceptionWrapper | None = None
         self._dataset = job.dataset
         self._shared_rng = torch.Generator()
-        self._is_stateful = job.kind == DatasetKind.Iterable and is_stateful(job.dataset)
         torch.set_num_threads(1)
         keep_freed_memory()
         gc.freeze()  # what was inherited is neither searched for garbage nor, by that, copied page by page
@@ -296,8 +297,8 @@ class _Worker:
 
     def _orders_like(self, first: Task) -> Iterator[Task]:
         """Take the tasks that follow, of the same epoch, as far as their batches travel together."""
-        if self._job.kind == DatasetKind.Iterable or not self._job.may_join:
-            return  # each batch of a stream has a state of its own, and may be the last
+        if self._job.kind == DatasetKind.Iterable or self._job.asks_dataset or not self._job.may_join:
+            return  # each batch has a state of its own, and that of a stream may be the last
         for _ in range(1, self._pace.batches):
             following = self._orders[0] if self._orders else None
             if not isinstance(following, Task) or following.epoch != first.epoch:
@@ -310,13 +311,10 @@ class _Worker:
         if self._failure is not None:
             return
         job = self._job
-        # A dataset that cannot say where it is reads again what was handed out.
-        dataset_state = None if isinstance(begin.dataset_state, ExceptionWrapper) else begin.dataset_state
         try:
             self._dataset = self._reseeded(begin.shared_seed)
-            if dataset_state is not None:
-                self._dataset.load_state_dict(dataset_state)
-            self._fetch = Fetch(
+            make_fetch = partial(
+                Fetch,
                 job.kind,
                 self._dataset,
                 auto_collation=job.auto_collation,
@@ -327,8 +325,7 @@ class _Worker:
                 bad_samples=job.bad_samples,
                 may_join=job.may_join,
             )
-            if dataset_state is None:
-                self._fetch.skip(begin.skip)
+            self._fetch = open_at(begin.dataset_state, self._dataset, make_fetch, skip=begin.skip)
             if begin.generators is not None:
                 begin.generators.restore()
         except Exception:
@@ -405,10 +402,11 @@ class _Worker:
         return wrapper
 
     def _encode(self, result: Result) -> bytes:
-        if not self._is_stateful or result.made[-1].status != Status.BATCH:
+        is_stream = self._job.kind == DatasetKind.Iterable
+        if not self._job.asks_dataset or self._fetch is None or (is_stream and result.made[-1].status != Status.BATCH):
             return encode_result(result)
         try:
-            return encode_result(result._replace(dataset_state=self._dataset.state_dict()))
+            return encode_result(result._replace(dataset_state=take_state(self._dataset, self._fetch.iterator)))
         except Exception:  # is raised where somebody asks for the loader's state
             return encode_result(result._replace(dataset_state=self._wrap()))
 

@@ -554,6 +554,63 @@ def test_a_sampler_that_cannot_say_where_it_is_can_be_drawn_from(num_workers):
     assert seen(loader) == [[0], [1], [2], [3], [4]]
 
 
+class Counting(Sampler):
+    """Its state is how many it has yielded, also behind the last one, and what it is told holds for one epoch."""
+
+    def __init__(self, source):
+        self.source = source
+        self.yielded = self.first = 0
+
+    def __len__(self):
+        return len(self.source)
+
+    def __iter__(self):
+        self.yielded, self.first = self.first, 0
+        for index in range(self.yielded, len(self.source)):
+            self.yielded += 1
+            yield index
+
+    def state_dict(self):
+        return {"yielded": self.yielded}
+
+    def load_state_dict(self, state):
+        self.first = state["yielded"]
+
+
+def make_counting(num_workers=0):
+    return DataLoader(Numbers(LENGTH), 5, sampler=Counting(range(LENGTH)), num_workers=num_workers)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("steps", [1, 3, 8], ids=lambda steps: f"after {steps}")
+def test_a_sampler_that_counts_goes_on_in_an_epoch_after_one_that_was_left(steps, num_workers):
+    loader = make_counting(num_workers)
+    for _ in range(2):
+        list(itertools.islice(loader, steps))
+    iterator = iter(loader)
+    next(iterator)
+    state, rest = through_json(loader.state_dict()), seen(iterator)
+    resumed = make_counting(num_workers)
+    resumed.load_state_dict(state)
+    assert seen(resumed) == rest
+    assert len(seen(resumed)) == 8
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_sampler_that_counts_begins_the_epoch_after_one_that_is_over(num_workers):
+    loader = make_counting(num_workers)
+    whole = seen(loader)
+    for loaded in (make_counting(num_workers), loader):
+        loaded.load_state_dict(through_json(loader.state_dict()))
+        assert seen(copy.deepcopy(loaded)) == seen(loaded) == seen(loaded) == whole
+
+
+def test_a_sampler_that_counts_and_has_no_more_is_not_asked_for_ever():
+    loader = DataLoader([], sampler=Counting([]))
+    loader.load_state_dict(loader.state_dict())
+    assert [*loader, *loader] == []
+
+
 def test_an_elastic_state_goes_on_with_other_ranks_and_workers():
     data = Numbers(LENGTH)
 

@@ -135,7 +135,7 @@ def test_the_state_of_a_stateful_stream_is_that_of_the_batch_handed_out():
     iterator = iter(loader)
     seen = [numbers_of(next(iterator)) for _ in range(2)]
     state = loader.state_dict()
-    assert state["epoch"]["shard_states"] == [{"next": 8}]
+    assert state["epoch"]["shard_states"] == [{"dataset": {"next": 8}}]
     rest = [numbers_of(batch) for batch in iterator]
     resumed = open_loader(Counted(30))
     resumed.load_state_dict(state)

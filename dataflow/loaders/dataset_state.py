@@ -1,0 +1,57 @@
+"""Where a dataset is, asked of it and told to it by the process that reads it.
+
+A dataset may say that by `state_dict`, and so may what `iter()` of a stream returns; both are asked. The dataset is
+told before it is iterated, the iterator as soon as it is there. A stream that is its own iterator is told as an
+iterator, since its `__iter__` may begin anew. torchdata's `StatefulDataLoader`, for which many such datasets are
+written, does it in this order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from dataflow.loaders.order_state import is_stateful
+from dataflow.loaders.torch_private import ExceptionWrapper
+
+if TYPE_CHECKING:
+    from dataflow.loaders.collate import Fetch
+
+__all__ = ["is_state", "open_at", "take_state"]
+
+
+def take_state(dataset: Any, iterator: Any = None) -> dict[str, Any] | None:
+    """Return where a dataset is, None where nobody says.
+
+    Args:
+        dataset: The dataset.
+        iterator: What `iter()` of it returned, where it is a stream.
+    """
+    parts = {"dataset": None if iterator is dataset else dataset, "iterator": iterator}
+    return {name: part.state_dict() for name, part in parts.items() if is_stateful(part)} or None
+
+
+def is_state(state: Any) -> bool:
+    """Whether `take_state` may have returned this."""
+    return state is None or (isinstance(state, Mapping) and {"dataset", "iterator"} >= state.keys() > set())
+
+
+def open_at(state: Any, dataset: Any, make_fetch: Callable[[], Fetch], *, skip: int = 0) -> Fetch:
+    """Make what reads a dataset, and let it go on where it was.
+
+    Args:
+        state: What `take_state` returned, or what stands for it where it could not be had.
+        dataset: The dataset.
+        make_fetch: Makes it, and with it the iterator of a stream.
+        skip: Samples to read and drop where there is no state.
+    """
+    if state is None or isinstance(state, ExceptionWrapper):
+        fetch = make_fetch()
+        fetch.skip(skip)
+        return fetch
+    if "dataset" in state:
+        dataset.load_state_dict(state["dataset"])
+    fetch = make_fetch()
+    if "iterator" in state:
+        fetch.iterator.load_state_dict(state["iterator"])
+    return fetch

@@ -1,0 +1,237 @@
+"""Datasets that say where they are go on there, told as torchdata's StatefulDataLoader tells them."""
+
+import json
+
+import pytest
+import torch
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from dataflow.loaders import DataLoader
+from dataflow.loaders.testing import Numbers
+
+WAYS = {
+    "inline": {},
+    "processes": {"num_workers": 2},
+    "persistent": {"num_workers": 2, "persistent_workers": True},
+    "thread": {"num_workers": 1, "workers": "thread"},
+}
+WAYS_WITH_A_COPY = {name: options for name, options in WAYS.items() if name != "thread"}
+
+
+def stopped(loader, steps=3):
+    """Return a loader's state after some steps, as a file keeps it, and what was left of the epoch."""
+    iterator = iter(loader)
+    for _ in range(steps):
+        next(iterator)
+    state = json.loads(json.dumps(loader.state_dict()))
+    return state, [batch.tolist() for batch in iterator]
+
+
+def rest_of(loader, state):
+    loader.load_state_dict(state)
+    return [batch.tolist() for batch in loader]
+
+
+def first_and_step():
+    info = get_worker_info()
+    return (0, 1) if info is None else (info.id, info.num_workers)
+
+
+class Restarting(IterableDataset):
+    """Its own iterator: each `iter()` begins anew, and there is no place before the first."""
+
+    def __init__(self, length):
+        self.length = length
+
+    def __iter__(self):
+        self.place, self.step = first_and_step()
+        return self
+
+    def __next__(self):
+        if self.place >= self.length:
+            raise StopIteration
+        self.place += self.step
+        return torch.tensor([self.place - self.step])
+
+    def state_dict(self):
+        return {"place": self.place}
+
+    def load_state_dict(self, state):
+        assert self.step
+        self.place = state["place"]
+
+
+class Walk:
+    """An iterator that says where it is, and how often it was read."""
+
+    def __init__(self, length, place, step):
+        self.length, self.place, self.step = length, place, step
+        self.reads = 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.place >= self.length:
+            raise StopIteration
+        self.place += self.step
+        self.reads += 1
+        return torch.tensor([self.place - self.step, self.reads])
+
+    def state_dict(self):
+        return {"place": self.place}
+
+    def load_state_dict(self, state):
+        self.place = state["place"]
+
+
+class Walked(IterableDataset):
+    """A stream that leaves its place to its iterators, and has a state beside it."""
+
+    told = None
+
+    def __init__(self, length):
+        self.length = length
+
+    def __iter__(self):
+        return Walk(self.length, *first_and_step())
+
+    def state_dict(self):
+        return {"told": "yes"}
+
+    def load_state_dict(self, state):
+        self.told = state["told"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_stream_that_is_its_own_iterator_is_told_when_it_has_begun(way):
+    state, rest = stopped(DataLoader(Restarting(30), batch_size=2, **WAYS[way]))
+    assert rest_of(DataLoader(Restarting(30), batch_size=2, **WAYS[way]), state) == rest
+    assert max(number for batch in rest for (number,) in batch) == 29
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_iterator_that_says_where_it_is_reads_nothing_again(way):
+    state, rest = stopped(DataLoader(Walked(32), batch_size=2, **WAYS[way]))
+    resumed = rest_of(DataLoader(Walked(32), batch_size=2, **WAYS[way]), state)
+    assert [[sample[0] for sample in batch] for batch in resumed] == [[sample[0] for sample in batch] for batch in rest]
+    assert resumed[0][0][1] == 1  # its first read
+
+
+def test_a_stream_with_both_states_is_told_both():
+    state, _ = stopped(DataLoader(Walked(32), batch_size=2))
+    dataset = Walked(32)
+    rest_of(DataLoader(dataset, batch_size=2), state)
+    assert dataset.told == "yes"
+
+
+class Trail(IterableDataset):
+    """Its state is the very list that it goes on with."""
+
+    def __init__(self, length):
+        self.length = length
+        self.seen = []
+
+    def __iter__(self):
+        while len(self.seen) < self.length:
+            self.seen.append(len(self.seen))
+            yield torch.tensor([self.seen[-1]])
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+
+
+@pytest.mark.parametrize("options", [{}, {"num_workers": 1}, {"num_workers": 1, "workers": "thread"}], ids=str)
+def test_a_state_that_the_dataset_goes_on_with_is_that_of_its_batch(options):
+    loader = DataLoader(Trail(12), batch_size=2, **options)
+    iterator = iter(loader)
+    next(iterator)
+    state = loader.state_dict()
+    assert len(list(iterator)) == 5
+    assert state["epoch"]["shard_states"] == [{"dataset": {"seen": [0, 1]}}]
+    assert rest_of(DataLoader(Trail(12), batch_size=2, **options), state) == [[[k], [k + 1]] for k in range(2, 12, 2)]
+
+
+class Noise(Dataset):
+    """Adds noise from the process's generator, of which it keeps the state."""
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        return torch.tensor(float(index)) + torch.rand(()) / 2
+
+    def state_dict(self):
+        return {"generator": torch.get_rng_state().tolist()}
+
+    def load_state_dict(self, state):
+        torch.set_rng_state(torch.tensor(state["generator"], dtype=torch.uint8))
+
+
+def open_noise(options):
+    return DataLoader(Noise(), 4, shuffle=True, generator=torch.Generator().manual_seed(2), **options)
+
+
+@pytest.mark.parametrize("way", WAYS_WITH_A_COPY)
+def test_what_a_map_style_dataset_keeps_goes_on_in_each_worker(way):
+    state, rest = stopped(open_noise(WAYS[way]))
+    torch.manual_seed(77)
+    loader = open_noise(WAYS[way])
+    assert rest_of(loader, state) == rest
+    assert rest_of(loader, state) == rest  # also where the workers are there already
+
+
+@pytest.mark.parametrize("options", [{}, {"num_workers": 1}, {"num_workers": 2, "workers": "thread"}], ids=str)
+def test_with_other_workers_its_samples_go_on_and_a_warning_says_what_does_not(options, caplog):
+    state, rest = stopped(open_noise({"num_workers": 2}))
+    resumed = rest_of(open_noise(options), state)
+    assert [list(map(int, batch)) for batch in resumed] == [list(map(int, batch)) for batch in rest]
+    (warning,) = [record.getMessage() for record in caplog.records if "begins anew" in record.getMessage()]
+    assert warning.startswith("the state of Noise was kept by 2 workers")
+
+
+class Silent(Numbers):
+    """Cannot say what it keeps."""
+
+    def state_dict(self):
+        raise LookupError("it is not known yet")
+
+    def load_state_dict(self, state):
+        raise AssertionError
+
+
+@pytest.mark.parametrize("way", WAYS_WITH_A_COPY)
+def test_a_map_style_dataset_that_cannot_say_what_it_keeps_can_be_read_but_not_resumed(way):
+    loader = DataLoader(Silent(8), batch_size=2, **WAYS[way])
+    iterator = iter(loader)
+    batches = [next(iterator)]
+    with pytest.raises(LookupError, match="it is not known yet"):
+        loader.state_dict()
+    batches += iterator
+    assert [batch[:, 0].tolist() for batch in batches] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+def test_threads_that_share_a_dataset_do_not_ask_it():
+    loader = DataLoader(Silent(8), batch_size=2, num_workers=2, workers="thread")
+    iterator = iter(loader)
+    next(iterator)
+    state = loader.state_dict()
+    assert "shards" not in state["epoch"]
+    resumed = DataLoader(Silent(8), batch_size=2, num_workers=2, workers="thread")
+    resumed.load_state_dict(state)
+    assert len(list(resumed)) == 3
+
+
+def test_a_worker_that_dies_is_followed_by_one_that_is_told():
+    whole = [
+        batch.tolist() for batch in DataLoader(Noise(), 4, num_workers=1, generator=torch.Generator().manual_seed(3))
+    ]
+    loader = DataLoader(Noise(), 4, num_workers=1, generator=torch.Generator().manual_seed(3))
+    iterator = iter(loader)
+    batches = [next(iterator).tolist()]
+    iterator._workers[0].kill()
+    batches += [batch.tolist() for batch in iterator]
+    assert batches == whole
