@@ -195,6 +195,11 @@ class Crew:
                 worker.process.kill()
                 worker.process.join()
 
+    def hang_up(self) -> None:
+        """Close the channels, and leave the workers to whoever ends them. Nothing else may be called any more."""
+        for worker in self.workers:
+            worker.channel.close()
+
     def _start(self, worker_id: int, begin: BeginEpoch) -> Worker:
         channel, worker_end = channel_pair()
         try:

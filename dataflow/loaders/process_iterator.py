@@ -333,7 +333,9 @@ class ProcessIterator(AheadIterator):
 
     def _shutdown_workers(self) -> None:
         """End the workers; torch's iterator has this under the same name."""
-        if interpreter_is_leaving():
+        if interpreter_is_leaving():  # multiprocessing has ended them
+            if hasattr(self, "_crew"):
+                self._crew.hang_up()
             return
         if hasattr(self, "_crew"):
             self._crew.stop()
