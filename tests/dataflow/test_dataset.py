@@ -1,5 +1,6 @@
 """The map-style dataset over native shards."""
 
+import io
 import os
 import pickle
 import subprocess
@@ -12,9 +13,10 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from cache.access import open_reader
-from connectors.errors import BadInputError, NotFoundError
+from connectors.errors import BadInputError, CorruptError, NotFoundError
 from dataflow.dataset import Dataset, open_dataset
 from dataflow.formats import image_field, open_source, tensor_field
 from dataflow.formats.arrow import ShardWriter
@@ -288,6 +290,41 @@ def test_a_null_in_a_fixed_width_field_names_field_and_sample(tmp_path: Path) ->
         with pytest.raises(BadInputError, match="field 'number' of sample 7 is null"):
             dataset.get_batch(numbers)
     assert open_dataset(tmp_path / "set", columns=["text"])[7] == {"text": None}
+
+
+@given(numbers=st.permutations(range(40)))
+@settings(max_examples=10)
+def test_a_null_is_named_wherever_it_lies_in_blocks_and_batch(
+    numbers: list[int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("nulls") / "set"
+    with ShardWriter(folder, pa.schema([("number", pa.int64())]), block_size_bytes=64) as writer:
+        for number in range(40):
+            writer.write({"number": None if number == 27 else number})
+    dataset = open_dataset(folder)
+    assert dataset.index.num_blocks > 3
+    with pytest.raises(BadInputError, match="field 'number' of sample 27 is null"):
+        dataset.get_batch(numbers)
+
+
+def test_a_null_inside_a_list_names_the_field(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "set", pa.schema([("tokens", pa.list_(pa.int64()))])) as writer:
+        writer.write({"tokens": [1, None]})
+    with pytest.raises(BadInputError, match="field 'tokens' has nulls inside its lists"):
+        open_dataset(tmp_path / "set")[0]
+
+
+def test_a_damaged_image_is_named_whether_its_header_can_be_read_or_not(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40), np.uint8)).save(file, "png")
+    files = [file.getvalue()] * 3 + [file.getvalue()[:800], b"no image"]
+    with ShardWriter(tmp_path / "set", pa.schema([image_field("image")])) as writer:
+        for content in files:
+            writer.write({"image": content})
+    dataset = open_dataset(tmp_path / "set")
+    for damaged in (3, 4):
+        with pytest.raises(CorruptError, match=f"field 'image' of sample {damaged} is not a readable image"):
+            dataset.get_batch([2, damaged, 0])
 
 
 def test_nothing_there_is_not_found(tmp_path: Path) -> None:

@@ -33,13 +33,13 @@ def test_values_and_their_absence_are_seen_at_any_offset(kind, data):
     assert (seen.values[np.array(valid, bool)] == np.array(known, seen.values.dtype)).all()
 
 
+@pytest.mark.parametrize("kind", [pa.list_(pa.bool_()), pa.large_list(pa.bool_())], ids=str)
 @given(data=st.data())
-def test_lists_of_booleans_are_seen_at_any_offset(data):
+def test_lists_of_booleans_are_seen_at_any_offset(kind, data):
     values = data.draw(st.lists(st.none() | st.lists(st.booleans(), max_size=9), max_size=9))
     start = data.draw(st.integers(0, len(values)))
     part = values[start:]
-    column = column_of(pa.field("x", pa.list_(pa.bool_())), encoded=False)
-    seen = column.prepare(pa.array(values, pa.list_(pa.bool_())).slice(start))
+    seen = column_of(pa.field("x", kind), encoded=False).prepare(pa.array(values, kind).slice(start))
     spans = seen.spans(np.arange(len(part)))
     assert [None if span is None else seen.data[slice(*span)].tolist() for span in spans] == part
 
@@ -55,6 +55,15 @@ def test_rows_of_fixed_width_are_seen_at_any_offset_and_absent_with_any_of_their
         valid = [None not in row for row in part]
         assert (seen.valid is None and all(valid)) or seen.valid.tolist() == valid
         assert seen.values[valid].tolist() == [row for row in part if None not in row]
+
+
+@pytest.mark.parametrize("permutation", [[0, 1, 2], [0, 2, 1], [1, 2, 0], [2, 0, 1]])
+def test_axis_i_of_a_tensor_is_stored_axis_number_permutation_i(permutation):
+    kind = pa.fixed_shape_tensor(pa.int16(), (2, 3, 4), permutation=permutation)
+    values = np.arange(5 * 24, dtype=np.int16)
+    array = pa.ExtensionArray.from_storage(kind, pa.FixedSizeListArray.from_arrays(values, 24))
+    seen = column_of(pa.field("x", kind), encoded=False).prepare(array).values
+    assert np.array_equal(seen, values.reshape(5, 2, 3, 4).transpose(0, *(axis + 1 for axis in permutation)))
 
 
 def tensors_of(rows):

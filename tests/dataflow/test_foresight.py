@@ -155,14 +155,52 @@ def test_an_epoch_left_early_and_a_loaded_state_begin_a_new_future(dataset: Data
     assert {ref for request in reader_of(dataset).requests for ref in request} <= announced
 
 
-def test_a_lost_server_is_logged_and_training_goes_on(dataset: Dataset, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_future_that_begins_anew_replaces_what_was_not_passed(dataset: Dataset) -> None:
+    def steps(epoch: int, first: int) -> Iterator[announcer.Step]:
+        for step in range(first, dataset.index.num_blocks):  # one block each
+            yield epoch, step, dataset.index.blocks.first_sample[step : step + 1]
+
+    found = announcer.Announcer(dataset)
+    found.begin(0, 0, steps(0, 0))
+    (plan,) = reader_of(dataset).plans
+    passed = 2
+    found.passed(passed)
+    assert plan.position < passed, "the cache is not told of so few"
+    found.begin(1, 30, steps(1, 30))
+    assert plan.position == passed
+    assert plan.blocks[passed] == 30
+    found.passed(38)
+    assert plan.blocks == [*range(passed), *range(30, 30 + len(plan.blocks) - passed)]
+    assert found._position == passed + 8
+    del found
+    assert plan.calls[-1] == "close"
+
+
+def test_a_server_that_is_lost_between_two_futures_is_logged_too(
+    dataset: Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    loader = DataLoader(dataset, batch_sampler=ElasticBatchSampler(dataset, 20, window_blocks=2))
+    next(iter(loader))
+    (plan,) = reader_of(dataset).plans
+    plan.is_broken = True
+    with caplog.at_level(logging.WARNING):
+        assert len(numbers(loader)) == SAMPLES
+    assert "nothing ahead until the next epoch" in caplog.text
+    assert plan.calls[-1] == "close"
+
+
+@pytest.mark.parametrize("batches_before", [1, SAMPLES // 20 - 3])
+def test_a_lost_server_is_logged_and_training_goes_on(
+    dataset: Dataset, caplog: pytest.LogCaptureFixture, batches_before: int
+) -> None:
     loader = DataLoader(dataset, batch_sampler=ElasticBatchSampler(dataset, 20, window_blocks=2))
     reader = reader_of(dataset)
     batches = iter(loader)
-    next(batches)
+    for _ in range(batches_before):
+        next(batches)
     reader.plans[0].is_broken = True
     with caplog.at_level(logging.WARNING):
-        assert len(list(batches)) == SAMPLES // 20 - 1
+        assert len(list(batches)) == SAMPLES // 20 - batches_before
     assert "nothing ahead until the next epoch" in caplog.text
     assert reader.plans[0].calls[-1] == "close"
     assert len(numbers(loader)) == SAMPLES

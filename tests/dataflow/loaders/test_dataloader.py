@@ -4,6 +4,7 @@ import itertools
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -465,6 +466,15 @@ def test_staging_leaves_the_trainer_its_threads():
             assert fresh.submit(train).result() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_what_a_batch_was_stays_what_it_is_when_its_tensors_are_brought_over():
+    inside = {"x": torch.ones(2)}
+    batch = MappingProxyType({"inside": inside})  # a mapping that nobody can write to
+    brought = dataflow.loaders.device.map_tensors(batch, lambda tensor: tensor + 1)
+    assert type(brought) is MappingProxyType
+    assert brought["inside"]["x"].tolist() == [2, 2]
+    assert inside["x"].tolist() == [1, 1]
 
 
 def test_containers_keep_their_types_on_the_way():

@@ -12,12 +12,14 @@ import tempfile
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils.data import get_worker_info
 
 from dataflow.loaders import DataLoader
+from dataflow.loaders.crew import Death
 from dataflow.loaders.testing import (
     Draws,
     Failing,
@@ -127,12 +129,15 @@ def test_a_stream_with_a_state_goes_on_from_it_where_its_worker_was_killed():
     assert seen[-1][:, 1].tolist() == [1] * 4
 
 
-def test_a_worker_that_is_killed_when_its_part_of_a_stream_is_read_is_not_replaced():
-    class Uneven(Stream):
-        def __iter__(self):
-            return iter(torch.arange(2 if get_worker_info().id == 0 else 40)[:, None])
+class Uneven(Stream):
+    """A stream of which the first worker reads little."""
 
-    loader = DataLoader(Uneven(42), num_workers=2)
+    def __iter__(self):
+        return iter(torch.arange(2 if get_worker_info().id == 0 else 40)[:, None])
+
+
+def test_a_worker_that_is_killed_when_its_part_of_a_stream_is_read_is_not_replaced():
+    loader = DataLoader(Uneven(42), num_workers=2, persistent_workers=True)
     iterator = iter(loader)
     seen = [next(iterator).item() for _ in range(10)]
     assert iterator._is_active == [False, True]
@@ -141,6 +146,7 @@ def test_a_worker_that_is_killed_when_its_part_of_a_stream_is_read_is_not_replac
     iterator._attend(0)
     assert sorted(seen + [batch.item() for batch in iterator]) == sorted([0, 1, *range(40)])
     assert "workers.replaced" not in loader.stats().counts
+    assert len(list(loader)) == 42, "the next epoch has another worker"
 
 
 def test_random_draws_go_on_behind_what_a_killed_worker_had_drawn():
@@ -323,6 +329,42 @@ def test_no_slot_stays_mapped_after_an_epoch():
         numbers_of(batch)
     del batch
     assert slot_mappings() <= before
+
+
+def test_no_descriptor_of_a_worker_stays_open_after_its_end():
+    iterator = iter(DataLoader(Numbers(40), num_workers=2))
+    crew = iterator._crew
+    descriptors = [descriptor for worker in crew.workers for descriptor in (worker.lifeline, worker.channel.sock)]
+    kill(iterator._workers[0])
+    assert len(list(iterator)) == 40
+    descriptors += [descriptor for worker in crew.workers for descriptor in (worker.lifeline, worker.channel.sock)]
+    del iterator
+    assert [is_open(descriptor) for descriptor in descriptors] == [False] * 8
+
+
+def is_open(descriptor):
+    """Whether a socket, or the descriptor of a process, is."""
+    if not isinstance(descriptor, int):
+        return descriptor.fileno() >= 0
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}") == "anon_inode:[pidfd]"
+    except FileNotFoundError:
+        return False
+
+
+def test_slots_that_a_worker_gave_up_are_given_up_here():
+    # A MiB each, of which 16 are kept free. With a deadline no two share a slot.
+    iterator = iter(DataLoader(Numbers(60, 1 << 17), num_workers=1, worker_deadline_s=1000))
+    kept = [next(iterator) for _ in range(30)]
+    kept.clear()
+    for _ in range(25):
+        next(iterator)
+    assert len(iterator._crew.workers[0].slots._memory) < 30
+
+
+def test_a_worker_that_finds_no_memory_for_a_slot_is_said_to_have():
+    process = SimpleNamespace(pid=7, exitcode=-signal.SIGBUS)
+    assert "ran out of memory for the batches" in str(Death(SimpleNamespace(process=process)))
 
 
 class Unpicklable(Numbers):

@@ -297,6 +297,16 @@ def test_a_batch_beyond_the_limit_that_shares_its_slot_or_is_small_is_copied_out
     assert [int(batch[0]) for batch in kept] == list(range(6))
 
 
+def test_what_was_collated_in_a_slot_is_copied_out_beyond_the_limit(monkeypatch):
+    monkeypatch.setattr(slots, "HELD_SLOTS", 0)
+    pair = Pair()
+    inside = pair.pool.allocate(8000)
+    inside[:] = 7
+    arrived = pair.send(torch.from_numpy(inside))
+    assert pair.holdings == Holdings()
+    assert (arrived == 7).all()
+
+
 def test_a_slot_that_no_batch_was_taken_from_goes_back():
     pair, used = Pair(), {}
     pack(tagged(1, 5000), pair.pool, used)
