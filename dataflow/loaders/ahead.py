@@ -20,7 +20,8 @@ class AheadIterator(LoaderIterator):
     """Hands out what workers make, in the order in which it was drawn or in which it arrives.
 
     A kind of worker adds `_attend(timeout_s)`, which deals with what the workers did and says whether there was
-    anything, `_deliver(number)`, which hands a batch to the caller, and `_shutdown_workers()`.
+    anything, `_dispatch(number)`, which asks for so many more batches and for those that are still due,
+    `_deliver(number)`, which hands a batch to the caller, and `_shutdown_workers()`.
     """
 
     _opening = WORKERS_OPENING
@@ -45,6 +46,8 @@ class AheadIterator(LoaderIterator):
             number = self._find_ready()
             if number is not None:
                 return self._deliver(number)
+            if not self._owed:
+                self._dispatch(0)  # after errors there may be more to ask for
             if not self._owed:
                 self._progress.finished = True
                 if not self._persistent_workers:

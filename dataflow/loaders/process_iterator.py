@@ -183,8 +183,8 @@ class ProcessIterator(AheadIterator):
         wanted: dict[int, list[int]] = {}
         try:
             while self._due:
-                self._due -= 1
                 number, index = self._draw()
+                self._due -= 1
                 worker_id = self._pick_worker()
                 if worker_id is None:
                     break
@@ -194,8 +194,19 @@ class ProcessIterator(AheadIterator):
         except StopIteration:
             pass
         finally:
-            for worker_id, numbers in wanted.items():
+            self._ask_all(wanted)
+
+    def _ask_all(self, wanted: dict[int, list[int]]) -> None:
+        """Ask workers for batches; where an index cannot be sent, the others are asked all the same."""
+        failures = []
+        for worker_id, numbers in wanted.items():
+            try:
                 self._ask(self._crew.workers[worker_id], numbers)
+            except Exception as error:
+                failures.append(error)
+                self._due += len(numbers)
+        if failures:
+            raise failures[0]
 
     def _pick_worker(self) -> int | None:
         share = self._depth.batches * self._num_workers // max(1, sum(self._is_active))

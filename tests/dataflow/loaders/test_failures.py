@@ -400,6 +400,22 @@ def test_an_index_that_cannot_be_sent_is_an_error_and_nobody_waits_for_its_batch
     assert [batch.item() for batch in iterator] == [2, 4, 5]
 
 
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_indices_that_cannot_be_sent_do_not_end_the_epoch_early(num_workers):
+    indices = [0, 1, 2, 3, *(lambda: None for _ in range(6)), *range(10, 30)]
+    loader = DataLoader(Numbers(30), batch_size=None, sampler=indices, num_workers=num_workers, prefetch_factor=2)
+    iterator, found, refused = iter(loader), [], 0
+    while True:
+        try:
+            found.append(next(iterator).item())
+        except StopIteration:
+            break
+        except Exception:
+            refused += 1
+    assert refused
+    assert found[-15:] == [*range(15, 30)]
+
+
 def test_a_slot_that_came_back_is_not_lost_with_an_index_that_cannot_be_sent():
     indices = [0, 1, lambda: 2, 3]
     loader = DataLoader(Numbers(6, 600), batch_size=None, sampler=indices, num_workers=1, prefetch_factor=1)
