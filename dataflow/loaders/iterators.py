@@ -193,7 +193,9 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         if self._is_iterable:
             return True
         is_shared = loader.num_workers > 0 and not loader.has_worker_processes
-        return is_stateful(self._dataset) and not is_shared and not is_elastic(self._index_sampler)
+        if is_shared or is_elastic(self._index_sampler) or isinstance(self._dataset, torch.nn.Module):
+            return False  # what a module tells are its parameters, no place
+        return is_stateful(self._dataset)
 
     def _shuffle_by(self, shared_seed: int | None) -> None:
         """Let a data pipe shuffle as it did before; torch's part has seeded it for a new epoch."""

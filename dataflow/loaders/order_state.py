@@ -7,10 +7,12 @@ their own. From these a sampler draws the same order again.
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import operator
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,9 +61,23 @@ def is_elastic(sampler: Any) -> bool:
     return hasattr(sampler, "state_at")
 
 
-def is_stateful(dataset: Any) -> bool:
-    """Whether an object keeps its own state."""
-    return hasattr(dataset, "state_dict") and hasattr(dataset, "load_state_dict")
+def is_stateful(thing: Any) -> bool:
+    """Whether a dataset or sampler keeps its own state, and tells it without further questions."""
+    tell = getattr(thing, "state_dict", None)
+    if tell is None or not hasattr(thing, "load_state_dict"):
+        return False
+    return _needs_no_argument(getattr(tell, "__func__", tell), is_bound=hasattr(tell, "__func__"))
+
+
+@lru_cache(maxsize=256)
+def _needs_no_argument(function: Callable[..., Any], *, is_bound: bool) -> bool:
+    try:
+        inspect.signature(function).bind(*[None] * is_bound)
+    except TypeError:
+        return False
+    except ValueError:  # written in C, and mute
+        return True
+    return True
 
 
 def sampler_parts(sampler: Any) -> list[Any]:

@@ -235,3 +235,38 @@ def test_a_worker_that_dies_is_followed_by_one_that_is_told():
     iterator._workers[0].kill()
     batches += [batch.tolist() for batch in iterator]
     assert batches == whole
+
+
+class Asking(Numbers):
+    """A dataset whose state is another protocol's."""
+
+    def state_dict(self, num_samples, from_beginning):
+        raise AssertionError
+
+    def load_state_dict(self, state):
+        raise AssertionError
+
+
+class Module(torch.nn.Module, Dataset):
+    """A dataset that is a module: its state are its parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        return index
+
+    def load_state_dict(self, *arguments):
+        raise AssertionError
+
+
+@pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("dataset", [Asking(20), Module()], ids=["asking", "module"])
+def test_a_map_style_dataset_whose_state_is_no_place_is_not_asked(dataset, options):
+    state, rest = stopped(DataLoader(dataset, batch_size=2, **options))
+    assert "shard_states" not in state["epoch"]
+    assert rest_of(DataLoader(dataset, batch_size=2, **options), state) == rest
