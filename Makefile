@@ -39,7 +39,7 @@ demo: $(VENV)/.demo
 test: check docs
 	@echo "== pytest, against the installed wheel"
 	@cd $(VENV) && HYPOTHESIS_PROFILE=ci SOAK_MINUTES=2 bin/pytest -c ../pyproject.toml --rootdir=.. -n $(WORKERS) --dist loadfile --max-worker-restart 0 \
-		--reruns 1 -raR ../tests $(ARGS)
+		--reruns 1 --rerun-show-tracebacks -raR ../tests $(ARGS)
 
 check: $(VENV)/.dev
 	@echo "== ruff"
