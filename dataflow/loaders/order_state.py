@@ -75,8 +75,8 @@ def _needs_no_argument(function: Callable[..., Any], *, is_bound: bool) -> bool:
         inspect.signature(function).bind(*[None] * is_bound)
     except TypeError:
         return False
-    except ValueError:  # written in C, and mute
-        return True
+    except ValueError:
+        pass  # written in C, and mute
     return True
 
 

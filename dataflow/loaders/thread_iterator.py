@@ -103,8 +103,8 @@ class ThreadIterator(AheadIterator):
             orders: list[Order] = []
             try:
                 for _ in range(self._depth.at_once):
-                    self._due -= 1
                     number, index = self._draw()
+                    self._due -= 1
                     orders.append(Order(number, index))
                     self._owed[number] = _Owed(orders[-1])
             except StopIteration:

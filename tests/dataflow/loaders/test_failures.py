@@ -416,6 +416,42 @@ def test_indices_that_cannot_be_sent_do_not_end_the_epoch_early(num_workers):
     assert found[-15:] == [*range(15, 30)]
 
 
+class Stumbling:
+    """A sampler that fails at some of its indices and goes on behind them."""
+
+    def __len__(self):
+        return 40
+
+    def __iter__(self):
+        self.place = -1
+        return self
+
+    def __next__(self):
+        self.place += 1
+        if self.place >= 40:
+            raise StopIteration
+        if 10 <= self.place < 20:
+            raise KeyError(self.place)
+        return self.place
+
+
+@pytest.mark.parametrize(("num_workers", "workers"), [(1, "process"), (2, "process"), (1, "thread"), (2, "thread")])
+def test_errors_of_a_sampler_do_not_end_the_epoch_early(num_workers, workers):
+    loader = DataLoader(
+        Numbers(40), batch_size=None, sampler=Stumbling(), num_workers=num_workers, prefetch_factor=2, workers=workers
+    )
+    iterator, found, refused = iter(loader), [], 0
+    while True:
+        try:
+            found.append(next(iterator).item())
+        except StopIteration:
+            break
+        except KeyError:
+            refused += 1
+    assert refused == 10
+    assert found[-15:] == [*range(25, 40)]
+
+
 def test_a_slot_that_came_back_is_not_lost_with_an_index_that_cannot_be_sent():
     indices = [0, 1, lambda: 2, 3]
     loader = DataLoader(Numbers(6, 600), batch_size=None, sampler=indices, num_workers=1, prefetch_factor=1)
