@@ -279,7 +279,7 @@ def test_a_hung_worker_is_an_error_at_once_if_asked():
 def test_a_caller_who_stays_away_longer_than_the_deadline_finds_the_workers_alive(monkeypatch):
     loader = DataLoader(Numbers(12), batch_size=2, num_workers=2, worker_deadline_s=1000)
     iterator = iter(loader)
-    seen = [numbers_of(next(iterator))]
+    seen = [numbers_of(next(iterator)) for _ in range(2)]  # one of each worker: only batches are still to come
     for worker in filter(iterator._owed_by, iterator._crew.workers):
         assert select.select([worker.channel.sock], [], [], 60)[0]  # what it sent is here, and then the clock leaps
     monkeypatch.setattr(time, "monotonic", lambda clock=time.monotonic: clock() + 5000)
