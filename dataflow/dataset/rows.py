@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 __all__ = ["MAX_ROW_BYTES", "address_of", "rows_at"]
 
-# Numpy counts bytes in 63 bits: one address in 47 of them leaves 16 for the width of a row.
-_NUM_ADDRESSES = 1 << 47
-MAX_ROW_BYTES = 1 << 15
+# Linux gives a process that asks for no more addresses of 47 bits on x86 and of 48 on Arm. Numpy counts bytes in 63
+# bits, of which that leaves 15 for the width of a row.
+_NUM_ADDRESSES = 1 << 48
+MAX_ROW_BYTES = 1 << 14
 
 
 def address_of(array: npt.NDArray[Any]) -> int:

@@ -13,7 +13,7 @@ from cache.access import open_reader
 from connectors.errors import CorruptError
 from dataflow.dataset import Dataset, open_dataset
 from dataflow.dataset.columns import WIDE_ROW_BYTES
-from dataflow.dataset.rows import MAX_ROW_BYTES, address_of, rows_at
+from dataflow.dataset.rows import MAX_ROW_BYTES, _memory, address_of, rows_at
 from dataflow.formats import open_source, tensor_field
 from dataflow.formats.arrow import ShardWriter
 from dataflow.formats.protocol import Source
@@ -33,6 +33,12 @@ def test_the_widest_row_comes_whole() -> None:
     array = np.arange(2 * MAX_ROW_BYTES, dtype=np.int64)
     found = rows_at(np.array([address_of(array) + 8]), MAX_ROW_BYTES).view(np.int64)
     assert found.tolist() == list(range(1, 1 + MAX_ROW_BYTES // 8))
+
+
+@pytest.mark.parametrize("row_bytes", [1, MAX_ROW_BYTES])
+def test_rows_may_lie_at_the_highest_addresses_of_any_machine(row_bytes: int) -> None:
+    last = _memory(row_bytes)[-1:]
+    assert address_of(last) == (1 << 48) - 1, "on Arm, where a process gets the highest first"
 
 
 @pytest.mark.parametrize("width", [1, 3, WIDE_ROW_BYTES // 8, WIDE_ROW_BYTES // 8 + 1])
