@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -97,14 +99,24 @@ DIVISIONS: dict[str, Division] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _the_launcher_leaves_no_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # Not `tmp_path`, for a socket's path is no longer than 107 bytes. Workers of a killed rank may be just leaving.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        yield
+        assert not list(Path(folder).glob("torchelastic_*"))
+
+
 def torchrun(
     folder: Path, world_size: int, *, die_at: int, num_workers: int, division: str = "equal", peers: int = 1
 ) -> int:
     script = folder / "rank.py"
     script.write_text(RANK.format(here=str(Path(__file__).parent)))
     command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
+    logs = f"--log-dir={folder / 'logs'}"  # else a new folder under /tmp, which stays
     running = subprocess.Popen(
-        [*command, str(script), str(folder), str(die_at), str(num_workers), division, str(peers)],
+        [*command, logs, str(script), str(folder), str(die_at), str(num_workers), division, str(peers)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
