@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from connectors.errors import BadInputError, CorruptError, ThrottledError
 from dataflow.loaders import BadSamples, DataLoader, ElasticBatchSampler
-from dataflow.loaders.bad_samples import Sieve
+from dataflow.loaders.bad_samples import BadSample, Rejects, Sieve
 from dataflow.loaders.testing import Failing, Numbers, Stream, WholeBatches
 
 BAD = {3, 8, 9, 21}
@@ -108,6 +108,20 @@ def test_the_quarantine_says_what_was_wrong_with_each_sample(tmp_path):
     ]
 
 
+def test_a_sample_that_is_named_by_text_leaves_its_file_in_the_quarantine_itself(tmp_path):
+    folder = tmp_path / "bad"
+    Rejects(BadSamples("skip", quarantine=folder)).add([BadSample("../a/b", "torn")])
+    (file,) = folder.iterdir()
+    assert json.loads(file.read_text()) == {"sample": "../a/b", "error": "torn"}
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_budget_of_nothing_makes_the_first_bad_sample_an_error():
+    loader = DataLoader(failing(), batch_size=4, bad_samples=BadSamples("skip", budget=0))
+    with pytest.raises(CorruptError, match=r"1 samples are bad and the budget is 0: sample 3 "):
+        next(iter(loader))
+
+
 def test_a_batch_of_bad_samples_only_is_the_error_of_a_sample():
     loader = DataLoader(failing(8, {4, 5, 6, 7}), batch_size=4, bad_samples=BadSamples("skip"))
     with pytest.raises(ValueError, match=r"no\. 4"):
@@ -120,9 +134,10 @@ def test_a_data_set_without_a_good_sample_is_the_error_of_a_sample():
         batches_of(loader)
 
 
+@pytest.mark.parametrize("others", [{}, {1: ValueError()}], ids=["in the batch", "behind a bad sample"])
 @pytest.mark.parametrize("error", [ThrottledError("slow down"), MemoryError()], ids=["store", "memory"])
-def test_a_sample_is_not_blamed_for_the_store_or_the_machine(error):
-    loader = DataLoader(Failing(8, {2: error}), batch_size=4, bad_samples=BadSamples("skip"))
+def test_a_sample_is_not_blamed_for_the_store_or_the_machine(error, others):
+    loader = DataLoader(Failing(8, {2: error} | others), batch_size=4, bad_samples=BadSamples("skip"))
     with pytest.raises(type(error)):
         batches_of(loader)
 
