@@ -151,7 +151,7 @@ class Prefetcher:
         self._spare_bytes = spare_bytes
         self._tables: dict[bytes, tuple[BlockTable, int]] = {}
         self._table_of: dict[int, bytes] = {}
-        # The window: on their way, there but not read, and in the ring already for another reason.
+        # The window: on their way, there but not read, and in the ring already for another reason or an earlier use.
         self._coming: dict[bytes, tuple[Work, int, Kind]] = {}
         self._ready: dict[bytes, tuple[int, Kind]] = {}
         self._found: dict[bytes, int] = {}
@@ -228,6 +228,7 @@ class Prefetcher:
             kind = self._futures.use(key)
             if kind is not None:
                 changed.append(key)
+                self._keep(key, ref.length)
             if kind != "plan":
                 wanted, unwanted = self._guesses.observe(key, ref)
                 changed += wanted
@@ -252,8 +253,9 @@ class Prefetcher:
         """A request has ended; `arrived` says of each of its blocks whether it is there."""
         if all(arrived):
             self._window.fetched(self._clock() - work.errand.granted_s)
-        for (key, _), here in zip(work.fetch.blocks, arrived, strict=True):
+        for (key, ref), here in zip(work.fetch.blocks, arrived, strict=True):
             if key not in self._coming or self._coming[key][0] is not work:
+                self._keep(key, ref.length)
                 continue
             _, size_bytes, kind = self._coming.pop(key)
             if here and self._engine.has(key) and self._futures.near_use(key) != inf:
@@ -283,9 +285,7 @@ class Prefetcher:
             key, size_bytes = planned.key, planned.ref.length
             if key in wanted or self._engine.has(key):
                 self.counts[planned.kind].resident += 1
-                if key not in self._ready and key not in self._found and self._engine.passes_by(key):
-                    self._found[key] = size_bytes
-                    self._ahead_bytes += size_bytes
+                if self._find(key, size_bytes):
                     room_bytes -= size_bytes
             elif size_bytes <= self._window.size_bytes:
                 if size_bytes > room_bytes:
@@ -333,6 +333,19 @@ class Prefetcher:
             return
         self._ahead_bytes -= size_bytes
         self._window.taken(size_bytes, now_s)
+
+    def _keep(self, key: bytes, size_bytes: int) -> None:
+        """A block was read, or has come for its reader; where it is wanted again soon, it stays in the window."""
+        if self._futures.near_use(key) != inf:
+            self._find(key, size_bytes)
+
+    def _find(self, key: bytes, size_bytes: int) -> bool:
+        """Take into the window what waits in the ring without having been fetched for that; say whether it did."""
+        if key in self._coming or key in self._ready or key in self._found or not self._engine.passes_by(key):
+            return False
+        self._found[key] = size_bytes
+        self._ahead_bytes += size_bytes
+        return True
 
     def _begin(self, wanted: Mapping[bytes, Planned]) -> None:
         self._guesses.missed()

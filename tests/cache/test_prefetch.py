@@ -7,6 +7,7 @@ import itertools
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -339,6 +340,40 @@ async def test_what_a_tier_holds_is_not_fetched(tmp_path: Path, origin: Origin) 
         assert not set(origin.blocks_asked()[before:]) & {
             b for b in range(30) if engine._stack.levels[0].holds(block_key(table.ref(b)))
         }
+
+
+async def test_a_block_that_is_wanted_again_soon_stays_in_the_window(origin: Origin) -> None:
+    table = await origin.table(40)
+    # Half of the first window comes again before anything new does.
+    order = [*range(WINDOW), *reversed(range(WINDOW // 2, WINDOW)), *range(WINDOW, 40)]
+    async with running(origin) as engine:
+        number = planned(engine, table, order)
+        for place, block in enumerate(order):
+            await settled(engine)
+            assert await read(engine, table, block) == ["ring"]
+            engine.prefetcher.advance(number, place + 1)
+            held = engine._stack.ring.members[0].ledger.keys()
+            ahead = [key for key in held if engine._futures.near_use(key) < inf]
+            assert len(ahead) * BLOCK <= counts(engine)["ahead_bytes"] <= WINDOW * BLOCK
+    assert len(set(origin.asked)) == len(origin.asked), "every block once"
+    assert counts(engine)["ahead_bytes"] == 0
+
+
+async def test_a_block_that_came_late_and_is_wanted_again_soon_is_in_the_window(origin: Origin) -> None:
+    table = await origin.table(3)
+    async with running(origin) as engine:
+        origin.gate.clear()
+        number = planned(engine, table, [0, 1, 0, 2])
+        await origin.was_asked(3)
+        late = asyncio.create_task(read(engine, table, 0))
+        await asyncio.sleep(0)
+        origin.gate.set()
+        assert await late == ["origin"]
+        await settled(engine)
+        assert counts(engine)["ahead_bytes"] == 3 * BLOCK
+        assert await read(engine, table, 1, 0, 2) == ["ring"] * 3
+        assert counts(engine)["ahead_bytes"] == 0
+        engine.prefetcher.close(number)
 
 
 async def test_two_ranks_share_what_both_will_read(origin: Origin) -> None:
