@@ -23,7 +23,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -40,7 +40,7 @@ from connectors.errors import (
     NotFoundError,
     PermissionDeniedError,
 )
-from connectors.folders import file_version, walk_files
+from connectors.folders import file_version, list_folder
 from connectors.objects import ObjectMeta, split_uri
 
 __all__ = ["InPlaceReader"]
@@ -140,8 +140,7 @@ class InPlaceReader:
     def list_objects(self, url: str) -> list[ObjectMeta]:
         """Return every file below a folder, sorted by key, as the file store lists it: links are followed."""
         with _translated(url):
-            folder = _path_of(url)[1:]
-            return [replace(meta, key=meta.key.removeprefix(f"{folder}/")) for meta in walk_files(folder)]
+            return list_folder(_path_of(url)[1:])
 
     def stats(self) -> dict[str, Any]:
         """Return what this process has read: blocks and bytes, none of them from an origin behind a wire."""

@@ -16,6 +16,7 @@ import secrets
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -27,7 +28,7 @@ __all__ = [
     "file_version",
     "has_changed_folders",
     "is_partial",
-    "links_to_nowhere",
+    "list_folder",
     "sweep_partials",
     "walk_files",
 ]
@@ -130,45 +131,42 @@ def is_partial(name: str) -> bool:
     return name.startswith(_PARTIAL_PREFIX) and name.endswith(_PARTIAL_SUFFIX)
 
 
-def walk_files(folder: str, beginning: str = "") -> Iterator[ObjectMeta]:
+def walk_files(folder: str, beginning: str = "", *, lost: list[str] | None = None) -> Iterator[ObjectMeta]:
     """Yield the files below `folder` whose name there starts with `beginning`, sorted by key.
 
-    Symbolic links are followed; those that lead nowhere are left out, with a warning at the end.
+    Symbolic links are followed; those that lead nowhere are left out.
 
     Args:
         folder: Path without the leading slash; where nothing is, nothing is found.
         beginning: Of the names directly in `folder`.
+        lost: Receives the keys of the links that lead nowhere, but for hidden ones; without it, a warning at the end
+            says how many there are.
 
     Raises:
         OSError: As the system calls fail, but for what is missing.
     """
-    lost: list[str] = []
+    links: list[str] = [] if lost is None else lost
     for key, entry in _entries(folder, beginning, frozenset()):
         status = _status(entry)
         if status is None:
-            lost += [key] if _is_visible_link(_below(folder, key), entry) else []
+            links += [key] if _is_visible_link(_below(folder, key), entry) else []
         elif stat.S_ISREG(status.st_mode):
             yield ObjectMeta(key, status.st_size, file_version(status))
-    if lost:
-        _log.warning("%d symbolic links lead nowhere and are not listed, such as /%s", len(lost), lost[0])
+    if links and lost is None:
+        _log.warning("%d symbolic links lead nowhere and are not listed, such as /%s", len(links), links[0])
 
 
-def links_to_nowhere(url: str) -> Iterator[str]:
-    """Yield the visible symbolic links below a folder whose target does not exist, sorted, relative to it.
-
-    Args:
-        url: Where it is not `file://`, there are none.
+def list_folder(folder: str, *, lost: list[str] | None = None) -> list[ObjectMeta]:
+    """Return what `walk_files` finds, in one walk; keys, also those in `lost`, are relative to the folder.
 
     Raises:
-        OSError: As the system calls fail, but for what is missing.
+        OSError: As `walk_files`.
     """
-    if not url.startswith("file://"):
-        return
-    folder = split_uri(url)[1]
-    for key, entry in _entries(folder, "", frozenset()):
-        name = _below(folder, key)
-        if _is_visible_link(name, entry) and _status(entry) is None:
-            yield name
+    links: list[str] | None = None if lost is None else []
+    found = [replace(meta, key=_below(folder, meta.key)) for meta in walk_files(folder, lost=links)]
+    if lost is not None:
+        lost += [_below(folder, key) for key in links or ()]
+    return found
 
 
 def _entries(

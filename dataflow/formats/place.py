@@ -15,7 +15,7 @@ import msgspec
 from cache.keys import BlockRef
 from connectors.bridge import run_sync
 from connectors.errors import CorruptError, NotFoundError
-from connectors.folders import links_to_nowhere
+from connectors.folders import list_folder
 from connectors.objects import ObjectMeta, join_uri, split_uri
 from connectors.registry import open_store
 from dataflow.formats.destination import PART_SUFFIX
@@ -122,13 +122,22 @@ class Place:
         """
         if self._single:
             return [self._single]
-        found = self.reader.list_objects(self.url)
-        with suppress(OSError):  # the cache's server may read what this process may not
-            for link in links_to_nowhere(self.url):
-                uri = join_uri(self.url, link)
-                message = f"{uri} is a symbolic link to what does not exist; remove it, or bring its target back"
-                self.pass_over(ObjectMeta(link, 0, ""), 0, 0, CorruptError(message, uri=uri))
+        lost: list[str] = []
+        found = self._walked(lost)
+        for link in lost:
+            uri = join_uri(self.url, link)
+            message = f"{uri} is a symbolic link to what does not exist; remove it, or bring its target back"
+            self.pass_over(ObjectMeta(link, 0, ""), 0, 0, CorruptError(message, uri=uri))
         return found
+
+    def _walked(self, lost: list[str]) -> list[ObjectMeta]:
+        """List a folder here, in one walk, since only that tells what is `lost`; all else as the reader says."""
+        if self.url.startswith("file://"):
+            # Where this process may not read, or has another view of the disks, the cache's server may know.
+            with suppress(OSError):
+                if found := list_folder(split_uri(self.url)[1], lost=lost):
+                    return found
+        return self.reader.list_objects(self.url)
 
     @property
     def visible(self) -> list[ObjectMeta]:

@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from connectors import folders
-from connectors.folders import create_partial, is_partial, links_to_nowhere, sweep_partials, walk_files
+from connectors.folders import create_partial, is_partial, list_folder, sweep_partials, walk_files
 
 KILLED = """
 import os, signal, sys
@@ -106,9 +108,24 @@ def linked(tmp_path: Path) -> Path:
 
 
 def test_links_that_lead_nowhere_are_found_unless_they_are_hidden(linked: Path, tmp_path: Path) -> None:
-    assert list(links_to_nowhere(linked.as_uri())) == ["cats/2.png", "dogs", "itself"]
-    assert list(links_to_nowhere((tmp_path / "absent").as_uri())) == []
-    assert list(links_to_nowhere("s3://bucket/set")) == []
+    lost: list[str] = []
+    assert [meta.key for meta in list_folder(str(linked)[1:], lost=lost)] == ["cats/1.png", "cats/3.png"]
+    assert lost == ["cats/2.png", "dogs", "itself"]
+    assert list_folder(str(tmp_path / "absent")[1:], lost=lost) == []
+    assert len(lost) == 3
+
+
+def test_one_walk_tells_files_and_links_that_lead_nowhere(linked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scanned: Counter[str] = Counter()
+    scandir = os.scandir
+
+    def counting(path: str) -> Iterator[os.DirEntry[str]]:
+        scanned[path] += 1
+        return scandir(path)
+
+    monkeypatch.setattr(folders.os, "scandir", counting)
+    list_folder(str(linked)[1:], lost=[])
+    assert scanned == Counter([str(linked), str(linked / ".git"), str(linked / "cats"), str(linked / "later")])
 
 
 def test_a_listing_warns_once_of_links_that_lead_nowhere(linked: Path, caplog: pytest.LogCaptureFixture) -> None:

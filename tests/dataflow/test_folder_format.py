@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import unicodedata
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,21 @@ def test_a_link_that_leads_nowhere_is_refused_by_name(tmp_path: Path, link: str)
     result = convert(tmp_path / "set", tmp_path / "out", on_error="skip")
     assert (result.num_samples, result.num_errors) == (1, 1)
     assert link in result.errors[0]
+
+
+def test_a_folder_is_walked_once_to_open_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("cat", "dog"):
+        put(tmp_path / "set" / folder / "1.png", 1)
+    scanned: Counter[str] = Counter()
+    scandir = os.scandir
+
+    def counting(path: str) -> object:
+        scanned[os.path.relpath(path, tmp_path)] += 1
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", counting)
+    assert len(open_dataset(tmp_path / "set")) == 2
+    assert scanned == {"set": 1, "set/cat": 1, "set/dog": 1}
 
 
 def test_a_file_that_changes_after_opening_is_named(tmp_path: Path) -> None:
