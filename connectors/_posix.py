@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-import contextlib
 import errno
 import itertools
 import os
@@ -70,7 +69,7 @@ class PosixStore:
             raise BadInputError(f"threads must be >= 1, got {threads}")
         self.url = url
         self._threads = threads
-        self._mounts = mount_points()
+        self._mounts: frozenset[str] | None = None
         self._pools: dict[str, BlockingPool] = {}
 
     async def get(self, key: str, *, version: str | None = None) -> Buffer:
@@ -118,9 +117,13 @@ class PosixStore:
                     group, size_bytes = [], 0
             await self._run(key, partial.write, group)
             return await self._run(key, partial.publish)
-        except BaseException:
-            # Shielded: a second cancellation must not leave the hidden file behind.
-            await asyncio.shield(self._run(key, partial.discard))
+        except BaseException as error:
+            try:
+                # Shielded: a second cancellation must not leave the hidden file behind.
+                await asyncio.shield(self._run(key, partial.discard, limit_s=read_limit_s(0)))
+            except DataError as refusal:
+                error.add_note(partial.left_behind(refusal))
+                (await self._pool(key)).later(partial.discard)
             raise
 
     async def delete(self, key: str) -> None:
@@ -137,16 +140,24 @@ class PosixStore:
             pool.close()
 
     async def _run(self, key: str, function: Callable[..., R], *args: Any, limit_s: float | None = None) -> R:
-        mount = mount_of("/" + key, self._mounts)
-        pool = self._pools.get(mount)
-        if pool is None:
-            pool = self._pools[mount] = BlockingPool(self._threads)
+        pool = await self._pool(key)
         try:
             return await pool.run(_uri(key), limit_s, function, *args)
         except DataError:
             raise
         except OSError as error:
             raise _translated(error, _uri(key)) from error
+
+    async def _pool(self, key: str) -> BlockingPool:
+        if self._mounts is None:  # reading them blocks too
+            self._mounts = await self._pool_at("/").run(self.url, None, mount_points)
+        return self._pool_at(mount_of("/" + key, self._mounts))
+
+    def _pool_at(self, mount: str) -> BlockingPool:
+        pool = self._pools.get(mount)
+        if pool is None:
+            pool = self._pools[mount] = BlockingPool(self._threads)
+        return pool
 
 
 def _uri(key: str) -> str:
@@ -264,8 +275,12 @@ def _put_all(key: str, chunks: Iterable[Buffer]) -> ObjectMeta:
         for chunk in chunks:
             partial.write([chunk])
         return partial.publish()
-    finally:
-        partial.discard()
+    except BaseException as error:
+        try:
+            partial.discard()
+        except OSError as refusal:
+            error.add_note(partial.left_behind(refusal))
+        raise
 
 
 def _copy(source: str, target: str) -> ObjectMeta:
@@ -339,16 +354,26 @@ class _Partial:
             return _meta(self._key, status)
 
     def discard(self) -> None:
-        """Remove the hidden file, unless it was published."""
+        """Remove the hidden file, unless it was published.
+
+        Raises:
+            OSError: It could not be removed.
+        """
         with self._lock:
             if self._ended:
                 return
             self._ended = True
             if self._descriptor is not None:
-                os.close(self._descriptor)
-                self._descriptor = None
-                with contextlib.suppress(OSError):
-                    Path(self._name).unlink()
+                descriptor, self._descriptor = self._descriptor, None
+                try:
+                    os.close(descriptor)
+                finally:
+                    Path(self._name).unlink(missing_ok=True)
+
+    def left_behind(self, reason: Exception) -> str:
+        """Say what may still lie there, because `discard` failed or did not have its turn."""
+        what = self._name or f"a hidden file in {self._folder}"
+        return f"{what} may be left behind, because it could not be removed: {reason}"
 
 
 def _make_folder(path: str) -> None:

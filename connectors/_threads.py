@@ -136,6 +136,11 @@ class BlockingPool:
             self._calls.discard(call)
         raise _silent(uri, f"did not answer within {limit_s:g} s")
 
+    def later(self, function: Callable[[], object]) -> None:
+        """Call `function` as soon as a thread is free, also while calls are refused; nobody hears of what it raises."""
+        if self._executor is not None and self._owner_pid == os.getpid():
+            self._executor.submit(function)
+
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         """Say which calls hang, and give up those that are waited for no longer; look again while there are some."""
         if self._watch is not loop:

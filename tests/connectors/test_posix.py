@@ -293,3 +293,22 @@ def test_a_store_used_before_a_fork_works_in_the_child(tmp_path):
         os._exit(0 if run_sync(store.get("key")) == b"x" else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     run_sync(store.close())
+
+
+async def test_a_write_that_fails_says_why_and_names_what_it_could_not_remove(store, tmp_path, monkeypatch):
+    def refuse(*_args, **_options):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(_posix.os, "fsync", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    for write in (store.put("key", b"x"), store.put_stream("key", _chunks(b"x"))):
+        with pytest.raises(TransientError, match="key: Input/output error") as raised:
+            await write
+        error = raised.value
+        notes = [note for each in (error, error.__cause__) for note in getattr(each, "__notes__", ())]
+        assert any("dataflow-partial may be left behind" in note for note in notes)
+
+
+async def _chunks(*chunks):
+    for chunk in chunks:
+        yield chunk

@@ -141,3 +141,49 @@ async def test_a_file_system_that_hangs_leaves_others_alone(tmp_path, monkeypatc
         assert raised.value.uri == f"file://{dead}/x"
     assert bytes(await store.get(f"{tmp_path}/x"[1:])) == b"bytes"
     await store.close()
+
+
+async def test_a_write_that_fails_says_why_also_where_what_it_left_cannot_be_removed(tmp_path, monkeypatch, released):
+    store = PosixStore(threads=1)
+    monkeypatch.setattr(_threads, "_READ_LIMIT_S", 3600.0)
+
+    async def chunks():
+        yield b"some"
+        pool = await store._pool(f"{tmp_path}/x"[1:])
+        with pytest.raises(TransientError, match="did not answer"):
+            await _given_up_once_begun(pool, released.wait)
+        raise ValueError("the source broke")
+
+    with pytest.raises(ValueError, match="the source broke") as raised:
+        await store.put_stream(f"{tmp_path}/x"[1:], chunks())
+    (left,) = tmp_path.iterdir()
+    (note,) = raised.value.__notes__
+    assert note.startswith(f"{left} may be left behind, because it could not be removed: ")
+    assert "is not asked, because 1 reads" in note
+    released.set()
+    await until(lambda: not list(tmp_path.iterdir()))
+    await store.close()
+
+
+async def test_the_removal_of_what_a_write_left_is_not_waited_for_for_ever(tmp_path, monkeypatch, released):
+    store, begun = PosixStore(threads=2), threading.Event()
+
+    def hang(partial, chunks):
+        with partial._lock:
+            begun.set()
+            released.wait()
+
+    monkeypatch.setattr(_posix._Partial, "write", hang)
+
+    async def chunks():
+        yield b"some"
+
+    writing = asyncio.create_task(store.put_stream(f"{tmp_path}/x"[1:], chunks()))
+    await until(begun.is_set)
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError) as raised:
+        await writing
+    assert "may be left behind" in raised.value.__notes__[0]
+    released.set()
+    await until(lambda: not list(tmp_path.iterdir()))
+    await store.close()
