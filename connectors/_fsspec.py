@@ -7,13 +7,13 @@ and straight to its name where it cannot, as those are object stores.
 
 from __future__ import annotations
 
-import asyncio
 import builtins
+import errno
 import hashlib
 import secrets
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from datetime import datetime
-from tempfile import NamedTemporaryFile
+from tempfile import NamedTemporaryFile, gettempdir
 from typing import Any, TypeVar
 
 from connectors._threads import BlockingPool, read_limit_s
@@ -113,15 +113,17 @@ class FsspecStore:
     async def put_stream(self, key: str, chunks: AsyncIterable[Buffer]) -> ObjectMeta:
         """Collect the chunks in a local temporary file, then put it."""
         check_key(key)
-        collected = await self._run(key, lambda: NamedTemporaryFile(prefix="dataflow-"))  # noqa: SIM115
+        uri = join_uri(self.url, key)
+        collected = await self._run(key, _locally, uri, lambda: NamedTemporaryFile(prefix="dataflow-"))  # noqa: SIM115
         try:
             async for chunk in chunks:
-                await self._run(key, collected.write, chunk)
-            await self._run(key, collected.flush)
+                await self._run(key, _locally, uri, collected.write, chunk)
+            await self._run(key, _locally, uri, collected.flush)
             upload = self._filesystem.put_file
             return await self._run(key, self._publish, key, lambda path: upload(collected.name, path))
         finally:
-            await asyncio.shield(self._run(key, collected.close))
+            # Not waited for: what becomes of it must not hide what became of the object.
+            self._pool.later(collected.close)
 
     async def delete(self, key: str) -> None:
         """Remove the file."""
@@ -144,6 +146,8 @@ class FsspecStore:
             raise
         except Exception as error:  # noqa: BLE001  whatever a foreign file system raises
             failure = _translated(error, join_uri(self.url, key))
+            for note in getattr(error, "__notes__", ()):
+                failure.add_note(note)
         raise failure
 
     def _path(self, key: str) -> str:
@@ -216,9 +220,13 @@ class FsspecStore:
         try:
             write(partial)
             self._filesystem.mv(partial, path)
-        except BaseException:
-            if self._filesystem.exists(partial):
-                self._filesystem.rm_file(partial)
+        except BaseException as error:
+            try:
+                if self._filesystem.exists(partial):
+                    self._filesystem.rm_file(partial)
+            except Exception as refusal:  # noqa: BLE001  as foreign as the write's own, which is the one to raise
+                reason = type(refusal).__name__
+                error.add_note(f"{partial} may be left behind, because it could not be removed: {reason}")
             raise
         return self._head(key)
 
@@ -231,6 +239,22 @@ def _meta(key: str, info: dict[str, Any]) -> ObjectMeta:
     marks = [_mark(info[field]) for field in _VERSION_FIELDS if info.get(field)]
     digest = hashlib.blake2b("\0".join(marks).encode(), digest_size=12).hexdigest()
     return ObjectMeta(key, info["size"], f"{digest}-{info['size']}")
+
+
+def _locally(uri: str, function: Callable[..., R], *args: Any) -> R:
+    """Call what concerns the local temporary file, and say so where it fails."""
+    try:
+        return function(*args)
+    except OSError as error:
+        kind = ErrorKind.NO_SPACE if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
+        reason = error.strerror or type(error).__name__
+        failure = DataError(
+            f"{uri} is collected in {gettempdir()} before it is written, and that failed: {reason}; make room there, "
+            "or name another folder by TMPDIR",
+            kind=kind,
+            uri=uri,
+        )
+    raise failure
 
 
 def _mark(value: object) -> str:

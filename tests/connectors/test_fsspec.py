@@ -1,6 +1,8 @@
+import errno
 import itertools
 import logging
 import traceback
+from tempfile import NamedTemporaryFile
 
 import pytest
 from fsspec import AbstractFileSystem
@@ -14,6 +16,7 @@ from connectors import (
     NotFoundError,
     PermissionDeniedError,
     TransientError,
+    _fsspec,
     open_store,
     run_sync,
 )
@@ -46,6 +49,61 @@ class TestWhereFilesCanBeRenamed(StoreTests):
         with pytest.raises(TransientError):
             await store.put("key", b"x")
         assert list(self.folder.iterdir()) == []
+
+    async def test_a_write_that_fails_says_why_also_where_its_hidden_file_cannot_be_removed(self, store, monkeypatch):
+        def refuse(*_args):
+            raise PermissionError("secret words")
+
+        def fail(*_args):
+            raise ConnectionError("the server is gone")
+
+        monkeypatch.setattr(store._filesystem, "mv", refuse)
+        monkeypatch.setattr(store._filesystem, "rm_file", fail)
+        with pytest.raises(PermissionDeniedError, match="refuses access to local://files/key") as raised:
+            await store.put("key", b"x")
+        (left,) = self.folder.iterdir()
+        assert raised.value.__notes__ == [
+            f"{left} may be left behind, because it could not be removed: ConnectionError"
+        ]
+
+    @pytest.mark.parametrize("call", ["write", "flush"])
+    async def test_a_full_temporary_folder_is_named(self, store, monkeypatch, call):
+        def fill(*_args):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def full(**options):
+            file = NamedTemporaryFile(**options)  # noqa: SIM115
+            setattr(file, call, fill)
+            return file
+
+        async def chunks():
+            yield b"x"
+
+        monkeypatch.setattr(_fsspec, "NamedTemporaryFile", full)
+        monkeypatch.setattr(_fsspec, "gettempdir", lambda: "/some/folder")
+        with pytest.raises(DataError, match="is collected in /some/folder before") as raised:
+            await store.put_stream("key", chunks())
+        assert raised.value.kind == ErrorKind.NO_SPACE
+        assert list(self.folder.iterdir()) == []
+
+    async def test_what_became_of_the_temporary_file_does_not_hide_what_became_of_the_object(self, store, monkeypatch):
+        def open_file(**options):
+            file = NamedTemporaryFile(**options)  # noqa: SIM115
+            close = file.close
+
+            def close_and_fail():
+                close()
+                raise OSError(errno.EIO, "Input/output error")
+
+            file.close = close_and_fail
+            return file
+
+        async def chunks():
+            yield b"x"
+
+        monkeypatch.setattr(_fsspec, "NamedTemporaryFile", open_file)
+        await store.put_stream("key", chunks())
+        assert self.peek(store, "key") == b"x"
 
 
 class TestWhereNothingCanBeRenamed(StoreTests):
