@@ -96,8 +96,7 @@ class Steps:
     def consumed(self) -> npt.NDArray[np.int64]:
         """Return how many positions of the window are used up before each batch, and after the last."""
         ends = self.step_starts.copy() if self.unit_starts is None else self.unit_starts[self.step_starts]
-        if len(ends) > 1:
-            ends[-1] -= self.num_padding
+        ends[-1] -= self.num_padding
         return ends
 
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connectors.errors import BadInputError
-from dataflow.order.batching import FixedBatches, GlobalBatch
+from dataflow.order.batching import FixedBatches, GlobalBatch, Steps
 from dataflow.order.shuffle import FullOrder, SequentialOrder
 
 
@@ -46,6 +46,51 @@ def test_units_of_several_samples_are_kept_together(lengths: list[int], data: st
     assert batch.positions_of(np.array(units, dtype=np.int64)).tolist() == expected
     assert batch.unit_sums(np.ones(starts[-1], dtype=np.int64)).tolist() == lengths
     assert batch.samples().tolist() == order.take(0, len(order)).tolist()
+
+
+@given(
+    packs=st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=5), min_size=1, max_size=5),
+    seed=st.integers(0, 9),
+)
+def test_each_step_of_a_window_has_its_own_units_and_uses_up_their_positions(packs: list[list[int]], seed: int) -> None:
+    lengths = [length for step in packs for length in step]
+    positions = np.random.default_rng(seed).permutation(sum(lengths))
+    steps = Steps(
+        positions, np.concatenate([[0], np.cumsum(lengths)]), np.concatenate([[0], np.cumsum([len(p) for p in packs])])
+    )
+    order, ends = SequentialOrder(sum(lengths)), np.cumsum([0, *map(sum, packs)]).tolist()
+    assert len(steps) == len(packs)
+    assert steps.consumed().tolist() == ends
+    for step, (pack, first, last) in enumerate(zip(packs, ends[:-1], ends[1:], strict=True)):
+        batch = steps.batch(order, step)
+        assert batch.positions.tolist() == positions[first:last].tolist()
+        assert batch.unit_starts is not None
+        assert batch.unit_starts.tolist() == [0, *np.cumsum(pack).tolist()]
+        assert batch.num_padding == 0
+
+
+def test_a_window_without_a_batch_uses_up_nothing() -> None:
+    steps = FixedBatches(4, "drop").plan(SequentialOrder(3), 0, 0, 3)
+    assert (len(steps), steps.consumed().tolist()) == (0, [0])
+
+
+@given(start=st.integers(0, 5), num_samples=st.integers(1, 20), tail=st.sampled_from(["short", "drop", "pad"]))
+def test_a_later_window_goes_on_with_the_positions_where_it_starts(start: int, num_samples: int, tail: str) -> None:
+    order, batching = SequentialOrder(5 * 4 + num_samples), FixedBatches(4, tail)
+    whole, rest = batching.plan(order, 0, 0, len(order)), batching.plan(order, 0, start * 4, len(order))
+    assert len(rest) == len(whole) - start
+    for step in range(len(rest)):
+        assert rest.batch(order, step).positions.tolist() == whole.batch(order, start + step).positions.tolist()
+
+
+def test_batchings_that_make_other_batches_have_other_identities() -> None:
+    identities = [FixedBatches(size, tail).identity() for size in (4, 5) for tail in ("short", "drop", "pad")]
+    assert identities[:3] == [
+        {"global_batch_size": 4, "drop_last": False, "pad_last": False},
+        {"global_batch_size": 4, "drop_last": True, "pad_last": False},
+        {"global_batch_size": 4, "drop_last": False, "pad_last": True},
+    ]
+    assert len({str(identity) for identity in identities}) == 6
 
 
 @pytest.mark.parametrize(("batch", "tail", "message"), [(0, "short", "global_batch_size"), (1, "keep", "'keep'")])
