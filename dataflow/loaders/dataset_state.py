@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 __all__ = ["is_state", "open_at", "take_state"]
 
 
-def take_state(dataset: Any, iterator: Any = None) -> dict[str, Any] | None:
+def take_state(dataset: Any, iterator: Any) -> dict[str, Any] | None:
     """Return where a dataset is, None where nobody says.
 
     Args:
         dataset: The dataset.
-        iterator: What `iter()` of it returned, where it is a stream.
+        iterator: What `iter()` of it returned, where it is a stream; else None.
     """
     parts = {"dataset": None if iterator is dataset else dataset, "iterator": iterator}
     return {name: part.state_dict() for name, part in parts.items() if is_stateful(part)} or None
@@ -36,7 +36,7 @@ def is_state(state: Any) -> bool:
     return state is None or (isinstance(state, Mapping) and {"dataset", "iterator"} >= state.keys() > set())
 
 
-def open_at(state: Any, dataset: Any, make_fetch: Callable[[], Fetch], *, skip: int = 0) -> Fetch:
+def open_at(state: Any, dataset: Any, make_fetch: Callable[[], Fetch], *, skip: int) -> Fetch:
     """Make what reads a dataset, and let it go on where it was.
 
     Args:

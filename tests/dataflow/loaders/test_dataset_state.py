@@ -7,7 +7,8 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from dataflow.loaders import DataLoader
-from dataflow.loaders.testing import Numbers
+from dataflow.loaders.dataset_state import is_state, take_state
+from dataflow.loaders.testing import Numbers, Stream
 
 WAYS = {
     "inline": {},
@@ -35,6 +36,16 @@ def rest_of(loader, state):
 def first_and_step():
     info = get_worker_info()
     return (0, 1) if info is None else (info.id, info.num_workers)
+
+
+class Counted(Numbers):
+    """Numbers that keep how many were read."""
+
+    def state_dict(self):
+        return {"read": 0}
+
+    def load_state_dict(self, state):
+        raise AssertionError
 
 
 class Restarting(IterableDataset):
@@ -101,6 +112,26 @@ class Walked(IterableDataset):
 
     def load_state_dict(self, state):
         self.told = state["told"]
+
+
+def test_what_can_be_taken_of_datasets_and_iterators_is_a_state_and_nothing_else():
+    stream, own = Walked(4), Restarting(4)
+    taken = [
+        take_state(Numbers(4), None),
+        take_state(Counted(4), None),
+        take_state(Stream(4), iter(Walked(4))),
+        take_state(stream, iter(stream)),
+        take_state(own, iter(own)),
+    ]
+    assert taken == [
+        None,
+        {"dataset": {"read": 0}},
+        {"iterator": {"place": 0}},
+        {"dataset": {"told": "yes"}, "iterator": {"place": 0}},
+        {"iterator": {"place": 0}},
+    ]
+    assert all(map(is_state, taken))
+    assert not any(map(is_state, [{}, {"dataset": 1, "place": 2}, {"place": 0}, ["dataset"], "dataset", 0]))
 
 
 @pytest.mark.parametrize("way", WAYS)

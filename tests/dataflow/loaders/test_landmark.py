@@ -1,5 +1,6 @@
 """A sampler that draws another order than it did is noticed where a state goes on, and no other sampler is accused."""
 
+import functools
 import gc
 import itertools
 import json
@@ -412,6 +413,16 @@ def deep():
     inner = []
     inner.append(inner)
     return inner
+
+
+def nested(wrap, levels):
+    return functools.reduce(lambda inner, _: wrap(inner), range(levels), 1)
+
+
+@pytest.mark.parametrize("wrap", [lambda inner: (inner,), lambda inner: [inner]], ids=["tuples", "lists"])
+def test_eight_levels_are_too_deep_for_a_digest(wrap):
+    assert digest_index(nested(wrap, 7)) is not None
+    assert digest_index(nested(wrap, 8)) is None
 
 
 @pytest.mark.parametrize("index", [object(), deep(), iter([1]), lambda: 1, [object()]], ids=lambda value: "")
