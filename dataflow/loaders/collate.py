@@ -45,6 +45,7 @@ __all__ = ["Fetch", "Memory", "collate_into", "collate_into_slots", "is_gathered
 _COLLATE_AS_SHIPPED = dict(default_collate_fn_map)
 _MIN_BLOB_BYTES = 2048
 _NUMBERS = {int: torch.int64, float: torch.float64}
+_SCALARS_OF_NUMPY = (np.bool_, np.number, np.object_)  # one kind, as torch has it
 
 
 class Fetch:
@@ -215,7 +216,8 @@ def collate_into_slots(pool: SlotPool) -> None:
 
 def _ways_into(memory: Memory, *, shares: bool) -> dict[Any, Callable[..., Any]]:
     stack = _StackInto(memory, shares=shares)
-    return {torch.Tensor: stack, int: _tensor_of_numbers, float: _tensor_of_numbers}
+    numbers: dict[Any, Callable[..., Any]] = {int: _tensor_of_numbers, float: _tensor_of_numbers}
+    return {torch.Tensor: stack, **numbers, _SCALARS_OF_NUMPY: _tensor_of_scalars}
 
 
 def _unless_taught(ways: dict[Any, Callable[..., Any]]) -> dict[Any, Callable[..., Any]]:
@@ -238,6 +240,14 @@ def _tensor_of_numbers(batch: Sequence[Any], *, collate_fn_map: Any = None) -> t
             except OverflowError:
                 pass  # torch has words of its own for it
     as_shipped: torch.Tensor = _COLLATE_AS_SHIPPED[int if isinstance(batch[0], int) else float](batch)
+    return as_shipped
+
+
+def _tensor_of_scalars(batch: Sequence[Any], *, collate_fn_map: Any = None) -> torch.Tensor:  # noqa: ARG001
+    """Make torch's tensor of numbers of numpy; torch 2.7 refuses a list of booleans of numpy 2.3, but no array."""
+    if set(map(type, batch)) == {np.bool_}:
+        return torch.tensor(np.array(batch))
+    as_shipped: torch.Tensor = _COLLATE_AS_SHIPPED[_SCALARS_OF_NUMPY](batch)
     return as_shipped
 
 
@@ -315,6 +325,7 @@ def _gathers_columns(dataset: Any) -> bool:
 
 def _is_default_collate(collate_fn: Callable[[Any], Any]) -> bool:
     return collate_fn is default_collate and all(
-        (way := default_collate_fn_map.get(kind)) in (function, _tensor_of_numbers) or type(way) is _StackInto
+        (way := default_collate_fn_map.get(kind)) in (function, _tensor_of_numbers, _tensor_of_scalars)
+        or type(way) is _StackInto
         for kind, function in _COLLATE_AS_SHIPPED.items()
     )

@@ -2,6 +2,7 @@
 
 import enum
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import default_collate
@@ -66,6 +67,31 @@ def test_a_tensor_of_numbers_can_grow():
     assert numbers.resize_(1000).shape == (1000,)
 
 
+@pytest.mark.parametrize("numbers", [[np.True_, np.False_], [np.False_]], ids=repr)
+def test_booleans_of_numpy_become_a_tensor_of_booleans_with_any_torch(numbers):
+    expected = torch.tensor(list(map(bool, numbers)))
+    for found in (collate(numbers), collate([(number,) for number in numbers])[0]):
+        assert found.dtype == torch.bool
+        assert torch.equal(found, expected)
+        assert found.resize_(1000).shape == (1000,)
+    with torch.device("meta"):
+        assert collate(numbers).is_meta
+
+
+def test_numbers_of_numpy_keep_the_dtype_that_torch_gives_them():
+    for numbers in ([np.float32(1), np.float32(2)], [np.uint16(1), np.uint16(2)], [np.int64(1), np.float64(2.5)]):
+        expected, found = default_collate(numbers), collate(numbers)
+        assert found.dtype == expected.dtype
+        assert torch.equal(found, expected)
+
+
 def test_what_torch_was_taught_about_numbers_holds(monkeypatch):
     monkeypatch.setitem(default_collate_fn_map, int, lambda batch, *, collate_fn_map: sum(batch))
     assert collate([(1, 2.5), (3, 4.5)])[0] == 4
+
+
+def test_what_torch_was_taught_about_numbers_of_numpy_holds(monkeypatch):
+    kind = next(kind for kind in default_collate_fn_map if isinstance(kind, tuple) and np.bool_ in kind)
+    monkeypatch.setitem(default_collate_fn_map, kind, lambda batch, *, collate_fn_map: sum(batch))
+    assert collate([(np.int64(1), 2.5), (np.int64(3), 4.5)])[0] == 4
+    assert collate([np.True_, np.True_]) == 2

@@ -418,8 +418,18 @@ def test_collating_keeps_the_types_of_containers(load):
 NUMBERS = [*map(np.dtype, ["float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"])]
 
 
+def torch_takes_booleans_of_numpy():
+    """Of numpy 2.3 and newer torch 2.7 takes none."""
+    try:
+        return torch.as_tensor([np.True_]).dtype is torch.bool
+    except TypeError:
+        return False
+
+
 @pytest.mark.parametrize("dtype", NUMBERS, ids=str)
 def test_numbers_of_numpy_keep_their_dtype(loader_class, dtype):
+    if loader_class is TORCH and dtype.kind == "b" and not torch_takes_booleans_of_numpy():
+        pytest.skip("this torch takes no booleans of this numpy")
     (batch,) = loader_class([dtype.type(1), dtype.type(0)], batch_size=2, num_workers=1)
     assert_same(batch, torch.from_numpy(np.array([1, 0], dtype)))
 
