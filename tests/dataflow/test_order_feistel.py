@@ -47,7 +47,7 @@ def test_domains_around_powers_of_two_are_permuted_whole(power: int, off: int) -
     assert np.array_equal(np.sort(whole(Permutation(0, 0, "test"), n)), np.arange(n))
 
 
-@pytest.mark.parametrize("n", [MAX_ELEMENTS, MAX_ELEMENTS - 1, 2**60 + 1, 10**18])
+@pytest.mark.parametrize("n", [2**62, 2**62 - 1, 2**60 + 1, 10**18])
 def test_huge_domains_stay_inside_and_never_collide(n: int) -> None:
     some = np.concatenate([np.arange(5000), np.arange(n - 5000, n)])
     images = Permutation(1, 2, "test").apply(some, n)
@@ -59,6 +59,7 @@ def test_huge_domains_stay_inside_and_never_collide(n: int) -> None:
 def test_more_than_2_to_the_62_elements_are_refused() -> None:
     with pytest.raises(BadInputError, match=r"2\*\*62"):
         Permutation(0, 0, "test").apply(np.array([0]), MAX_ELEMENTS + 1)
+    assert MAX_ELEMENTS == 2**62
 
 
 @given(
@@ -73,6 +74,30 @@ def test_a_mix_of_sets_and_variants_equals_one_call_for_each(sizes: list[int], d
         np.concatenate([np.arange(n) for n in sizes]), np.repeat(sizes, sizes), np.repeat(variants, sizes)
     )
     assert np.array_equal(alone, mixed)
+
+
+@pytest.mark.parametrize(
+    ("elements", "n", "computed"),
+    [
+        (np.arange(17), 17, [64]),
+        (np.arange(5000), 5000, [2**14]),
+        (np.arange(2**14 + 1), 2**14 + 1, None),
+        (np.array([0, 7]), 2**62, [2]),
+    ],
+    ids=["small", "the largest looked up", "larger than what is asked", "huge"],
+)
+def test_small_domains_are_computed_once_and_large_ones_never_whole(
+    elements: np.ndarray, n: int, computed: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds, found = Permutation._rounds, []
+
+    def counted(self: Permutation, some: np.ndarray, *rest: np.ndarray) -> np.ndarray:
+        found.append(len(some))
+        return rounds(self, some, *rest)
+
+    monkeypatch.setattr(Permutation, "_rounds", counted)
+    Permutation(0, 0, "test").apply(elements, n)
+    assert found == computed if computed else max(found) == len(elements)
 
 
 def test_the_permutation_never_changes_between_releases() -> None:
