@@ -273,7 +273,12 @@ def _absolute(path: str) -> str:
     except RuntimeError as error:
         raise BadInputError(f"cannot say where {path} is: {error}") from error
     # The server that opens it may run in another working directory.
-    return os.path.normpath(expanded if expanded.is_absolute() else Path.cwd() / expanded)
+    absolute = os.path.normpath(expanded if expanded.is_absolute() else Path.cwd() / expanded)
+    try:
+        absolute.encode()
+    except UnicodeEncodeError:  # as which it travels to the server
+        raise BadInputError(f"{absolute!r} is not UTF-8; name another directory for the cache") from None
+    return absolute
 
 
 def _part(own: int | None, whole: int | None, share: float) -> int | None:

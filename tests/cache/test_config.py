@@ -22,6 +22,7 @@ from connectors.errors import BadInputError
         ({"path": ""}, "path"),
         ({"path": "~nobody-of-this-name/cache"}, "nobody-of-this-name"),
         ({"path": "/a\0b"}, "NUL"),
+        ({"path": "/a/\udcff"}, r"'/a/\\udcff' is not UTF-8"),
     ],
 )
 def test_a_tier_that_cannot_be_names_the_value(settings: dict, named: str) -> None:
