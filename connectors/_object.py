@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import builtins
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from datetime import timedelta
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import obstore
@@ -114,7 +115,11 @@ class ObjectStore:
         """Yield the objects whose key begins with `prefix`, sorted by key.
 
         All of them are held in memory first: not every server lists in order. The empty objects that some tools write
-        to stand for folders are left out where the folder holds something.
+        to stand for folders, whose keys end in a slash that the client leaves out, are left out where the folder holds
+        something, or another object has the name.
+
+        Raises:
+            BadInputError: Two objects that are not empty have keys that differ only by a slash at the end.
         """
         folder, _ = check_prefix(prefix)
         pages: AsyncIterator[Sequence[ForeignMeta]] | None = None
@@ -127,10 +132,8 @@ class ObjectStore:
         found: builtins.list[ObjectMeta] = []
         while (page := await self._call(folder, next_page)) is not None:
             found += [_meta(foreign) for foreign in page if foreign["path"].startswith(prefix)]
-        folders = {meta.key.rpartition("/")[0] for meta in found}
-        for meta in sorted(found, key=lambda meta: meta.key):
-            if meta.size_bytes or meta.key not in folders:
-                yield meta
+        for meta in _without_markers(found):
+            yield meta
 
     async def put(self, key: str, data: Buffer) -> ObjectMeta:
         """Replace the object atomically."""
@@ -334,6 +337,17 @@ def _meta(foreign: ForeignMeta) -> ObjectMeta:
     # A server without etags: the best that is left is the time, in whole seconds.
     version = foreign["e_tag"] or f"{foreign['last_modified'].isoformat()}-{size_bytes}"
     return ObjectMeta(foreign["path"], size_bytes, version)
+
+
+def _without_markers(found: Iterable[ObjectMeta]) -> Iterator[ObjectMeta]:
+    folders = {meta.key.rpartition("/")[0] for meta in found}
+    for key, group in groupby(sorted(found, key=lambda meta: meta.key), key=lambda meta: meta.key):
+        same = list(group)
+        full = [meta for meta in same if meta.size_bytes]
+        if len(full) > 1:
+            raise BadInputError(f"two objects have the key {key!r}, one with a slash at its end; rename one of them")
+        if full or key not in folders:
+            yield (full or same)[0]
 
 
 async def _all(requests: Sequence[Coroutine[Any, Any, R]]) -> list[R]:

@@ -1,8 +1,8 @@
 """obstore's exceptions as ours, without a word of what a server or a client put into them.
 
 A provider's message may carry an access key, a signature or a signed URL: S3 answers a wrong signature with all it was
-computed from. So nothing of it is passed on but the HTTP status and the provider's error code, and the provider's
-exception is not chained.
+computed from. So nothing of it is passed on but the HTTP status, the provider's error code and a key that the client
+refuses, and the provider's exception is not chained.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ __all__ = ["translated"]
 
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")
 _CODE = re.compile(r"<Code>([A-Za-z]{1,64})</Code>")
+# Of a key that the client itself refuses, as it does those of a listing.
+_PATH = re.compile(r'Path "([^"]*)"')
 # Asked by the client when it was given no credentials; what fails then is not the object.
 _CREDENTIAL_SERVICES = ("/latest/api/token", "/latest/meta-data", "/computeMetadata/", "/metadata/identity")
 
@@ -54,9 +56,10 @@ def translated(error: Exception, uri: str) -> DataError:
         case obstore_errors.AlreadyExistsError():
             return TransientError(f"{uri} is being changed by another{answer}; try again", uri=uri)
         case obstore_errors.InvalidPathError() | ValueError():
-            return BadInputError(
-                f"the store cannot hold a key such as that of {uri}; use no control characters", uri=uri
-            )
+            named = _PATH.search(text)
+            what = f"{uri}: the key {named[1]!r}" if named else f"the key of {uri}"
+            message = f"{what} cannot be read: it has an empty, '.' or '..' part or a control character; rename it"
+            return BadInputError(message, uri=uri)
         case obstore_errors.NotSupportedError():
             return BadInputError(f"the store of {uri} does not offer this operation", uri=uri)
     if status:

@@ -154,6 +154,29 @@ async def test_near_ranges_share_a_request_and_far_ones_do_not():
 async def test_empty_objects_that_stand_for_folders_are_not_listed():
     # As the S3 console and some mounts leave them; the order of a page is not relied on.
     entries = [("set/z", 3), ("set/cats/", 0), ("set/cats/1.png", 5), ("set/empty", 0), ("settings", 1)]
+    assert await _listing(entries) == [("set/cats/1.png", 5), ("set/empty", 0), ("set/z", 3)]
+
+
+@pytest.mark.parametrize("size_bytes", [0, 5])
+async def test_of_keys_that_differ_by_a_slash_at_the_end_the_empty_one_is_not_listed(size_bytes):
+    entries = [("set/a/", 0), ("set/a", size_bytes), ("set/b", 1)]
+    for order in (entries, entries[::-1]):
+        assert await _listing(order) == [("set/a", size_bytes), ("set/b", 1)]
+
+
+async def test_two_objects_whose_keys_differ_by_a_slash_at_the_end_are_refused_by_name():
+    with pytest.raises(BadInputError, match="two objects have the key 'set/a', one with a slash"):
+        await _listing([("set/a", 5), ("set/a/", 7)])
+
+
+@pytest.mark.parametrize("key", ["set/a//b", "set/../a", "set/a\x7fb"])
+async def test_a_listed_key_that_cannot_be_read_is_named(key):
+    with pytest.raises(BadInputError) as raised:
+        await _listing([("set/a", 1), (key, 1)])
+    assert repr(key) in str(raised.value)
+
+
+async def _listing(entries):
     contents = "".join(
         f"<Contents><Key>{key}</Key><Size>{size}</Size><ETag>e</ETag>"
         "<LastModified>2026-01-01T00:00:00Z</LastModified></Contents>"
@@ -162,8 +185,7 @@ async def test_empty_objects_that_stand_for_folders_are_not_listed():
     with ScriptedServer(
         lambda exchange: Answer(200, {}, f"<ListBucketResult>{contents}</ListBucketResult>".encode())
     ) as s3:
-        found = [(meta.key, meta.size_bytes) async for meta in _open("s3://bucket", s3).list("set/")]
-    assert found == [("set/cats/1.png", 5), ("set/empty", 0), ("set/z", 3)]
+        return [(meta.key, meta.size_bytes) async for meta in _open("s3://bucket", s3).list("set/")]
 
 
 @pytest.mark.parametrize("spans", [[Span(0, 4)], [Span(0, 4), Span(9_000_000, 4)], [Span(0, 0)]])
