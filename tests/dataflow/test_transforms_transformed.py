@@ -228,8 +228,9 @@ def test_native_columns_go_straight_into_the_batch(tmp_path: Path) -> None:
     assert np.array_equal(alone["tokens"], columns["tokens"][1])
 
 
-@pytest.mark.parametrize("steps", [[Cast("label", "float64")], [Cast("label", "int16")], [Cast("label", "int64")]])
-def test_a_cast_of_numbers_gives_what_its_samples_are_alone(tmp_path: Path, steps: list[Cast]) -> None:
+@pytest.mark.parametrize("dtype", ["float64", "int16", "int64", "complex128"])
+def test_a_cast_of_numbers_gives_what_its_samples_are_alone(tmp_path: Path, dtype: str) -> None:
+    steps = [Cast("label", dtype)]
     dataset, numbers = TransformedDataset(native(tmp_path), steps), [7, 0, 11, 7]
     asked = []
 
@@ -241,6 +242,22 @@ def test_a_cast_of_numbers_gives_what_its_samples_are_alone(tmp_path: Path, step
     assert [dtype for name, dtype in asked if name == "label"] == [np.dtype(steps[0].dtype)]
     assert labels.dtype == steps[0].dtype
     assert labels.tolist() == [dataset[number]["label"] for number in numbers] == numbers
+
+
+def test_a_number_that_does_not_fit_its_cast_is_refused_and_never_wraps_round(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, pa.schema([("label", pa.int64())])) as writer:
+        writer.write({"label": 300})
+    with pytest.raises(BadInputError, match="from 300 to 300, does not fit int8"):
+        TransformedDataset(open_dataset(tmp_path), Cast("label", "int8")).get_batch([0])
+
+
+def test_a_step_before_a_cast_sees_what_the_dataset_holds(tmp_path: Path) -> None:
+    def halve(columns: dict, draws: Draws) -> dict:
+        return {**columns, "label": columns["label"] // 2 if columns["label"].dtype == np.int64 else None}
+
+    dataset = TransformedDataset(native(tmp_path), [over_columns(halve), Cast("label", "float64")])
+    label = dataset.get_batch([7, 4])["label"]
+    assert (label.tolist(), label.dtype) == ([3.0, 2.0], np.float64)
 
 
 def test_two_casts_of_a_field_follow_each_other(tmp_path: Path) -> None:
@@ -262,7 +279,42 @@ def test_it_stands_in_for_its_dataset(tmp_path: Path) -> None:
     assert transformed.fingerprint == dataset.fingerprint
     assert transformed.index.num_blocks == dataset.index.num_blocks
     assert transformed.reader is transformed.dataset.reader
+    assert transformed.buffer_bytes == dataset.buffer_bytes is not None
     assert not hasattr(TransformedDataset(Numbers(), jitter), "fingerprint")
+
+
+def test_only_casts_keep_a_dataset_whose_batches_can_be_made_together(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "rows", pa.schema([("label", pa.int64())])) as writer:
+        writer.write({"label": 3})
+    native(tmp_path / "images")
+    cast, other = Cast("label", "int32"), over_columns(column_jitter)
+    kept = [
+        [TransformedDataset(dataset, steps).is_rowwise for steps in (cast, [cast, cast], other, [cast, other], jitter)]
+        for dataset in (open_dataset(tmp_path / "rows"), open_dataset(tmp_path / "images"), Numbers())
+    ]
+    assert kept == [[True, True, False, False, False], [False] * 5, [False] * 5]
+
+
+def test_the_seed_is_nought_where_none_is_given() -> None:
+    assert TransformedDataset(Numbers(), jitter)[3] == TransformedDataset(Numbers(), jitter, seed=0)[3]
+
+
+def test_numbers_that_count_from_the_end_are_the_same_samples() -> None:
+    first, again, last, once_more = TransformedDataset(Numbers(), jitter).__getitems__([0, -40, 39, -1])
+    assert first == again != last == once_more
+
+
+def test_no_numbers_are_no_samples() -> None:
+    assert TransformedDataset(Numbers(), jitter).__getitems__([]) == []
+
+
+def test_what_are_no_numbers_of_samples_is_refused() -> None:
+    class Packs(Numbers):
+        def __getitems__(self, packs: list[list[int]]) -> list[dict]:
+            return [self[first] for first, *_ in packs]
+
+    with pytest.raises(BadInputError, match=r"numbers of samples, got an array of shape \(1, 2\)"):
+        TransformedDataset(Packs(), jitter).__getitems__([[1, 2]])
 
 
 def test_errors_name_the_sample() -> None:
