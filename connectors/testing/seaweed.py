@@ -188,6 +188,7 @@ class SeaweedServer:
             with urllib.request.urlopen(urllib.request.Request(target, method="PUT"), timeout=5):
                 pass
         except urllib.error.HTTPError as error:
+            error.close()
             # It is there already: on a busy machine the answer to the first attempt may have come too late.
             if error.code != HTTPStatus.CONFLICT:
                 raise

@@ -177,6 +177,11 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         """Among how many readers a stream is dealt out."""
         return self.num_workers if self.has_worker_processes else 1
 
+    @property
+    def has_lasting_workers(self) -> bool:
+        """Whether there are workers that make the next epoch's batches, too."""
+        return self._iterator is not None
+
     def set_epoch(self, epoch: int) -> None:
         """Let the next `iter()` walk this epoch; frameworks that count epochs tell their loaders.
 
@@ -215,7 +220,10 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
                 holds.
         """
         self._ledger.resume = load_state(self, state_dict)
+        # Workers that stay draw on from their generators, and a loader that goes on in another process has none.
+        self._iterator = None
         self._ledger.is_told = self._ledger.resume is None
+        self._ledger.is_seeded = bool(state_dict.get("seeded", False))
         self._ledger.next_epoch = state_dict.get("next_epoch", 0)
         self._ledger.progress = None
         if self._ledger.rejects is not None:

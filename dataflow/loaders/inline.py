@@ -34,10 +34,8 @@ class InlineIterator(LoaderIterator):
     """Makes the batches in this process: `num_workers=0`."""
 
     def __init__(self, loader: DataLoader[Any], ledger: Ledger) -> None:
-        # A sampler whose `__iter__` is no generator draws its order at once, and torch's base class calls it next.
         sampler = index_sampler(loader)
-        is_lazy = inspect.isgeneratorfunction(getattr(type(sampler), "__iter__", None))
-        order = None if is_lazy or is_elastic(sampler) else snapshot_order(loader)
+        order = None if self._draws_later(loader) or is_elastic(sampler) else snapshot_order(loader)
         super().__init__(loader, ledger)
         if self._timeout != 0:
             raise AssertionError("_SingleProcessDataLoaderIter requires timeout == 0")
@@ -55,6 +53,10 @@ class InlineIterator(LoaderIterator):
         self._drawn: deque[tuple[int, Any]] = deque()
         self._made: deque[Any] = deque()
         self._draw_failure: Exception | None = None
+
+    def _draws_later(self, loader: DataLoader[Any]) -> bool:
+        # A sampler whose `__iter__` is no generator draws its order at once, and torch's base class calls it.
+        return inspect.isgeneratorfunction(getattr(type(index_sampler(loader)), "__iter__", None))
 
     def _open(self) -> Fetch:
         progress, make_fetch = self._progress, self._fetch_maker(may_join=self._may_join)

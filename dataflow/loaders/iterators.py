@@ -6,6 +6,7 @@ as in torch.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import operator
@@ -24,6 +25,7 @@ from dataflow.loaders.landmark import advanced
 from dataflow.loaders.order_state import (
     describe_other_order,
     drawn_or_again,
+    draws_undone,
     draws_unseen,
     is_elastic,
     is_stateful,
@@ -71,8 +73,10 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
     def __init__(self, loader: DataLoader[Any], ledger: Ledger) -> None:
         self._ledger = ledger
         keep_freed_memory()
-        self._prepare(loader, self._opening)
-        super().__init__(loader)
+        undoes_seed = ledger.is_seeded and self._draws_later(loader)
+        self._prepare(loader, REOPENING if undoes_seed else self._opening)
+        with draws_undone(loader) if undoes_seed else contextlib.nullcontext():
+            super().__init__(loader)
         self._meter = ledger.meter
         # Of its own: several threads may have an iterator each.
         self._recorder = Recorder()
@@ -104,6 +108,10 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
             return batch
         finally:
             meter.take(self._recorder)
+
+    def _draws_later(self, loader: DataLoader[Any]) -> bool:
+        """Whether torch's part of a new iterator draws nothing yet that this epoch consists of."""
+        return True
 
     def _prepare(self, loader: DataLoader[Any], opening: tuple[Any, ...], first_step: int = 0) -> None:
         """Let the cache foresee an epoch that is about to begin; `opening` is what torch does from here on."""
@@ -154,7 +162,7 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
                     len(progress.shards),
                 )
             progress.shards, progress.shard_states, progress.next_shard = [0] * shards, [None] * shards, 0
-        self._ledger.progress, self._ledger.is_told = progress, False
+        self._ledger.progress, self._ledger.is_told, self._ledger.is_seeded = progress, False, False
         self._progress = progress
         self._ledger.next_epoch = progress.epoch + 1
         if self._ledger.foresight is not None:

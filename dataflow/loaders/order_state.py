@@ -6,6 +6,7 @@ their own. From these a sampler draws the same order again.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import itertools
@@ -28,6 +29,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from connectors.errors import BadInputError
 from dataflow.loaders.generator_state import decode_generator, encode_generator, own_generators, try_generator
+from dataflow.loaders.generators import generators_kept
 from dataflow.loaders.torch_private import DatasetKind, ExceptionWrapper, dataset_kind, index_sampler
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ __all__ = [
     "check_generators",
     "check_order",
     "describe_other_order",
+    "draws_undone",
     "drawn_or_again",
     "draws_unseen",
     "is_elastic",
@@ -208,6 +211,15 @@ def load_samplers(loader: DataLoader[Any], order: Mapping[str, Any], *, generato
             part.load_state_dict(copy.deepcopy(snapshot["state"]))
     if generators:
         _load_generators(loader, order)
+
+
+@contextlib.contextmanager
+def draws_undone(loader: DataLoader[Any]) -> Iterator[None]:
+    """Put back afterwards all generators that an order may be drawn from."""
+    order = snapshot_order(loader, between_epochs=True)
+    with generators_kept():
+        yield
+    _load_generators(loader, order)
 
 
 def _load_generators(loader: DataLoader[Any], order: Mapping[str, Any]) -> None:

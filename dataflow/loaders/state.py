@@ -165,6 +165,7 @@ class Ledger:
         resume: Where the next iterator is to go on.
         next_epoch: Number of the epoch that begins next.
         is_told: Whether a state between epochs was loaded, and none has begun since.
+        is_seeded: Whether that was the state of a loader whose workers stay: no epoch draws seeds for them any more.
         foresight: Tells the cache what comes, where the order and the cache allow it.
         rejects: The bad samples so far, where there is a policy for them.
     """
@@ -174,6 +175,7 @@ class Ledger:
     resume: Progress | None = None
     next_epoch: int = 0
     is_told: bool = False
+    is_seeded: bool = False
     foresight: Foresight | None = None
     rejects: Rejects | None = None
 
@@ -184,6 +186,7 @@ class Ledger:
             resume=None if self.resume is None else self.resume.copied(),
             next_epoch=self.next_epoch,
             is_told=self.is_told,
+            is_seeded=self.is_seeded,
             rejects=copy.deepcopy(self.rejects),
         )
 
@@ -198,7 +201,8 @@ def make_state(loader: DataLoader[Any], ledger: Ledger) -> dict[str, Any]:
         if progress is None:
             order = snapshot_order(loader, between_epochs=True)
             raise_unknown(part.get("state") for part in order["parts"])
-            return {**state, "epoch": None, "next_epoch": ledger.next_epoch, "order": order}
+            state |= {"epoch": None, "next_epoch": ledger.next_epoch, "order": order}
+            return {**state, "seeded": True} if ledger.is_seeded or loader.has_lasting_workers else state
         return {**state, "epoch": progress.as_dict()}
     if progress is None or sampler.epoch != progress.epoch:  # set_epoch() has moved it on
         return {**state, "sampler": sampler.state_dict(), "ahead": []}

@@ -71,6 +71,7 @@ class TestS3Store(StoreTests):
                 # The server answers a folder with a page.
                 return None if answer.headers.get("Content-Type", "").startswith("text/html") else answer.read()
         except urllib.error.HTTPError as error:
+            error.close()
             if error.code != 404:
                 raise
             return None

@@ -28,7 +28,7 @@ from torch.utils.data.datapipes.iter import IterableWrapper
 
 from connectors.errors import BadInputError, TransientError
 from dataflow.loaders import DataLoader, ElasticBatchSampler
-from dataflow.loaders.testing import Noisy, Numbers, Stream
+from dataflow.loaders.testing import Draws, Noisy, Numbers, Stream
 
 LENGTH = 40
 
@@ -270,6 +270,58 @@ def test_a_persistent_loader_goes_on_from_a_state_in_the_middle_of_an_epoch():
     loader.load_state_dict(state)
     assert seen(loader)[0] == [3, 4, 5]
     assert seen(loader)[0] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_that_were_there_before_a_state_draw_what_those_of_a_new_loader_draw(method, steps):
+    def open_loader():
+        torch.manual_seed(8)  # from which the workers are seeded
+        options = {"num_workers": 1, "persistent_workers": True, "multiprocessing_context": method}
+        if method == "fork":
+            options["worker_init_fn"] = lambda worker_id: random.random()
+        return DataLoader(Draws(4), batch_size=None, **options)
+
+    loader = open_loader()
+    iterator = iter(loader)
+    for _ in range(steps):
+        next(iterator)
+    state = through_json(loader.state_dict())
+    for _ in iterator:
+        pass
+    resumed = open_loader()
+    for one in (loader, resumed):
+        torch.manual_seed(9)
+        one.load_state_dict(state)
+    assert list(loader) == list(resumed) != []
+    assert list(loader) == list(resumed)
+
+
+@pytest.mark.parametrize(
+    ("way", "workers", "after"),
+    [
+        ("shuffle by generator", "process", 1),
+        ("shuffle by generator", "thread", 1),
+        ("shuffle by generator", "thread", 0),
+        ("shuffle", "thread", 1),
+        ("shuffle", "thread", 0),
+        ("eager", "thread", 1),
+        ("eager", "thread", 0),
+    ],
+)
+def test_an_epoch_of_workers_that_stay_follows_from_the_state_before_it(way, workers, after):
+    options = {"num_workers": 1, "workers": workers, "persistent_workers": True}
+    loader = make(way, **options)
+    seen(loader)
+    state, before = through_json(loader.state_dict()), torch.get_rng_state()
+    expected = [seen(loader), seen(loader)]
+    resumed = make(way, **options if after else {"num_workers": 0})
+    resumed.load_state_dict(state)
+    assert through_json(resumed.state_dict()) == state
+    torch.set_rng_state(before)
+    epochs = [seen(resumed), seen(resumed)]
+    assert epochs[: 1 + after] == expected[: 1 + after]
+    assert epochs[0] != epochs[1]
 
 
 def test_out_of_order_batches_are_neither_lost_nor_repeated():

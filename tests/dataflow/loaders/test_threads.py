@@ -1,6 +1,7 @@
 """Worker threads: the batches, order and states of worker processes, and nothing left behind."""
 
 import gc
+import math
 import subprocess
 import sys
 import textwrap
@@ -16,6 +17,7 @@ from dataflow.loaders import BadSamples, DataLoader, ElasticBatchSampler
 from dataflow.loaders.process_iterator import ProcessIterator
 from dataflow.loaders.testing import Failing, Noisy, Numbers, Stream
 from dataflow.loaders.thread_iterator import ThreadIterator
+from dataflow.loaders.threads import Order, Threads
 
 
 def numbers_of(batch):
@@ -210,6 +212,25 @@ def test_the_callers_patience_is_torchs():
         next(iterator)
     dataset.let_go.set()
     del iterator
+
+
+class Echo:
+    """Makes a batch of what is in it."""
+
+    joins, sieve = False, None
+
+    def __call__(self, index):
+        return index
+
+
+def test_an_order_says_which_thread_has_it_and_since_when():
+    threads, order = Threads(1, Echo), Order(0, "index")
+    threads.ask([order])
+    (made,) = threads.wait(None).made
+    assert (made.order, made.batch) == (order, "index")
+    assert order.thread in workers()
+    assert order.begun_s < math.inf
+    threads.close()
 
 
 def test_threads_end_with_their_iterator():
