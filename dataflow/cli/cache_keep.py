@@ -115,4 +115,4 @@ def _object(url: str, client: CacheClient) -> list[int]:
 
 def _warn(kept: PinsKept) -> None:
     if not kept.survive:
-        click.echo("warning: no directory could write this down; it holds until the cache is started again", err=True)
+        click.echo("warning: the cache has no directory that could note this; it holds until the cache ends", err=True)

@@ -44,6 +44,13 @@ FORMATS: tuple[Format, ...] = (
     FolderFormat("text-folder", ("text",)),
 )
 
+_HINT = "`dataflow formats` lists what is read"
+# What people come with that no format reads, by how its names end.
+_HINTS = {
+    ".zarray": "zarr is read from version 3 on, to which `zarr migrate v3` brings it without writing a chunk anew",
+    ".npy": "`ShardWriter.write_columns` makes a dataset of arrays",
+}
+
 
 def open_source(
     url: str,
@@ -88,9 +95,10 @@ def open_source(
         raise BadInputError(f"only native datasets have versions, and there is none at {url}", uri=url)
     if not place.files:
         raise NotFoundError(f"nothing at {url}", uri=url)
+    hint = next((hint for end, hint in _HINTS.items() if any(meta.key.endswith(end) for meta in place.files)), _HINT)
+    others = f" beside {len(place.files) - 1:,} more" if place.files[1:] else ""
     raise BadInputError(
-        f"no {'' if name is None else name + ' '}dataset at {url}, but {len(place.files)} objects "
-        f"({place.files[0].key}, ...); `dataflow formats` lists what is read",
+        f"no {'' if name is None else name + ' '}dataset at {url}, where {place.files[0].key} lies{others}; {hint}",
         uri=url,
     )
 

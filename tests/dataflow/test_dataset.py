@@ -336,7 +336,10 @@ def test_an_empty_or_foreign_folder_is_said_to_be_none(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="nothing at"):
         open_dataset(tmp_path)
     (tmp_path / "notes.xyz").write_text("hello")
-    with pytest.raises(BadInputError, match=r"no dataset at .*notes\.xyz"):
+    with pytest.raises(BadInputError, match=r"no dataset at .*, where notes\.xyz lies; `dataflow formats`"):
         open_dataset(tmp_path)
     with pytest.raises(BadInputError, match="no format is called 'nothing'"):
         open_dataset(tmp_path, format="nothing")
+    (tmp_path / "tokens.npy").write_bytes(b"")
+    with pytest.raises(BadInputError, match=r"where notes\.xyz lies beside 1 more; .*write_columns"):
+        open_dataset(tmp_path)

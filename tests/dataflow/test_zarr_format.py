@@ -12,6 +12,7 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
+from zarr.metadata.migrate_v3 import migrate_v2_to_v3
 
 from cache.access import open_reader
 from connectors.errors import BadInputError, ChangedError, CorruptError, DataError, NotFoundError
@@ -119,6 +120,15 @@ def test_text_and_bytes_come_back(tmp_path: Path, sharded: bool) -> None:
 def test_other_layouts_come_back(tmp_path: Path, options: dict[str, Any]) -> None:
     data = numbers(ROWS, 6, 5, dtype="i2")
     put(tmp_path / "set", data, **options)
+    np.testing.assert_array_equal(open_dataset(tmp_path / "set").get_batch(range(ROWS))["data"], data)
+
+
+def test_zarr_2_is_refused_with_the_way_to_zarr_3_which_holds(tmp_path: Path) -> None:
+    data = numbers(ROWS, 6)
+    put(tmp_path / "set", data, zarr_format=2)
+    with pytest.raises(BadInputError, match="`zarr migrate v3`"):
+        open_dataset(tmp_path / "set")
+    migrate_v2_to_v3(input_store=zarr.storage.LocalStore(tmp_path / "set"))
     np.testing.assert_array_equal(open_dataset(tmp_path / "set").get_batch(range(ROWS))["data"], data)
 
 
