@@ -123,7 +123,7 @@ def test_a_tier_is_resized_while_it_is_in_use(run, dataset):
 def test_where_nothing_is_written_down_the_operator_is_told(tmp_path):
     with running_server(CacheConfig((TierConfig("ram", 1 << 20),))) as running:
         result = CliRunner().invoke(cache, ["pin", "/x", "--size", "1", "--socket", running.address])
-        assert (result.exit_code, "until the cache is started again" in result.stderr) == (0, True)
+        assert (result.exit_code, "it holds until the cache ends" in result.stderr) == (0, True)
 
 
 @pytest.mark.parametrize("text", ["", "7", "d", "0s", "-1h", "1.5.2h", "nan d"])
