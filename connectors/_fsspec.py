@@ -8,7 +8,6 @@ and straight to its name where it cannot, as those are object stores.
 from __future__ import annotations
 
 import builtins
-import errno
 import hashlib
 import secrets
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
@@ -16,6 +15,7 @@ from datetime import datetime
 from tempfile import NamedTemporaryFile, gettempdir
 from typing import Any, TypeVar
 
+from connectors._posix import NO_SPACE
 from connectors._threads import BlockingPool, read_limit_s
 from connectors.errors import (
     BadInputError,
@@ -246,7 +246,7 @@ def _locally(uri: str, function: Callable[..., R], *args: Any) -> R:
     try:
         return function(*args)
     except OSError as error:
-        kind = ErrorKind.NO_SPACE if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
+        kind = ErrorKind.NO_SPACE if error.errno in NO_SPACE else None
         reason = error.strerror or type(error).__name__
         failure = DataError(
             f"{uri} is collected in {gettempdir()} before it is written, and that failed: {reason}; make room there, "

@@ -39,7 +39,7 @@ from connectors.folders import create_partial, file_version, is_partial, walk_fi
 from connectors.objects import ObjectMeta, Span, check_key, check_prefix, join_uri
 from connectors.protocols import Buffer
 
-__all__ = ["PosixStore"]
+__all__ = ["NO_SPACE", "PosixStore"]
 
 R = TypeVar("R")
 
@@ -51,7 +51,7 @@ _PAGE_FILES = 1000
 
 _NOT_FOUND = frozenset({errno.ENOENT, errno.ENOTDIR})
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _BAD_INPUT = frozenset({errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENXIO})
 
 
@@ -178,7 +178,7 @@ def _translated(error: OSError, uri: str) -> DataError:
         return NotFoundError(f"no file at {uri}", uri=uri)
     if code in _DENIED:
         return PermissionDeniedError(f"{uri}: {reason}; check the modes of the file and of its folders", uri=uri)
-    if code in _NO_SPACE:
+    if code in NO_SPACE:
         return DataError(f"{uri}: {reason}; make room or write elsewhere", kind=ErrorKind.NO_SPACE, uri=uri)
     if code in _BAD_INPUT:
         return BadInputError(f"{uri}: {reason}", uri=uri)
