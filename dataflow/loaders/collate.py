@@ -245,7 +245,7 @@ def _tensor_of_numbers(batch: Sequence[Any], *, collate_fn_map: Any = None) -> t
 
 def _tensor_of_scalars(batch: Sequence[Any], *, collate_fn_map: Any = None) -> torch.Tensor:  # noqa: ARG001
     """Make torch's tensor of numbers of numpy; torch 2.7 refuses a list of booleans of numpy 2.3, but no array."""
-    if set(map(type, batch)) == {np.bool_}:
+    if type(batch[0]) is np.bool_ and set(map(type, batch)) == {np.bool_}:
         return torch.tensor(np.array(batch))
     as_shipped: torch.Tensor = _COLLATE_AS_SHIPPED[_SCALARS_OF_NUMPY](batch)
     return as_shipped
