@@ -2,14 +2,15 @@
 
 A scan's result is kept as an Arrow IPC file in the user's cache directory, under a name that is a digest of everything
 it depends on: format, place, and name, size and version token of every file. A file that changed has another token, so
-a stale result is never found, let alone trusted. What cannot be kept (a full or read-only disk) is scanned again.
+a stale result is never found, let alone trusted. Nor is a damaged one: it holds a digest of its content. What cannot be
+kept (a full or read-only disk) is scanned again.
 """
 
 from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,21 +22,30 @@ import xxhash
 
 from connectors.errors import BadInputError, CorruptError
 from dataflow.formats.place import BadRange
-from dataflow.index import Blocks, Index, Shards, decode_index, encode_index, kept
-from dataflow.index.storage import read_metadata
+from dataflow.index import Blocks, Index, Shards, encode_index, kept
+from dataflow.index.storage import decode_tables, read_metadata
 
 if TYPE_CHECKING:
     from connectors.objects import ObjectMeta
     from dataflow.formats.place import Place
 
-__all__ = ["BLOCK_BYTES", "BlockTable", "Scan", "cut_blocks", "listing_fingerprint", "remembered", "shard_table"]
+__all__ = [
+    "BLOCK_BYTES",
+    "BlockTable",
+    "Scan",
+    "cut_blocks",
+    "listing_fingerprint",
+    "remembered",
+    "shard_table",
+    "table_digest",
+]
 
 logger = logging.getLogger(__name__)
 
 # What a block of a scanned format aims at: the same as for native shards.
 BLOCK_BYTES = 1 << 20
 # Part of the name of a kept scan: to be raised when what scans find changes.
-SCAN_VERSION = 4
+SCAN_VERSION = 5
 
 
 class BlockTable:
@@ -125,6 +135,20 @@ def listing_fingerprint(shards: Shards, blocks: Blocks, schema: pa.Schema) -> st
     return digest.hexdigest()
 
 
+def table_digest(
+    texts: Iterable[str], schema: bytes, shards: Shards, blocks: Blocks, *more: npt.NDArray[np.int32]
+) -> str:
+    """Return a digest of all that a kept index holds."""
+    digest = xxhash.xxh3_128("\0".join(texts).encode())
+    digest.update(schema)
+    for names in (shards.names, shards.versions):
+        digest.update("\0".join(names.to_pylist()).encode())
+    vectors = (shards.size_bytes, blocks.shard, blocks.offset, blocks.length, blocks.first_sample)
+    for vector in (*vectors, *more):
+        digest.update(np.ascontiguousarray(vector).data)
+    return digest.hexdigest()
+
+
 def _name(root: str, format_name: str, shards: Shards) -> str:
     digest = xxhash.xxh3_128(f"{SCAN_VERSION}\0{format_name}\0{root}".encode())
     digest.update("\0".join([*shards.names.to_pylist(), *shards.versions.to_pylist()]).encode())
@@ -138,16 +162,26 @@ def _load(name: str) -> Scan | None:
         return None
     try:
         facts = read_metadata(data, uri=name)
-        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(facts.pop("schema"))))
-        return Scan(decode_index(data, url="", fingerprint="", uri=name).blocks, schema, facts)
-    except (CorruptError, KeyError, ValueError, pa.ArrowException, EOFError) as error:
-        logger.warning("the kept scan %s is damaged and is made again: %s", name, error)
-        return None
+        digest, schema = facts.pop("digest"), base64.b64decode(facts.pop("schema"))
+        shards, blocks = decode_tables(data, uri=name)
+    except (CorruptError, KeyError, ValueError) as error:
+        reason: object = error
+    else:
+        if digest == _digest(facts, schema, shards, blocks):
+            return Scan(blocks, pa.ipc.read_schema(pa.py_buffer(schema)), facts)
+        reason = "it does not match its own digest"
+    logger.warning("the kept scan %s is damaged and is made again: %s", name, reason)
+    return None
 
 
 def _keep(name: str, shards: Shards, scan: Scan) -> None:
-    schema = base64.b64encode(scan.schema.serialize().to_pybytes()).decode()
-    kept.keep(name, encode_index(shards, scan.blocks, scan.facts | {"schema": schema}))
+    schema = scan.schema.serialize().to_pybytes()
+    own = {"schema": base64.b64encode(schema).decode(), "digest": _digest(scan.facts, schema, shards, scan.blocks)}
+    kept.keep(name, encode_index(shards, scan.blocks, scan.facts | own))
+
+
+def _digest(facts: dict[str, str], schema: bytes, shards: Shards, blocks: Blocks) -> str:
+    return table_digest(map(str, sorted(facts.items())), schema, shards, blocks)
 
 
 def cut_blocks(ends: npt.NDArray[np.int64], size_bytes: int) -> Iterator[tuple[int, int, int]]:

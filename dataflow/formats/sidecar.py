@@ -21,13 +21,12 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import xxhash
 
 from connectors.errors import CorruptError
 from connectors.objects import ObjectMeta
-from dataflow.formats.scan import listing_fingerprint, shard_table
-from dataflow.index import Blocks, Index, Shards, decode_index, encode_index
-from dataflow.index.storage import read_extra, read_metadata
+from dataflow.formats.scan import listing_fingerprint, shard_table, table_digest
+from dataflow.index import Blocks, Index, Shards, encode_index
+from dataflow.index.storage import decode_tables, read_extra, read_metadata
 
 __all__ = ["FileScan", "Sidecar", "known_parts", "make_sidecar"]
 
@@ -116,19 +115,19 @@ class Sidecar:
             raise CorruptError(
                 f"{uri} is no index of files as this release writes it; run `dataflow index` again", uri=uri
             )
-        index = decode_index(data, url="", fingerprint="", uri=uri)
+        shards, blocks = decode_tables(data, uri=uri)
         try:
             sidecar = cls(
                 metadata["format"],
                 pa.ipc.read_schema(pa.py_buffer(base64.b64decode(metadata["schema"]))),
                 msgspec.json.decode(metadata["facts"], type=dict[str, str]),
-                index.shards,
-                index.blocks,
+                shards,
+                blocks,
                 msgspec.json.decode(metadata["learned"], type=list[str]),
                 read_extra(data, "learned", uri=uri),
                 metadata["fingerprint"],
             )
-        except (KeyError, ValueError, pa.ArrowException, EOFError, msgspec.MsgspecError) as error:
+        except (KeyError, ValueError, pa.ArrowException, OSError, EOFError, msgspec.MsgspecError) as error:
             raise CorruptError(f"{uri} is no sidecar: {error}", uri=uri) from error
         if sidecar._digest() != metadata.get("digest"):
             raise CorruptError(f"{uri} does not match its own digest", uri=uri)
@@ -136,15 +135,7 @@ class Sidecar:
 
     def _digest(self) -> str:
         texts = [self.format, self.fingerprint, *self.learned, *map(str, sorted(self.facts.items()))]
-        digest = xxhash.xxh3_128("\0".join(texts).encode())
-        digest.update(self.schema.serialize().to_pybytes())
-        for names in (self.shards.names, self.shards.versions):
-            digest.update("\0".join(names.to_pylist()).encode())
-        blocks = self.blocks
-        vectors = (self.shards.size_bytes, blocks.shard, blocks.offset, blocks.length, blocks.first_sample)
-        for vector in (*vectors, self.learned_of):
-            digest.update(np.ascontiguousarray(vector).data)
-        return digest.hexdigest()
+        return table_digest(texts, self.schema.serialize().to_pybytes(), self.shards, self.blocks, self.learned_of)
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ from dataflow.index.table import Blocks, Index, Parts, Shards
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["SIDECAR_NAME", "decode_index", "encode_index", "read_extra", "read_metadata"]
+__all__ = ["SIDECAR_NAME", "decode_index", "decode_tables", "encode_index", "read_extra", "read_metadata"]
 
 # What an index is called that lies beside files of a format without one.
 SIDECAR_NAME = "dataflow-index.arrow"
@@ -31,6 +31,9 @@ SHARD_FIELDS = [("name", pa.string()), ("size_bytes", pa.int64()), ("version", p
 BLOCK_FIELDS = [("shard", pa.int32()), ("offset", pa.int64()), ("length", pa.int64())]
 CRC_FIELD = ("crc32c", pa.uint32())
 PART_FIELDS = [("end", pa.int64()), CRC_FIELD]
+
+# What reading damaged bytes raises.
+_UNREADABLE = (pa.ArrowException, OSError, EOFError, KeyError, AttributeError, ValueError)
 
 
 def encode_index(
@@ -75,11 +78,23 @@ def decode_index(data: bytes | memoryview, *, url: str, fingerprint: str, uri: s
     Raises:
         CorruptError: Not an index, or one that contradicts itself.
     """
+    index = Index(url, fingerprint, *decode_tables(data, uri=uri))
+    index.check()
+    return index
+
+
+def decode_tables(data: bytes | memoryview, *, uri: str) -> tuple[Shards, Blocks]:
+    """Read the tables of an index, which are views of `data`; whether they fit together is left to a digest of them.
+
+    Raises:
+        CorruptError: Not an index.
+    """
     try:
-        batch = pa.ipc.open_file(pa.py_buffer(data)).get_batch(0)
+        batch = _read_batch(data)
         shard_table, block_table = (batch.column(name).values for name in ("shards", "blocks"))
         block_names = {field.name for field in block_table.type}
-        shards = Shards(shard_table.field("name"), _vector(shard_table, "size_bytes"), shard_table.field("version"))
+        names, versions = (_texts(shard_table.field(name)) for name in ("name", "version"))
+        shards = Shards(names, _vector(shard_table, "size_bytes"), versions)
         shard, offset, length = (_vector(block_table, name) for name, _ in BLOCK_FIELDS)
         blocks = Blocks(
             shard,
@@ -89,28 +104,33 @@ def decode_index(data: bytes | memoryview, *, url: str, fingerprint: str, uri: s
             _vector(block_table, "crc32c") if "crc32c" in block_names else None,
             _parts(batch.column("parts").values, len(shard)) if "parts" in batch.schema.names and len(shard) else None,
         )
-    except (pa.ArrowException, OSError, EOFError, KeyError, AttributeError, ValueError) as error:
+    except _UNREADABLE as error:
         raise CorruptError(f"{uri} is not an index: {error}", uri=uri) from error
-    index = Index(url, fingerprint, shards, blocks)
-    index.check()
-    return index
+    return shards, blocks
 
 
 def read_metadata(data: bytes | memoryview, *, uri: str) -> dict[str, str]:
     """Return what `encode_index` was given as `metadata`."""
     try:
         metadata = pa.ipc.open_file(pa.py_buffer(data)).schema.metadata or {}
-    except (pa.ArrowException, OSError, EOFError) as error:
+        return {key.decode(): value.decode() for key, value in metadata.items()}
+    except _UNREADABLE as error:
         raise CorruptError(f"{uri} is not an index: {error}", uri=uri) from error
-    return {key.decode(): value.decode() for key, value in metadata.items()}
 
 
 def read_extra(data: bytes | memoryview, name: str, *, uri: str) -> np.ndarray[Any, Any]:
     """Return a column that `encode_index` was given as `extra`; a view of `data`."""
     try:
-        return _numbers(pa.ipc.open_file(pa.py_buffer(data)).get_batch(0).column(name).values)
-    except (pa.ArrowException, OSError, EOFError, KeyError, ValueError) as error:
+        return _numbers(_read_batch(data).column(name).values)
+    except _UNREADABLE as error:
         raise CorruptError(f"{uri} is not an index: {error}", uri=uri) from error
+
+
+def _read_batch(data: bytes | memoryview) -> pa.RecordBatch:
+    """Return the one row, none of whose offsets leads outside: Arrow follows them unasked, to its end."""
+    batch = pa.ipc.open_file(pa.py_buffer(data)).get_batch(0)
+    batch.validate(full=True)
+    return batch
 
 
 def _struct(columns: list[Any], fields: list[tuple[str, pa.DataType]]) -> pa.StructArray:
@@ -123,6 +143,12 @@ def _parts(table: pa.StructArray, num_blocks: int) -> Parts:
 
 def _vector(table: pa.StructArray, name: str) -> np.ndarray[Any, Any]:
     return _numbers(table.field(name))
+
+
+def _texts(array: pa.Array) -> pa.StringArray:
+    if array.null_count or not pa.types.is_string(array.type):
+        raise ValueError(f"{array.type} with {array.null_count} nulls where there should be texts")
+    return array
 
 
 def _numbers(array: pa.Array) -> np.ndarray[Any, Any]:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from dataflow.dataset import Dataset, open_dataset
 from dataflow.formats import open_source
 from dataflow.formats.destination import Destination
 from dataflow.formats.place import Place
-from dataflow.formats.sidecar import FileScan
+from dataflow.formats.sidecar import FileScan, Sidecar
 from dataflow.formats.text import TextFormat
 from dataflow.index.storage import SIDECAR_NAME
 from dataflow.indexing import IndexProgress, build_index, building
@@ -275,6 +276,17 @@ def test_a_damaged_index_is_said_so_and_not_used(place: Path, damage: str, caplo
     path.write_bytes(changed)
     assert numbers(open_dataset(place)) == list(range(FILES * ROWS))
     assert "is not used, the files are scanned" in caplog.text
+
+
+def test_no_flipped_byte_of_an_index_goes_unseen(place: Path) -> None:
+    build_index(place)
+    good = (place / SIDECAR_NAME).read_bytes()
+    expected = Sidecar.decode(good, uri="file:///index").encode()
+    for position in range(0, len(good), 3):
+        changed = bytearray(good)
+        changed[position] ^= 0xFF
+        with suppress(CorruptError):  # or it changed nothing: some bytes are padding
+            assert Sidecar.decode(changed, uri="file:///index").encode() == expected
 
 
 def test_an_index_may_lie_elsewhere_and_is_refused_when_it_does_not_hold(place: Path, tmp_path: Path) -> None:

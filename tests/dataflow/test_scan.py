@@ -1,8 +1,10 @@
 """Scans are remembered as long as nothing changed, file by file, and never trusted beyond that."""
 
 import logging
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cache.access import open_reader
@@ -12,6 +14,8 @@ from dataflow.formats.place import BadRange
 from dataflow.formats.sidecar import FileScan
 from dataflow.formats.text import TextFormat
 from dataflow.index import kept
+
+DATA = Path(__file__).parent / "data"
 
 
 @pytest.fixture
@@ -80,6 +84,21 @@ def test_a_damaged_kept_scan_is_made_again(
         assert len(open_dataset(place)) == 2
     assert len(scans) == 5
     assert "is damaged and is made again" in caplog.text
+
+
+def test_a_kept_scan_of_which_a_byte_is_flipped_is_not_used(tmp_path: Path, kept_scans: Path) -> None:
+    shutil.copytree(DATA / "mds-plain", tmp_path / "set")
+    expected = open_dataset(tmp_path / "set").index
+    (path,) = kept_scans.iterdir()
+    good = path.read_bytes()
+    for position in range(0, len(good), 9):
+        changed = bytearray(good)
+        changed[position] ^= 0x01
+        path.write_bytes(changed)
+        index = open_dataset(tmp_path / "set").index
+        assert index.fingerprint == expected.fingerprint
+        np.testing.assert_array_equal(index.blocks.offset, expected.blocks.offset)
+    assert len(list(kept_scans.iterdir())) == 1
 
 
 def test_where_nothing_can_be_kept_it_is_scanned_each_time(
