@@ -111,7 +111,7 @@ class Column(Protocol):
 
         Raises:
             BadInputError: A fixed-width value is null; names field and sample.
-            CorruptError: A media file cannot be decoded; names field and sample.
+            CorruptError: A media file or a text cannot be decoded; names field and sample.
         """
         ...
 
@@ -256,7 +256,11 @@ class VaryingColumn:
         parts, make = selection.scatter(parts), self.make
         if make is bytes and isinstance(allocate, Joins) and (joined := allocate.join(parts)) is not None:
             return joined
-        return [None if part is None else make(part) for part in parts]
+        try:
+            return [None if part is None else make(part) for part in parts]
+        except UnicodeDecodeError as error:
+            sample = selection.samples[parts.index(error.object)]
+            raise CorruptError(f"field {self.name!r} of sample {sample} is no UTF-8: {error}") from error
 
     def _list_values(self, values: pa.Array) -> npt.NDArray[Any]:
         if values.null_count:

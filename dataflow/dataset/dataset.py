@@ -226,6 +226,8 @@ def _sample_numbers(numbers: Sequence[int] | npt.NDArray[np.integer[Any]], lengt
         return np.empty(0, np.int64)
     if samples.ndim != 1 or samples.dtype.kind not in "iu":
         raise TypeError(f"sample numbers must be a sequence of integers, got {samples.dtype} of shape {samples.shape}")
+    if samples.dtype == np.uint64 and (wrong := samples > np.iinfo(np.int64).max).any():
+        raise IndexError(f"sample {samples[wrong][0]} is out of range for a dataset of {length} samples")
     samples = samples.astype(np.int64, copy=False)
     negative = samples < 0
     if negative.any():

@@ -106,6 +106,11 @@ class MdsSource:
                 data = data[_offsets(data, count)[0] :]
             _take_samples(data, count, codecs, columns)
             arrays = [_array(entry, values) for entry, values in zip(self.schema, columns, strict=True)]
+        except OverflowError as error:
+            raise BadInputError(
+                f"the samples at offset {ref.offset} of {ref.uri} have an integer of more than 64 bits; write text",
+                uri=ref.uri,
+            ) from error
         except (struct.error, ValueError, pa.ArrowException, UnicodeDecodeError) as error:
             raise CorruptError(
                 f"the samples at offset {ref.offset} of {ref.uri} are damaged: {error}", uri=ref.uri

@@ -67,7 +67,7 @@ def members(archive: IO[bytes]) -> Iterator[Member]:
             position = content + _padded(size_bytes)
             archive.seek(position)
             continue
-        size_bytes = int(extensions.get("size", size_bytes)) if kind not in _WITHOUT_CONTENT else 0
+        size_bytes = _size(extensions, size_bytes, position) if kind not in _WITHOUT_CONTENT else 0
         if kind == _SPARSE or any(key.startswith("GNU.sparse") for key in extensions):
             raise TarError(f"the member at offset {position} is a sparse file; write the archive without --sparse")
         end = content + _padded(size_bytes)
@@ -98,6 +98,16 @@ def _check(header: bytes, position: int) -> tuple[bytes, int]:
 def _number(field: bytes) -> int:
     """Return an octal number, or one of GNU's binary ones."""
     return int.from_bytes(field[1:], "big") if field[0] == 0x80 else int(field.strip(b" \0") or b"0", 8)
+
+
+def _size(extensions: dict[str, str], size_bytes: int, position: int) -> int:
+    """Return the size of a member, which a pax header may give in the place of its own."""
+    text = extensions.get("size")
+    if text is None:
+        return size_bytes
+    if not (text.isascii() and text.isdigit()):
+        raise TarError(f"the extended header of the member at offset {position} is damaged: its size is {text!r}")
+    return int(text)
 
 
 def _insist_on_end(data: bytes, size_bytes: int, position: int) -> None:

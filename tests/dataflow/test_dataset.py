@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -210,9 +211,10 @@ def test_wrong_columns_are_refused(url: str, columns: list[str]) -> None:
         open_dataset(url, columns=columns)
 
 
-@pytest.mark.parametrize("number", [COUNT, -COUNT - 1])
+@pytest.mark.parametrize("number", [COUNT, -COUNT - 1, 2**64 - 1])
 def test_a_number_out_of_range_is_an_index_error(dataset: Dataset, number: int) -> None:
-    for read in (lambda: dataset[number], lambda: dataset.__getitems__([0, number])):
+    whole = np.array([0, number], np.uint64 if number > 0 else np.int64)
+    for read in (lambda: dataset[number], lambda: dataset.__getitems__(whole)):
         with pytest.raises(IndexError, match=rf"sample {number} is out of range for a dataset of {COUNT} samples"):
             read()
 
@@ -325,6 +327,17 @@ def test_a_damaged_image_is_named_whether_its_header_can_be_read_or_not(tmp_path
     for damaged in (3, 4):
         with pytest.raises(CorruptError, match=f"field 'image' of sample {damaged} is not a readable image"):
             dataset.get_batch([2, damaged, 0])
+
+
+@pytest.mark.parametrize("numbers", [[2], [0, 2, 1], [2, 0, 2, 1, 0, 1, 0, 1, 0, 1, 0]])
+def test_text_that_is_no_utf8_names_field_and_sample(tmp_path: Path, numbers: list[int]) -> None:
+    offsets, data = np.array([0, 2, 4, 6], np.int32), b"abcd\xff\xfe"
+    column = pa.Array.from_buffers(pa.string(), 3, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    dataset = open_dataset(tmp_path)
+    assert dataset.get_batch([1, 0, 1]) == {"text": ["cd", "ab", "cd"]}
+    with pytest.raises(CorruptError, match="field 'text' of sample 2 is no UTF-8"):
+        dataset.get_batch(numbers)
 
 
 def test_nothing_there_is_not_found(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,16 @@ def test_a_damaged_sample_is_named(path: Path) -> None:
     content[ref.offset + 3] = 0xFF
     shard.write_bytes(content)
     with pytest.raises(CorruptError, match=rf"samples at offset {ref.offset} of .*shard\.00000\.mds are damaged"):
+        open_dataset(path)[0]
+
+
+def test_an_integer_of_more_than_64_bits_is_refused_in_words(path: Path) -> None:
+    sample = struct.pack("<I", 20) + b"18446744073709551616"
+    (path / "shard.00000.mds").write_bytes(struct.pack("<III", 1, 12, 12 + len(sample)) + sample)
+    shard = {"column_encodings": ["str_int"], "column_names": ["n"], "column_sizes": [None], "format": "mds"}
+    shard |= {"raw_data": {"basename": "shard.00000.mds", "bytes": 12 + len(sample)}, "samples": 1, "version": 2}
+    (path / "index.json").write_text(json.dumps({"version": 2, "shards": [shard]}))
+    with pytest.raises(BadInputError, match=r"shard\.00000\.mds have an integer of more than 64 bits"):
         open_dataset(path)[0]
 
 

@@ -87,6 +87,14 @@ def test_a_sparse_file_is_refused() -> None:
         list(members(io.BytesIO(info.tobuf(tarfile.PAX_FORMAT))))
 
 
+@pytest.mark.parametrize("size", ["-1536", "10.24", "1_024", "", "\u0661024"])
+def test_an_extended_header_whose_size_is_no_number_is_refused(size: str) -> None:
+    info = tarfile.TarInfo("a")
+    info.size, info.pax_headers = 1024, {"size": size}
+    with pytest.raises(TarError, match="of the member at offset 1024 is damaged: its size is"):
+        list(members(io.BytesIO(info.tobuf(tarfile.PAX_FORMAT) + bytes(2048))))
+
+
 def test_an_extended_header_of_absurd_size_is_refused() -> None:
     info = tarfile.TarInfo("a")
     info.type, info.size = tarfile.XHDTYPE, 1 << 30
