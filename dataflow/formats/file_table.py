@@ -105,9 +105,10 @@ def _read(place: Place, meta: ObjectMeta, files: dict[str, ObjectMeta], *, media
     data = place.reader.read_object(uri).data
     try:
         table = _parse(data, posixpath.splitext(meta.key)[1].lower(), uri)
-    except (pa.ArrowException, OSError) as error:
+        found = table.column_names  # decoded when they are asked for
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise CorruptError(f"{uri} cannot be read as a table: {error}", uri=uri) from error
-    names = [name for name in table.column_names if name.lower().endswith("_" + FILE_NAME)]
+    names = [name for name in found if name.lower().endswith("_" + FILE_NAME)]
     if names:
         raise BadInputError(
             f"{uri} names several files a row ({', '.join(names)}), and a sample has one: choose one and call it "

@@ -120,7 +120,8 @@ def _read_index(place: Place, meta: ObjectMeta, content: ObjectMeta) -> tuple[np
     ends = np.cumsum(lengths, dtype=np.int64) * dtype.itemsize
     if num_sequences and (lengths.min() < 0 or offsets[0] or (offsets[1:] != ends[:-1]).any()):
         raise BadInputError(f"the sequences of {uri} do not follow each other; write the files again", uri=uri)
-    if num_sequences and ends[-1] != content.size_bytes:
+    total = int(ends[-1]) if num_sequences else 0
+    if total != content.size_bytes:
         name = place.uri(content)
-        raise CorruptError(f"{name} has {content.size_bytes} bytes, its index {uri} counts {ends[-1]}", uri=name)
+        raise CorruptError(f"{name} has {content.size_bytes} bytes, its index {uri} counts {total}", uri=name)
     return dtype, lengths.astype(np.int32)

@@ -263,11 +263,13 @@ def _parse(kind: str, records: memoryview, schema: pa.Schema | None, *, uri: str
     if kind == "text" and not offset and records[: len(BOM)] == BOM:  # pyarrow takes it off CSV and JSON
         records = records[len(BOM) :]
     try:
-        return _PARSERS[kind](records, schema, _delimiter(uri))
+        table = _PARSERS[kind](records, schema, _delimiter(uri))
+        _ = table.column_names  # decoded when they are asked for
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise CorruptError(
             f"{uri} cannot be parsed as {kind} in the {len(records)} bytes from offset {offset}: {error}", uri=uri
         ) from error
+    return table
 
 
 def _parse_jsonl(records: memoryview, schema: pa.Schema | None, delimiter: str) -> pa.Table:  # noqa: ARG001

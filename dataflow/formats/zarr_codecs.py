@@ -29,6 +29,7 @@ Codecs: TypeAlias = Sequence[tuple[str, dict[str, Any]]]
 
 ABSENT = (1 << 64) - 1
 MAX_CHUNK_BYTES = 1 << 30  # of text and bytes, unpacked
+_STEP_BYTES = 8 << 20  # that are unpacked at once, where nobody knows how many there are
 _CRC_BYTES = 4
 _BLOSC_HEADER_BYTES = 16
 
@@ -194,12 +195,16 @@ def _unpacked(compression: str) -> Callable[[memoryview, dict[str, Any], int | N
         try:
             with pa.input_stream(pa.BufferReader(data), compression=compression) as file:
                 # One byte more than there should be shows what is too long, and a bomb is not unpacked.
-                content = file.read(1 + (MAX_CHUNK_BYTES if size_bytes is None else size_bytes))
+                left = 1 + (MAX_CHUNK_BYTES if size_bytes is None else size_bytes)
+                parts, step = [], _STEP_BYTES if size_bytes is None else left
+                while left and (part := file.read(min(left, step))):  # takes room for all that is asked for
+                    parts.append(part)
+                    left -= len(part)
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"it cannot be unpacked: {error}") from error
-        if size_bytes is None and len(content) > MAX_CHUNK_BYTES:
+        if size_bytes is None and not left:
             raise ValueError(f"it unpacks to more than {MAX_CHUNK_BYTES} bytes")
-        return memoryview(content)
+        return memoryview(b"".join(parts))
 
     return unpack
 

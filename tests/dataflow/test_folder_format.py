@@ -408,7 +408,9 @@ def test_a_table_without_rows_is_named(tmp_path: Path) -> None:
         open_dataset(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"a,b\n1\n", b"\xff\xfe\x00,\n1"], ids=["ragged", "binary"])
+@pytest.mark.parametrize(
+    "content", [b"a,b\n1\n", b"\xff\xfe\x00,\n1", b"file_name,n\xff\n1.png,1\n"], ids=["ragged", "binary", "name"]
+)
 def test_a_damaged_table_is_named(tmp_path: Path, content: bytes) -> None:
     put(tmp_path / "1.png", 1)
     save(tmp_path / "metadata.csv", content)

@@ -86,6 +86,7 @@ def change(path: Path, offset: int, value: bytes) -> None:
         (17, b"\x63", BadInputError, "type 99"),
         (18, b"\xff\xff", CorruptError, "too few for its 65535 sequences"),
         (34, b"\x09", BadInputError, "do not follow each other"),
+        (18, b"\x00", CorruptError, "counts 0"),
     ],
 )
 def test_a_damaged_index_is_named(tmp_path: Path, offset: int, value: bytes, error: type, message: str) -> None:

@@ -225,9 +225,9 @@ def test_a_line_that_is_no_object_is_named(tmp_path: Path, line: str) -> None:
         open_dataset(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.csv"])
 def test_text_that_is_not_utf_8_is_named(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b'{"x": "\x96"}\n')
+    (tmp_path / name).write_bytes(b'{"x": "\x96"}\n1\n' if name == "a.csv" else b'{"x": "\x96"}\n')
     with pytest.raises(CorruptError, match=rf"{name} cannot be parsed"):
         open_dataset(tmp_path)
 

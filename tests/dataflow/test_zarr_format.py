@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -99,9 +100,14 @@ def test_text_and_bytes_come_back(tmp_path: Path, sharded: bool) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # zarr says that the type has no specification yet
         put(tmp_path / "set" / "part", parts, dtype="variable_length_bytes", **options)
-    columns = open_dataset(tmp_path / "set").get_batch([*range(ROWS), 2])
+    dataset = open_dataset(tmp_path / "set")
+    tracemalloc.start()
+    columns = dataset.get_batch([*range(ROWS), 2])
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
     assert columns["text"] == [*texts, texts[2]]
     assert columns["part"] == [*parts, parts[2]]
+    assert peak_bytes < 100 << 20
 
 
 @pytest.mark.parametrize(
