@@ -5,9 +5,10 @@
 
 Workloads: tokens (2,048 uint16, to int64, batches of 32), records (16 float32 and a label, batches of 256), pixels
 (decoded images, 3 x 224 x 224 float32, batches of 64, which are 38 MB), JPEG bytes (batches of 64 files), JPEG decode
-(RandomResizedCrop(224), flip, normalise). All loaders read the same samples and, but
-for `dataflow native`, finish them by the same function. `dataflow` is our loader over the dataset that `torch` has,
-`dataflow native` reads native shards. With `--fraction 1` there are 1 GiB of tokens and 2 million records.
+(RandomResizedCrop(224), flip, normalise), volume crops (boxes of 128^3 out of volumes of 256^3 float32, batches of 4,
+which are 34 MB). All loaders read the same samples and, but for `dataflow native`, finish them by the same function.
+`dataflow` is our loader over the dataset that `torch` has, `dataflow native` reads native shards. With `--fraction 1`
+there are 1 GiB of tokens, 2 million records and 2 GiB of volumes.
 
 Each loader lives in a process of its own for each workload (what other workloads left in an allocator makes some of
 them twice as fast), and rounds go through all of them in turn. A figure is the median of the
@@ -39,8 +40,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from loader_peers import PEERS, READ_PLAIN, batch_length
-from loader_workloads import BATCH_SIZES, REPEATS, Scale, Source, decode_whole, prepare
+from loader_peers import PEERS, TAKE_PART, batch_length
+from loader_workloads import BATCH_SIZES, Scale, Source, decode_whole, prepare
 
 _PATIENCE_S = 60
 
@@ -181,6 +182,7 @@ def limits(folder: Path) -> dict[str, float]:
         ("tokens", 32 * 2048 * 8),
         ("records", 256 * 72),
         ("pixels", 64 * 3 * 224**2 * 4),
+        ("volume crops", 4 * 128**3 * 4),
     ):
         # A copy of each batch into four places in turn: what a hand-over costs at least.
         ring = [place[size_bytes * turn :][:size_bytes] for turn in range(4)]
@@ -209,8 +211,7 @@ def contest(
     contenders: list[Contender], folder: Path, workload: str, num_workers: int, rounds: int, seconds: float
 ) -> list[dict]:
     """Measure all in turn, round by round, and print their lines."""
-    if workload in REPEATS:
-        contenders = [one for one in contenders if one.name in READ_PLAIN]
+    contenders = [one for one in contenders if one.name in TAKE_PART.get(workload, PEERS)]
     measured: dict[str, list[Round]] = {one.name: [] for one in contenders}
     failures: dict[str, str] = {}
     for one in contenders:  # the data in the loader's own form, and its warm-up

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch.utils.data
-from loader_workloads import BATCH_SIZES, MEAN, SIZE, STD, TOKENS, Source, collate, finish
+from loader_workloads import BATCH_SIZES, BOX, MEAN, SIZE, STD, TOKENS, VOLUME, Source, collate, finish
 
 STORED = 1 << 15
 
@@ -41,7 +41,14 @@ def dataflow_loader(workload: str, folder: Path, num_workers: int) -> Iterable:
 def dataflow_native(workload: str, folder: Path, num_workers: int, workers: Any = "process") -> Iterable:
     """Ours, over native shards."""
     from dataflow import DataLoader, ElasticBatchSampler, open_dataset
-    from dataflow.transforms import Cast, ImageTransform, RandomResizedCrop, TransformedDataset
+    from dataflow.transforms import (
+        ArrayCrop,
+        Cast,
+        CroppedDataset,
+        ImageTransform,
+        RandomResizedCrop,
+        TransformedDataset,
+    )
 
     where = folder / "native" / workload.replace(" ", "-")
     if not where.exists():
@@ -52,6 +59,8 @@ def dataflow_native(workload: str, folder: Path, num_workers: int, workers: Any 
     if workload == "jpeg decode":
         crop = RandomResizedCrop(SIZE)
         dataset = TransformedDataset(dataset, ImageTransform(crop, flip=0.5, mean=MEAN, std=STD))
+    if workload == "volume crops":
+        dataset = CroppedDataset(dataset, [ArrayCrop("volumes", BOX)])
     sampler = ElasticBatchSampler(dataset, BATCH_SIZES[workload], rank=0, world_size=1)
     return DataLoader(
         dataset, batch_sampler=sampler, num_workers=num_workers, workers=workers, persistent_workers=num_workers > 0
@@ -66,6 +75,7 @@ def _write_native(workload: str, source: Source, where: Path) -> None:
     fields = {
         "tokens": [tensor_field("tokens", "uint16", (TOKENS,))],
         "records": [tensor_field("values", "float32", (16,)), pa.field("label", pa.int64())],
+        "volume crops": [tensor_field("volumes", "float32", VOLUME)],
     }
     with ShardWriter(where, pa.schema(fields.get(workload, [image_field("image")]))) as writer:
         for number in range(len(source)):
@@ -278,8 +288,9 @@ PEERS = {
     "webdataset": webdataset,
 }
 
-# These read the plain files; the others have a form of their own, and of decoded images none.
-READ_PLAIN = ("torch", "dataflow", "spdl", "grain")
+_READ_PLAIN = ("torch", "dataflow", "spdl", "grain")
+# Who takes part where not all do: these have no need of a form of their own, which would be gigabytes.
+TAKE_PART = {"pixels": _READ_PLAIN, "volume crops": (*_READ_PLAIN, "dataflow native", "native, threads")}
 
 
 def batch_length(batch: Any) -> int:

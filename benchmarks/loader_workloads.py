@@ -12,29 +12,32 @@ import numpy as np
 import torch
 from PIL import Image
 
-BATCH_SIZES = {"tokens": 32, "records": 256, "pixels": 64, "jpeg bytes": 64, "jpeg decode": 64}
+BATCH_SIZES = {"tokens": 32, "records": 256, "pixels": 64, "jpeg bytes": 64, "jpeg decode": 64, "volume crops": 4}
 # How often an epoch has each stored sample, where few are stored: an epoch of 32 batches would measure its beginning.
 REPEATS = {"pixels": 32}
 TOKENS = 2048
 SIZE = 224
+VOLUME, BOX = (256, 256, 256), (128, 128, 128)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How many samples there are of each kind; all of it is 1 GiB of tokens, 2 million records, 2,048 decoded images
-    and 4,096 photographs.
+    """How many samples there are of each kind; all of it is 1 GiB of tokens, 2 million records, 2,048 decoded images,
+    4,096 photographs and 32 volumes of 64 MiB.
     """
 
     tokens: int
     records: int
     pixels: int
     images: int
+    volumes: int
 
     @classmethod
     def of(cls, fraction: float) -> Scale:
         counts = {"tokens": 1 << 18, "records": 2_000_000, "pixels": 2048, "images": 4096}
-        return cls(**{name: max(256, int(number * fraction)) for name, number in counts.items()})
+        scaled = {name: max(256, int(number * fraction)) for name, number in counts.items()}
+        return cls(**scaled, volumes=max(8, int(32 * fraction)))
 
 
 def prepare(folder: Path, scale: Scale) -> None:
@@ -47,6 +50,10 @@ def prepare(folder: Path, scale: Scale) -> None:
     np.save(folder / "records.npy", rng.random((scale.records, 16), dtype=np.float32))
     np.save(folder / "labels.npy", rng.integers(0, 1000, scale.records))
     np.save(folder / "pixels.npy", rng.random((scale.pixels, 3, SIZE, SIZE), dtype=np.float32))
+    shape = (scale.volumes, *VOLUME)
+    volumes = np.lib.format.open_memmap(folder / "volumes.npy", "w+", np.dtype(np.float32), shape)
+    for volume in volumes:
+        rng.random(out=volume, dtype=np.float32)
     files = [photograph(number) for number in range(scale.images)]
     np.save(folder / "offsets.npy", np.cumsum([0, *map(len, files)]))
     np.save(folder / "images.npy", np.frombuffer(b"".join(files), np.uint8))
@@ -83,11 +90,14 @@ class Source:
         self.workload = workload
         self.folder = folder
         self._maps: dict[str, np.ndarray] = {}
-        is_array = workload in ("tokens", "records", "pixels")
-        self._stored = len(self._map(workload)) if is_array else len(self._map("offsets")) - 1
+        self._stored = len(self._map("offsets")) - 1 if workload.startswith("jpeg") else len(self._map(self._name))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": {}}
+
+    @property
+    def _name(self) -> str:
+        return self.workload.replace("volume crops", "volumes")
 
     def __len__(self) -> int:
         return self._stored * REPEATS.get(self.workload, 1)
@@ -98,8 +108,8 @@ class Source:
         return self._maps[name]
 
     def read(self, number: int) -> dict[str, Any]:
-        if self.workload in ("tokens", "pixels"):
-            return {self.workload: self._map(self.workload)[number % self._stored]}
+        if self.workload in ("tokens", "pixels", "volume crops"):
+            return {self._name: self._map(self._name)[number % self._stored]}
         if self.workload == "records":
             return {"values": self._map("records")[number], "label": int(self._map("labels")[number])}
         offsets = self._map("offsets")
@@ -117,6 +127,10 @@ def finish(workload: str, sample: dict[str, Any]) -> Any:
         return torch.from_numpy(np.asarray(sample["pixels"]))
     if workload == "records":
         return torch.from_numpy(np.asarray(sample["values"])), int(sample["label"])
+    if workload == "volume crops":
+        first = [int(_rng.integers(whole - size + 1)) for whole, size in zip(VOLUME, BOX, strict=True)]
+        box = tuple(slice(at, at + size) for at, size in zip(first, BOX, strict=True))
+        return torch.from_numpy(np.asarray(sample["volumes"])[box])
     return sample["image"] if workload == "jpeg bytes" else decode(sample["image"])
 
 

@@ -1,6 +1,7 @@
 """Boxes of arrays, and how little is read for them."""
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache.access import open_reader
+from cache.keys import BlockRef
+from cache.reader import BlockData
 from connectors.errors import BadInputError, ChangedError, CorruptError
 from dataflow import DataLoader
 from dataflow.convert import convert
@@ -111,6 +114,39 @@ def test_of_native_tensors_only_the_rows_of_a_box_are_read(native: Path) -> None
     # Fewer rows of a plane are not worth a request of their own.
     CroppedDataset(whole.select(["volume"]), [ArrayCrop("volume", (4, 8, 96), start="center")]).get_batch([1])
     assert [ref.length for ref in reader.requests[-1]] == [3 * row_bytes + 8 * 96]
+
+
+class CopyingReader(CountingReader):
+    """Every block in memory of its own, as a cache hands them out."""
+
+    def read_blocks(self, refs: Sequence[BlockRef]) -> list[BlockData]:
+        found = super().read_blocks(refs)
+        return [BlockData(memoryview(bytes(data.view)), data.source) for data in found]
+
+
+@pytest.mark.parametrize("kind", [CountingReader, CopyingReader])
+@pytest.mark.parametrize(
+    ("box", "requests"),
+    [
+        # Of planes of 300 KB: as many as fit into a request, all of them, and one for each.
+        ((30, 300, 600), [27 * 300_000 + 180_000, 300_000 + 180_000]),
+        ((3, 300, 600), [2 * 300_000 + 180_000]),
+        ((3, 50, 600), [30_000] * 3),
+    ],
+)
+def test_runs_of_a_box_share_requests_where_little_lies_between(
+    tmp_path: Path, kind: type[CountingReader], box: tuple[int, int, int], requests: list[int]
+) -> None:
+    volumes = np.random.default_rng(0).integers(0, 256, (2, 40, 500, 600), np.uint8)
+    with ShardWriter(tmp_path / "set", pa.schema([tensor_field("volume", np.uint8, (40, 500, 600))])) as writer:
+        for volume in volumes:
+            writer.write({"volume": volume})
+    reader = kind(open_reader(tmp_path / "set"))
+    whole = Dataset(open_source(f"file://{tmp_path / 'set'}", reader), reader, buffer_bytes=0)
+    boxes = CroppedDataset(whole, [ArrayCrop("volume", box, start=(7, 150, 0))]).get_batch([1, 0])["volume"]
+    assert [ref.length for ref in reader.requests[-1]] == requests * 2
+    expected = volumes[::-1, 7 : 7 + box[0], 150 : 150 + box[1]]
+    np.testing.assert_array_equal(boxes, expected)
 
 
 def test_all_boxes_of_a_batch_are_one_request(path: Path) -> None:

@@ -1,7 +1,7 @@
 """Boxes of large tensors in native shards, by the ranges of the rows that they touch. Pure but for asking versions.
 
 Without compression and without nulls the bytes of a tensor field are its values, sample by sample, in the order of C. A
-box then is a number of runs, one for each place along its outer axes; runs that lie near to each other are read as one.
+box then is a number of runs, one for each place along its outer axes; runs that lie near to each other share a request.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from cache.keys import BlockRef
+from connectors.coalesce import coalesce
 from connectors.errors import BadInputError
+from connectors.objects import Span
+from dataflow.dataset.rows import address_of
 from dataflow.formats.pieces import CropPlan
 
 if TYPE_CHECKING:
@@ -27,8 +30,13 @@ __all__ = ["can_crop_tensor", "crop_tensor"]
 
 # Smaller tensors are read with their blocks, which caches keep.
 LARGE_BYTES = 256 << 10
-# What has to lie between two runs for them to be two requests.
+# What has to lie between two runs for them to be told apart.
 GAP_BYTES = 32 << 10
+# Runs that are told apart share a request where less than a request's worth lies between them, and not much more than
+# they are long themselves; not too many of them, since a connection carries so much and no more.
+REQUEST_WORTH_BYTES = 1 << 20
+GAP_PER_RUN = 2
+REQUEST_BYTES = 8 << 20
 # A box that needs a larger part of its tensor is cut from the whole.
 WORTH = 0.5
 PADDING_BYTES = 64  # that Arrow may leave behind a buffer
@@ -77,16 +85,28 @@ def crop_tensor(
     uri, version = source.index.shard_uri(shard), version_of(shard)
     begin = int(blocks.offset[block]) + first + int(row) * size_bytes
     begin += sum(place * stride for place, stride in zip(start, strides, strict=True))
-    outer = list(np.ndindex(*shape[:depth]))
-    offsets = [begin + sum(at * stride for at, stride in zip(place, strides, strict=False)) for place in outer]
+    outer = np.array(list(np.ndindex(*shape[:depth])), np.int64)  # of one place without an axis where depth is 0
+    offsets = (begin + outer @ np.array(strides[:depth], np.int64)).tolist()
+    requests = coalesce(
+        [Span(offset, run_bytes) for offset in offsets],
+        max_gap_bytes=min(REQUEST_WORTH_BYTES, GAP_PER_RUN * run_bytes),
+        max_span_bytes=REQUEST_BYTES,
+    )
     dtype = np.dtype(kind.value_type.to_pandas_dtype())
 
     def assemble(pieces: Sequence[memoryview], out: npt.NDArray[Any]) -> None:
-        for place, data in zip(outer, pieces, strict=True):
-            values = np.frombuffer(data, dtype)
-            out[place] = np.lib.stride_tricks.as_strided(values, shape[depth:], strides[depth:], writeable=False)
+        read = [np.frombuffer(data, dtype) for data in pieces]
+        shifts = {address_of(part) - request.span.offset for part, request in zip(read, requests, strict=True)}
+        if len(shifts) == 1:  # they lie in memory as in the file, which is mapped
+            out[...] = np.lib.stride_tricks.as_strided(read[0], shape, strides, writeable=False)
+            return
+        for part, request in zip(read, requests, strict=True):
+            for member in request.members:
+                run = part[(offsets[member] - request.span.offset) // item_bytes :]
+                box = np.lib.stride_tricks.as_strided(run, shape[depth:], strides[depth:], writeable=False)
+                out[tuple(outer[member])] = box
 
-    return CropPlan([BlockRef(uri, version, offset, run_bytes) for offset in offsets], assemble)
+    return CropPlan([BlockRef(uri, version, one.span.offset, one.span.length) for one in requests], assemble)
 
 
 def _strides(shape: Sequence[int], item_bytes: int) -> list[int]:
