@@ -16,7 +16,6 @@ from cache.keys import BlockRef
 from connectors.coalesce import coalesce
 from connectors.errors import BadInputError
 from connectors.objects import Span
-from dataflow.dataset.rows import address_of
 from dataflow.formats.pieces import CropPlan
 
 if TYPE_CHECKING:
@@ -96,7 +95,8 @@ def crop_tensor(
 
     def assemble(pieces: Sequence[memoryview], out: npt.NDArray[Any]) -> None:
         read = [np.frombuffer(data, dtype) for data in pieces]
-        shifts = {address_of(part) - request.span.offset for part, request in zip(read, requests, strict=True)}
+        addresses = [part.__array_interface__["data"][0] for part in read]
+        shifts = {address - request.span.offset for address, request in zip(addresses, requests, strict=True)}
         if len(shifts) == 1:  # they lie in memory as in the file, which is mapped
             out[...] = np.lib.stride_tricks.as_strided(read[0], shape, strides, writeable=False)
             return
