@@ -155,7 +155,9 @@ def _find(name: str | None, folder: str, files: dict[str, ObjectMeta]) -> Object
 
 def _parse(data: bytes, suffix: str, uri: str) -> pa.Table:
     if suffix == ".parquet":
-        return pq.read_table(pa.BufferReader(data))
+        table = pq.read_table(pa.BufferReader(data))
+        table.validate(full=True)  # the reader takes strings that are no UTF-8, as the parser of JSON below
+        return table
     if suffix in JSON_SUFFIXES:
         insist_on_depth(memoryview(data), uri=uri, offset=0)
     table = _parse_text(data, suffix, {})
@@ -175,7 +177,7 @@ def _parse_text(data: bytes, suffix: str, types: dict[str, Any]) -> pa.Table:
     if suffix in JSON_SUFFIXES:
         options = pyarrow.json.ParseOptions(explicit_schema=pa.schema(types.items()) if types else None)
         table = pyarrow.json.read_json(source, pyarrow.json.ReadOptions(block_size=block_size), options)
-        table.validate(full=True)  # the parser takes strings that are no UTF-8
+        table.validate(full=True)
         return table
     return pyarrow.csv.read_csv(
         source,

@@ -143,8 +143,14 @@ class ParquetFormat:
                 )
             schema = found
             first_block.append(len(table))
-            for group in range(metadata.num_row_groups):
-                table.add(shard, *_span(metadata.row_group(group)), metadata.row_group(group).num_rows)
+            counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+            if sum(counts) != metadata.num_rows:
+                raise CorruptError(
+                    f"the footer of {uri} is damaged: it counts {metadata.num_rows} rows, its groups {sum(counts)}",
+                    uri=uri,
+                )
+            for group, count in enumerate(counts):
+                table.add(shard, *_span(metadata.row_group(group)), count)
         assert schema is not None
         shards, blocks = shard_table(files), table.finish()
         index = Index(place.root, listing_fingerprint(shards, blocks, schema), shards, blocks)

@@ -37,7 +37,7 @@ def unpack(data: memoryview, uri: str, compression: str | None = None) -> memory
     try:
         with pa.input_stream(pa.BufferReader(pa.py_buffer(data)), compression=compression) as stream:
             parts, left = [], MAX_UNPACKED_BYTES + 1
-            while left and (part := stream.read(min(left, STEP_BYTES))):
+            while left and (part := stream.read_buffer(min(left, STEP_BYTES))):  # `read` loses as much where it fails
                 parts.append(part)
                 left -= len(part)
     except (pa.ArrowException, OSError) as error:

@@ -197,7 +197,8 @@ def _unpacked(compression: str) -> Callable[[memoryview, dict[str, Any], int | N
                 # One byte more than there should be shows what is too long, and a bomb is not unpacked.
                 left = 1 + (MAX_CHUNK_BYTES if size_bytes is None else size_bytes)
                 parts, step = [], _STEP_BYTES if size_bytes is None else left
-                while left and (part := file.read(min(left, step))):  # takes room for all that is asked for
+                # It takes room for all that is asked for; `read` would also lose that where it fails.
+                while left and (part := file.read_buffer(min(left, step))):
                     parts.append(part)
                     left -= len(part)
         except (OSError, pa.ArrowException) as error:

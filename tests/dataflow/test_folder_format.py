@@ -418,6 +418,16 @@ def test_a_damaged_table_is_named(tmp_path: Path, content: bytes) -> None:
         open_dataset(tmp_path)
 
 
+def test_a_table_whose_names_are_no_utf8_is_named(tmp_path: Path) -> None:
+    put(tmp_path / "1.png", 1)
+    names = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(np.array([0, 5], np.int32)), pa.py_buffer(b"1.pn\xff")]
+    )
+    pq.write_table(pa.table({"file_name": names}), tmp_path / "metadata.parquet")
+    with pytest.raises(CorruptError, match=r"metadata\.parquet cannot be read as a table"):
+        open_dataset(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
 def test_large_integers_of_a_table_stay_integers(tmp_path: Path, name: str) -> None:
     put(tmp_path / "1.png", 1)

@@ -123,6 +123,16 @@ def test_a_damaged_footer_is_named(tmp_path: Path) -> None:
         open_dataset(tmp_path)
 
 
+def test_a_row_group_that_lost_rows_is_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"n": range(77)}), tmp_path / "a.parquet")
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    last = content.rindex(b"\x16\x9a\x01")  # the number of rows, as thrift writes 77
+    content[last + 1] ^= 2
+    (tmp_path / "a.parquet").write_bytes(content)
+    with pytest.raises(CorruptError, match=r"a\.parquet is damaged: it counts 77 rows, its groups 76"):
+        open_dataset(tmp_path)
+
+
 def test_a_name_in_a_footer_that_is_no_text_is_damage(tmp_path: Path) -> None:
     path = put(tmp_path / "0.parquet", store_schema=False)
     path.write_bytes(path.read_bytes().replace(b"number", b"n\xffmber"))

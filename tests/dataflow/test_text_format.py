@@ -2,6 +2,8 @@
 
 import csv
 import json
+import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -298,6 +300,17 @@ def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(CorruptError, match=r"a\.jsonl\.gz cannot be"):
         open_dataset(tmp_path)
+
+
+def test_a_damaged_archive_that_is_tried_again_and_again_takes_no_memory(tmp_path: Path) -> None:
+    packed = put(tmp_path / "a.jsonl.gz", '{"x": 1}\n' * 100).read_bytes()[:-10]
+    tracemalloc.start()
+    for _ in range(20):
+        with suppress(CorruptError):
+            unpacking.unpack(memoryview(packed), "file:///a.jsonl.gz")
+    left_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert left_bytes < 8 << 20
 
 
 def test_what_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
