@@ -94,9 +94,10 @@ class Staging:
         return result.batch
 
     def close(self) -> None:
-        """End the thread."""
-        if self._thread is not None:
-            self._thread.shutdown(wait=True, cancel_futures=True)
+        """End the thread; another one starts with the next batch, if there is any."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.shutdown(wait=True, cancel_futures=True)
 
     def _stage(self, batch: Any) -> Staged:
         if self._pins:

@@ -241,6 +241,8 @@ class ProcessIterator(AheadIterator):
             # However long the caller was away, what a worker has said was heard just now.
             late = [worker for worker in self._owing() if time.monotonic() - worker.heard_s > self._deadline_s]
             for event in [*events, *map(self._crew.end_silent, late)]:
+                if self._failure is not None:
+                    break  # the workers were ended, and what the others did is of no use any more
                 if isinstance(event, Death):
                     self._replace(event)
                 else:

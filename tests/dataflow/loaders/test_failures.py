@@ -169,6 +169,17 @@ def test_a_loader_whose_workers_were_shut_down_can_be_iterated_again():
     assert [numbers_of(batch) for batch in loader] == [[0, 1], [2, 3], [4, 5]]
 
 
+@pytest.mark.parametrize("kind", ["process", "thread"])
+def test_a_loader_whose_workers_were_shut_down_goes_on_bringing_batches_to_its_device(kind):
+    loader = DataLoader(
+        Numbers(6), batch_size=2, num_workers=1, workers=kind, persistent_workers=True, device="meta"
+    )  # fmt: skip
+    iterator = iter(loader)
+    next(iterator)
+    iterator._shutdown_workers()
+    assert [batch.device.type for batch in loader] == ["meta"] * 3
+
+
 def test_persistent_workers_killed_between_epochs_are_replaced():
     loader = DataLoader(Numbers(20), batch_size=2, num_workers=2, persistent_workers=True)
     expected = [numbers_of(batch) for batch in loader]
@@ -220,6 +231,19 @@ def test_a_batch_that_always_kills_its_worker_is_an_error_after_some_tries(caplo
             next(iterator)
     assert "exit code 7" in str(caught.value.__cause__)
     assert sum("another one starts" in message for message in caplog.messages) == 3
+
+
+def test_nobody_starts_after_the_failure_of_another_worker_has_ended_all(monkeypatch):
+    iterator = iter(DataLoader(Numbers(40), num_workers=2))
+    for process in iterator._workers:
+        kill(process)
+        process.join()
+    iterator._restarts = [3, 0]  # one of them has died too often
+    deaths = [Death(worker) for worker in iterator._crew.workers]
+    monkeypatch.setattr(iterator._crew, "wait", lambda timeout_s: deaths)
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        list(iterator)
+    assert not any(process.is_alive() for process in iterator._workers)
 
 
 def test_a_killed_worker_is_torchs_error_if_asked():
