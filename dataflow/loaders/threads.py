@@ -117,9 +117,9 @@ class Threads:
             name="dataflow-worker",
             daemon=True,
         )
-        self._threads.append(thread)
         with parallelism_kept():
             thread.start()
+            self._threads.append(thread)  # only now: a thread that the system does not start cannot be waited for
             is_limited.wait()
 
     def replace(self, thread: threading.Thread | None) -> None:
@@ -153,7 +153,6 @@ def _work(
     maker = _Maker(make_fetch, dataset_state)
     while (taken := orders.get()) is not None and not closing.is_set():
         _serve(taken, maker, results, closing)
-        del taken  # or its batches would live until the next orders
     orders.put(None)  # for the next thread
 
 

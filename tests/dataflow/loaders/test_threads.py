@@ -233,6 +233,18 @@ def test_an_order_says_which_thread_has_it_and_since_when():
     threads.close()
 
 
+def test_a_thread_that_the_system_does_not_start_is_an_error_and_the_others_end(monkeypatch):
+    def start(thread, start=threading.Thread.start):
+        if workers():
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        iter(open_loader())
+    assert all_end()
+
+
 def test_threads_end_with_their_iterator():
     iterator = iter(open_loader())
     next(iterator)
