@@ -237,13 +237,13 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         It stays under way until the caller has it, or goes past it: till then, a state begins with it.
         """
         progress, meter = self._progress, self._meter
+        progress.underway = None if self._is_iterable else number  # first: Ctrl-C may come between any two lines
         progress.hand_out(number, None if self._is_iterable else index)
         meter.batches += 1
         if (foresight := self._foresight()) is not None:
             foresight.passed(progress.batches)
         if self._is_iterable:
             return
-        progress.underway = number
         # What stands for a batch may be anything that the dataset understands: a slice, a key, an iterator.
         meter.samples += operator.length_hint(index, 1) if self._auto_collation else 1
         if progress.batches == self._length:

@@ -28,6 +28,7 @@ from torch.utils.data.datapipes.iter import IterableWrapper
 
 from connectors.errors import BadInputError, TransientError
 from dataflow.loaders import DataLoader, ElasticBatchSampler
+from dataflow.loaders.state import Progress
 from dataflow.loaders.testing import Draws, Noisy, Numbers, Stream
 
 LENGTH = 40
@@ -821,3 +822,19 @@ def test_who_goes_on_behind_a_batch_that_raised_has_passed_it(maker):
     assert next(batches, None) is None
     resumed.load_state_dict(loader.state_dict())
     assert len(seen(resumed)) == 6
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_a_batch_that_had_just_been_counted_when_ctrl_c_came_is_not_lost(maker, monkeypatch):
+    def interrupted(*arguments, hand_out=Progress.hand_out):
+        hand_out(*arguments)
+        raise KeyboardInterrupt
+
+    loader, resumed = (DataLoader(Numbers(12), batch_size=2, **options) for options in (maker, {}))
+    batches = iter(loader)
+    before = seen(itertools.islice(batches, 2))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Progress, "hand_out", interrupted)
+        next(batches)
+    resumed.load_state_dict(loader.state_dict())
+    assert sorted(before + seen(resumed)) == [[first, first + 1] for first in range(0, 12, 2)]
