@@ -87,7 +87,7 @@ class CroppedDataset:
 
     A random box is a function of (seed, epoch, number of the sample), as for transforms; fields of one shape that are
     cut to one shape, such as a volume and its mask, get the same box. Of zarr arrays only the chunks that a box touches
-    are read, of large native tensors without compression only its rows, and what little lies between them; anything else
+    are read, of large native tensors without compression only its rows and what little lies between them; anything else
     is read whole and cut. Plans announce the other fields only: boxes are fetched when they are asked for.
 
     Args:

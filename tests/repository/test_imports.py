@@ -31,6 +31,29 @@ def test_the_loader_is_where_torch_comes_in() -> None:
     assert "torch" in _modules_after("from dataflow import DataLoader")
 
 
+def test_each_package_can_be_the_first_that_is_imported() -> None:
+    """Each in a process of its own, which has nothing of ours: a circle of imports shows only from one end."""
+    code = """
+import importlib.util, os, sys
+from pathlib import Path
+import numpy, pyarrow, torch
+names = []
+for top in ("connectors", "cache", "dataflow"):
+    folder = Path(*importlib.util.find_spec(top).submodule_search_locations)
+    names += [".".join([top, *file.parent.relative_to(folder).parts]) for file in folder.rglob("__init__.py")]
+assert len(names) > 15, names
+for name in names:
+    child = os.fork()
+    if not child:
+        __import__(name)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(f"{name} cannot be imported first")
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("option", ["--version", "--help"])
 def test_the_command_answers_without_loading_what_reads_data(option: str) -> None:
     code = f"""
