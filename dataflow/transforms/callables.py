@@ -7,14 +7,18 @@
 | keywords only, as albumentations' do | with the fields as keywords, and its own generators seeded for the sample |
 
 Seeding the global generators takes some tens of microseconds a sample. Afterwards they are put back to what they were.
+Threads share them, and seed them for each other's samples; transforms with generators of their own are copied for each.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
+import os
 import random
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -63,36 +67,88 @@ class SampleStep:
     def __init__(self, transform: Callable[..., Any]) -> None:
         if not callable(transform):
             raise TypeError(f"a transform must be callable, got {type(transform).__name__}")
-        self._transform = transform
+        self._own = _OfThread(transform)
         self._style = _style(transform)
-        self._inner = transform.transform if isinstance(transform, OnField) else transform
-        self.is_foreign = _style(self._inner) != "rng"
+        self.is_foreign = _style(_inner(transform)) != "rng"
 
     def __call__(self, sample: Any, draws: Draws, place: int) -> Any:
         """Transform the sample at `place` of its batch. Leaves the global generators seeded where it is foreign."""
-        rng = draws[place]
+        rng, transform = draws[place], self._own.transform
         if self.is_foreign:
             seed = draws.seed_at(place)
             _seed_globals(seed)
-            if hasattr(self._inner, "set_random_state"):
-                self._inner.set_random_state(rng, random.Random(seed))
+            if hasattr(inner := _inner(transform), "set_random_state"):
+                inner.set_random_state(rng, random.Random(seed))
         if self._style == "rng":
-            return self._transform(sample, rng)
-        return self._transform(**sample) if self._style == "keywords" else self._transform(sample)
+            return transform(sample, rng)
+        return transform(**sample) if self._style == "keywords" else transform(sample)
+
+
+class _OfThread(threading.local):
+    """A transform as a thread calls it: one with generators of its own has them once for each thread."""
+
+    def __init__(self, transform: Callable[..., Any]) -> None:
+        """Called by each thread, with the same transform."""
+        has_generators = hasattr(_inner(transform), "set_random_state")
+        is_main = threading.current_thread() is threading.main_thread()
+        self.transform = copy.deepcopy(transform) if has_generators and not is_main else transform
+
+    def __reduce__(self) -> Any:
+        return _OfThread, (self.transform,)
+
+
+def _inner(transform: Callable[..., Any]) -> Callable[..., Any]:
+    return transform.transform if isinstance(transform, OnField) else transform
 
 
 @contextlib.contextmanager
 def generators_put_back() -> Iterator[None]:
-    """Put the global generators back afterwards to what they were."""
-    python, numpy, torch = random.getstate(), np.random.get_state(), sys.modules.get("torch")
-    state = None if torch is None else torch.default_generator.get_state()
+    """Put the global generators back afterwards to what they were: where threads overlap, the last puts them back.
+
+    Else one would put back what another has seeded, and the trainer's next epoch would have another order.
+    """
+    me = threading.get_ident()
+    with _lock:
+        is_inner = me in _inside
+        found = _Generators() if is_inner or not _inside else next(iter(_inside.values()))
+        _inside.setdefault(me, found)
     try:
         yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        if torch is not None:
-            torch.default_generator.set_state(state)
+        with _lock:
+            if not is_inner:
+                del _inside[me]
+            if is_inner or not _inside:
+                found.put_back()
+
+
+class _Generators:
+    """Where the global generators are."""
+
+    def __init__(self) -> None:
+        self._python, self._numpy, self._torch = random.getstate(), np.random.get_state(), sys.modules.get("torch")
+        self._state = None if self._torch is None else self._torch.default_generator.get_state()
+
+    def put_back(self) -> None:
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
+        if self._torch is not None:
+            self._torch.default_generator.set_state(self._state)
+
+
+_lock = threading.Lock()
+# The threads that seed the global generators now, with what the first of them found.
+_inside: dict[int, _Generators] = {}
+
+
+def _leave_other_threads() -> None:
+    """In a child, which has none of them."""
+    for thread in _inside.keys() - {threading.get_ident()}:
+        del _inside[thread]
+    _lock.release()
+
+
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_leave_other_threads)
 
 
 def _seed_globals(seed: int) -> None:

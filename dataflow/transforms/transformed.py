@@ -35,7 +35,8 @@ class TransformedDataset:
 
     What is random about a sample is a function of (seed, epoch, number of the sample): the same for any number of
     workers and ranks, after a restart, and in whatever batch the sample is. The epoch is the loader's; a sample that is
-    read without a loader is read in epoch 0.
+    read without a loader is read in epoch 0. Not so what transforms draw from the global generators in worker threads,
+    which share these with each other and the trainer.
 
     Transforms of columns run over whole batches. Where all of them are that and the dataset is one of `open_dataset`,
     the last writes its result straight into the batch.

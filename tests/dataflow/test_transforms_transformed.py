@@ -1,7 +1,12 @@
 import io
 import pickle
 import random
+import subprocess
+import sys
+import textwrap
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +30,7 @@ from dataflow.transforms import (
     TransformedDataset,
     over_columns,
 )
+from dataflow.transforms.callables import generators_put_back
 from dataflow.transforms.epoch import reading_epoch
 
 
@@ -118,14 +124,100 @@ def test_a_sample_is_the_same_in_any_batch_and_another_in_other_epochs(
     assert len(set(batch)) == len({number % 40 for number in numbers})
 
 
+def states() -> tuple:
+    """Where the global generators are."""
+    return random.getstate(), np.random.get_state()[2], torch.get_rng_state().tolist()
+
+
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_the_global_generators_are_as_if_nothing_had_been_drawn(name: str) -> None:
-    def states() -> tuple:
-        return random.getstate(), np.random.get_state()[2], torch.get_rng_state().tolist()
-
     before = states()
     TransformedDataset(Numbers(), TRANSFORMS[name]).__getitems__([1, 2])
     assert states() == before
+
+
+def test_threads_that_overlap_leave_the_global_generators_as_the_first_found_them() -> None:
+    before = states()
+    first, second = generators_put_back(), generators_put_back()
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        one.submit(first.__enter__).result()
+        seed_all(1)
+        other.submit(second.__enter__).result()
+        seed_all(2)
+        one.submit(first.__exit__, None, None, None).result()
+        assert states() != before
+        other.submit(second.__exit__, None, None, None).result()
+    assert states() == before
+
+
+def seed_all(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def test_a_transform_that_reads_another_transformed_sample_goes_on_with_its_own_numbers() -> None:
+    other = TransformedDataset(Numbers(), global_jitter)
+
+    def mixed(sample: dict) -> dict:
+        drawn = random.random()
+        return {**sample, "value": (drawn, other[7]["value"], random.random())}
+
+    def drawn(sample: dict) -> dict:
+        return {**sample, "value": (random.random(), None, random.random())}
+
+    first, partner, last = TransformedDataset(Numbers(), mixed)[3]["value"]
+    assert (first, None, last) == TransformedDataset(Numbers(), drawn)[3]["value"]
+    assert partner == other[7]["value"]
+
+
+FORKED_BESIDE_A_THREAD = """
+    import os, random, threading
+    from dataflow.transforms.callables import generators_put_back
+
+    inside, may_leave = threading.Event(), threading.Event()
+
+    def seed():
+        with generators_put_back():
+            inside.set()
+            may_leave.wait()
+
+    thread = threading.Thread(target=seed)
+    thread.start()
+    inside.wait()
+    if not (child := os.fork()):
+        before = random.getstate()
+        with generators_put_back():
+            random.random()
+        os._exit(random.getstate() != before)
+    may_leave.set()
+    thread.join()
+    raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_child_puts_back_what_it_found_though_a_thread_of_its_parent_was_seeding() -> None:
+    script = textwrap.dedent(FORKED_BESIDE_A_THREAD)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=90)
+
+
+class Meeting(Albumentation):
+    """Draws when as many threads as it says have set its generators."""
+
+    threads = threading.Barrier(2, timeout=60)
+
+    def __call__(self, *args, force_apply: bool = False, **data) -> dict:
+        self.threads.wait()
+        return super().__call__(*args, force_apply=force_apply, **data)
+
+
+@pytest.mark.parametrize("transform", [Meeting(), OnField("value", Meeting())], ids=["sample", "field"])
+def test_threads_do_not_share_the_generators_that_a_transform_has_of_its_own(transform) -> None:
+    dataset = pickle.loads(pickle.dumps(TransformedDataset(Numbers(), transform)))
+    alone = TransformedDataset(Numbers(), TRANSFORMS["keywords"])
+    with ThreadPoolExecutor(2) as threads:
+        together = list(threads.map(dataset.__getitem__, [3, 4]))
+    assert together == [alone[3], alone[4]]
 
 
 def epochs(loader: DataLoader, count: int) -> Iterator[dict[int, float]]:
