@@ -19,7 +19,7 @@ import os
 import time
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -104,7 +104,7 @@ class Engine:
         self._running = False
         self._blocks_requested = 0
         self._flights: SingleFlight[bytes, Block | DataError] = SingleFlight()
-        self._fetches: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._ahead: dict[Work, asyncio.Task[None]] = {}
         self._futures = Futures()
         self._detector = Detector()
@@ -177,10 +177,10 @@ class Engine:
         self.prefetcher.stop()
         if self._sweeping is not None:
             self._sweeping.cancel()
-        while self._fetches:
-            for task in self._fetches:
+        while self._tasks:
+            for task in self._tasks:
                 task.cancel()
-            await asyncio.wait(list(self._fetches))
+            await asyncio.wait(list(self._tasks))
         await self._stack.close(_CLOSE_TIMEOUT_S)
         await self._origin.close()
         await asyncio.to_thread(self._checkers.shutdown)
@@ -248,19 +248,8 @@ class Engine:
         config = replace(config, capacity_bytes=capacity_bytes, capacity_blocks=capacity_blocks)
         limits = limits_of(config, max_memory_blocks=self._memory_blocks)
         self._check_pins(name, limits)
-        async with self._resizing:
-            for _ in range(_RESIZE_ROUNDS):
-                if await self._stack.resize(name, limits):
-                    break
-                # What was on its way in could not be evicted yet.
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self.settle(), _RESIZE_PAUSE_S)
-            else:
-                raise TransientError(f"tier {name}: the disk does not let go of enough; see its state and try again")
-            for guard, (limit_bytes, _) in self._guards(name, limits):
-                guard.max_pinned_bytes = self._catalogue.pinnable_bytes(limit_bytes)
-            tiers = tuple(config if tier.name == name else tier for tier in self._config.tiers)
-            self._config = replace(self._config, tiers=tiers)
+        # A tier that is to shrink takes nothing, so it is not left half-way when who asked has gone.
+        await asyncio.shield(self._begin(self._resize(config, limits)))
 
     async def get_object(self, uri: str) -> tuple[bytes, str]:
         """Return content and version of the newest version of a small object, past all tiers; see `Origin`."""
@@ -332,9 +321,7 @@ class Engine:
     def measure(self, uri: str) -> None:
         """See `cache.prefetch.Fetcher`."""
         if self._running:
-            task = asyncio.create_task(self._measure(uri))
-            self._fetches.add(task)
-            task.add_done_callback(self._fetches.discard)
+            self._begin(self._measure(uri))
 
     async def _measure(self, uri: str) -> None:
         # Nobody waits for it: where it fails, nothing is guessed.
@@ -366,6 +353,8 @@ class Engine:
                     flight = self._flights.begin(key)
                     self._catalogue.note(key, refs[position].uri, request.job)
                     cold.append((key, refs[position]))
+                else:
+                    self.prefetcher.joined(key)
                 request.flights[position] = flight
         # No await since `find`: nobody else has begun to fetch these.
         for fetch in self._origin.plan(cold) if cold else ():
@@ -397,14 +386,12 @@ class Engine:
         return absent
 
     def _begin_fetch(self, fetch: Fetch, work: Work | None = None) -> None:
-        task = asyncio.create_task(self._fetch(fetch, work))
-        self._fetches.add(task)
+        task = self._begin(self._fetch(fetch, work))
         task.add_done_callback(partial(self._fetch_ended, fetch, work))
         if work is not None:
             self._ahead[work] = task
 
     def _fetch_ended(self, fetch: Fetch, work: Work | None, task: asyncio.Task[None]) -> None:
-        self._fetches.discard(task)
         # Only a task that was cancelled before its first step ends as cancelled: nothing in it has told the waiters.
         if task.cancelled() and (work is None or work in self._ahead):
             for key, ref in fetch.blocks:
@@ -429,6 +416,28 @@ class Engine:
         if work is not None:
             del self._ahead[work]
             self.prefetcher.landed(work, [isinstance(result, Block) for result in results])
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _resize(self, config: TierConfig, limits: Sequence[tuple[int, int]]) -> None:
+        async with self._resizing:
+            for _ in range(_RESIZE_ROUNDS):
+                if await self._stack.resize(config.name, limits):
+                    break
+                # What was on its way in could not be evicted yet.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.settle(), _RESIZE_PAUSE_S)
+            else:
+                reason = "the disk does not let go of enough; see its state and try again"
+                raise TransientError(f"tier {config.name}: {reason}")
+            for guard, (limit_bytes, _) in self._guards(config.name, limits):
+                guard.max_pinned_bytes = self._catalogue.pinnable_bytes(limit_bytes)
+            tiers = tuple(config if tier.name == config.name else tier for tier in self._config.tiers)
+            self._config = replace(self._config, tiers=tiers)
 
     async def _sweep(self) -> None:
         while True:

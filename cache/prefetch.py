@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from math import inf
 from typing import Any, Protocol, get_args
 
@@ -60,12 +60,10 @@ class Work:
     Attributes:
         fetch: What is asked for.
         errand: Whether somebody waits for it by now.
-        unwanted: Its blocks that nobody wants any more.
     """
 
     fetch: Fetch
     errand: Errand
-    unwanted: set[bytes] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -237,6 +235,10 @@ class Prefetcher:
         if changed:
             self._engine.rerank(changed)
 
+    def joined(self, key: bytes) -> None:
+        """A reader waits for a block on its way. That may have been begun since its `demand`, and has a reader now."""
+        self._meet(key, self._clock())
+
     def missed(self) -> None:
         """Readers wait for blocks that are not here."""
         self._guesses.missed()
@@ -366,12 +368,10 @@ class Prefetcher:
 
     def _let_go(self, keys: Sequence[bytes]) -> None:
         self._engine.rerank(keys)
-        for key in keys:
-            if key in self._coming and self._futures.near_use(key) == inf:
-                work = self._coming[key][0]
-                work.unwanted.add(key)
-                if len(work.unwanted) == len(work.fetch.blocks) and not work.errand.awaited:
-                    self._withdraw(work)
+        for work in {self._coming[key][0]: None for key in keys if key in self._coming}:
+            wanted = any(self._futures.near_use(key) != inf for key, _ in work.fetch.blocks)
+            if not wanted and not work.errand.awaited:
+                self._withdraw(work)
         self._release(keys)
 
     def _withdraw(self, work: Work) -> None:

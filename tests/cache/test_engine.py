@@ -25,6 +25,7 @@ from cache.directory_shelf import DirectoryShelf
 from cache.disk import DiskLimits
 from cache.engine import Engine, Handle
 from cache.handle import seal_block
+from cache.journal import Journal
 from cache.keys import BlockRef, block_key
 from cache.testing import (
     FaultySystem,
@@ -164,7 +165,7 @@ async def test_a_fetch_without_waiters_still_fills_the_cache(origin: Origin) -> 
         waiter.cancel()
         await asyncio.wait({waiter})
         origin.gate.set()
-        await asyncio.wait(list(engine._fetches))
+        await asyncio.wait(list(engine._tasks))
         assert await sources(engine, [ref]) == ["ram"]
 
 
@@ -446,6 +447,25 @@ async def test_a_tier_that_cannot_be_resized_says_why(tmp_path: Path, origin: Or
     check_directory(tmp_path, capacity_bytes=8 * SIZE)
 
 
+async def test_a_tier_is_resized_to_the_end_also_when_who_asked_has_gone(tmp_path: Path, origin: Origin) -> None:
+    slow = Disk()
+    refs = await origin.put("x", 8)
+    async with running(CacheConfig((disk(tmp_path, 8),), ring_bytes=0), origin, slow.system) as engine:
+        await sources(engine, refs)
+        await engine.settle()
+        slow.answers.clear()
+        asking = asyncio.create_task(engine.resize("disk", capacity_bytes=2 * SIZE))
+        await until(lambda: slow.calls["unlink"] == 1)
+        asking.cancel()
+        await asyncio.wait({asking})
+        assert asking.cancelled()
+        slow.answers.set()
+        await until(lambda: engine.stats()["tiers"][0]["capacity_bytes"] == 2 * SIZE)
+        assert engine.stats()["tiers"][0]["blocks"] == 2
+        check_limits(engine.stats())
+    check_directory(tmp_path, capacity_bytes=2 * SIZE)
+
+
 class Disk:
     """System calls of a disk, some of which fail, hang or are counted."""
 
@@ -661,6 +681,27 @@ async def test_a_directory_that_hangs_when_it_is_opened_does_not_hold_up_the_sta
         await sources(engine, refs)
         await engine.settle()
         assert await sources(engine, refs) == ["disk"] * 2
+
+
+async def test_a_scan_that_hangs_holds_up_no_operator(tmp_path: Path, origin: Origin, monkeypatch) -> None:
+    answers, really_load = threading.Event(), Journal.load
+
+    def load(journal: Journal) -> object:
+        answers.wait(60)
+        return really_load(journal)
+
+    monkeypatch.setattr(Journal, "load", load)
+    engine = Engine(
+        CacheConfig((disk(tmp_path, 3),), ring_bytes=0), open_store=origin.open, disk_limits=DiskLimits(stuck_s=0.1)
+    )
+    await engine.start()
+    try:
+        await engine.resize("disk", capacity_bytes=2 * SIZE)
+        assert not await engine.administration.pin(origin.url, size_bytes=1, expires_s=None, uid=0)
+        assert state(engine) == "down"
+    finally:
+        answers.set()
+        await engine.close()
 
 
 async def test_no_descriptor_left_is_a_clear_error(tmp_path: Path, origin: Origin) -> None:

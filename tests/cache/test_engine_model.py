@@ -166,7 +166,7 @@ class CacheMachine(RuleBasedStateMachine):
         async def come_to_rest() -> None:
             engine = self.engine
             assert engine is not None
-            while tasks := [*engine._fetches, *engine._stack._tasks]:
+            while tasks := [*engine._tasks, *engine._stack._tasks]:
                 await asyncio.wait(tasks)
             # A disk that is down keeps nobody waiting for calls that may still do something.
             for level in engine._stack.levels:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import shutil
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from math import inf
@@ -19,7 +21,7 @@ from cache.engine import Engine
 from cache.handle import Handle
 from cache.keys import block_key
 from cache.prefetch import MAX_PLANS
-from cache.testing import check_limits, read_handle, running_engine
+from cache.testing import FaultySystem, check_limits, read_handle, running_engine, until
 from connectors.errors import BadInputError, DataError, TransientError
 from connectors.objects import Span
 from connectors.protocols import Store
@@ -111,7 +113,7 @@ def ids(blocks: list[int]) -> bytes:
 
 async def settled(engine: Engine) -> None:
     """Until nothing is fetched or placed any more."""
-    while tasks := [*engine._fetches, *engine._stack._tasks]:
+    while tasks := [*engine._tasks, *engine._stack._tasks]:
         await asyncio.wait(tasks)
         await asyncio.sleep(0)
 
@@ -239,6 +241,51 @@ async def test_what_only_an_ended_plan_wanted_is_cancelled(origin: Origin, endin
         stats = counts(engine)
         assert stats["issued"] == stats["useful"] + stats["late"] + stats["wasted"] + (ending == "replace")
         engine.prefetcher.close(other)
+
+
+async def test_a_request_for_several_plans_goes_on_while_one_of_them_wants_a_block_of_it(origin: Origin) -> None:
+    table = await origin.table(2, per_object=2)
+    async with running(origin) as engine:
+        origin.gate.clear()
+        first = planned(engine, table, [0, 1])
+        second = planned(engine, table, [1])
+        await origin.was_asked(2)
+        engine.prefetcher.close(first)
+        planned(engine, table, [0])
+        engine.prefetcher.close(second)
+        origin.gate.set()
+        await settled(engine)
+        assert await read(engine, table, 0) == ["ring"]
+        assert len(origin.asked) == 2
+
+
+async def test_a_reader_does_not_wait_for_ever_for_what_a_plan_began_while_a_file_was_found_gone(
+    tmp_path: Path, origin: Origin
+) -> None:
+    table = await origin.table(1)
+    unlinking, goes_on = threading.Event(), threading.Event()
+
+    def hold(name: str) -> None:
+        if name == "unlink":
+            unlinking.set()
+            goes_on.wait(60)
+
+    config = CacheConfig((TierConfig("disk", SIZE, str(tmp_path)),), ring_bytes=RING)
+    async with running_engine(config, open_store=origin.open, system=FaultySystem(hold)) as engine:
+        assert await read(engine, table, 0) == ["origin"]
+        await engine.settle()
+        shutil.rmtree(tmp_path / "blocks-1")
+        origin.gate.clear()
+        reader = asyncio.create_task(read(engine, table, 0))
+        await until(unlinking.is_set)
+        number = planned(engine, table, [0])
+        await origin.was_asked(2)
+        goes_on.set()
+        await until(lambda: counts(engine)["late"] == 1)
+        engine.prefetcher.close(number)
+        origin.gate.set()
+        assert await reader == ["origin"]
+        assert len(origin.asked) == 2
 
 
 async def test_a_block_given_up_while_it_came_can_be_asked_for_at_once(origin: Origin) -> None:
@@ -464,7 +511,7 @@ async def test_a_plan_of_a_closed_engine_changes_nothing(origin: Origin) -> None
         origin.gate.clear()
         number = planned(engine, table, list(range(30)))
         await asyncio.sleep(0)
-    assert not engine._fetches
+    assert not engine._tasks
     engine.prefetcher.close(number)
     assert counts(engine)["ahead_bytes"] == 0
 
