@@ -122,10 +122,11 @@ class Administration:
         Raises:
             BadInputError: It cannot be kept beside what is pinned already.
         """
+        await self._scanned()
         now_s = self._catalogue.clock()
         pin = Pin(normalise_url(prefix), size_bytes, None if expires_s is None else now_s + expires_s, uid)
         self._catalogue.pins.add(pin, limit_bytes=self.pinnable_bytes, now_s=now_s)
-        return await self._pins_changed()
+        return await asyncio.shield(self._stack.begin(self._pins_changed()))
 
     async def unpin(self, prefix: str) -> bool:
         """Take a pin back; returns as `pin`.
@@ -133,12 +134,14 @@ class Administration:
         Raises:
             NotFoundError: There is none for exactly this URL.
         """
+        await self._scanned()
         self._catalogue.pins.remove(prefix)
-        return await self._pins_changed()
+        return await asyncio.shield(self._stack.begin(self._pins_changed()))
 
     async def evict(self, prefix: str) -> Evicted:
         """Remove what the tiers hold at and below a URL, but for what is pinned."""
         root, done = fold(prefix), Evicted()
+        await self._scanned()
         async for tier, keys in self._slices():
             chosen = []
             for key in keys:
@@ -201,6 +204,11 @@ class Administration:
                 done.blocks += removed
                 done.size_bytes += size_bytes if removed else 0
                 done.failed += not removed
+
+    async def _scanned(self) -> None:
+        """Wait until what lies in the directories is known, pins included: what is changed is then all there is."""
+        for tier in self._tiers:
+            await tier.scanned()
 
     async def _pins_changed(self) -> bool:
         await self._refresh()

@@ -306,7 +306,8 @@ class Ledger:
             if self.knows(key):
                 continue
             chosen = None if key in unwanted else self._admit(key, self._cost_bytes(length), self.capacity_bytes)
-            if chosen is None:
+            # What is still being written, as when the medium went away and came back, cannot leave.
+            if chosen is None or not self._busy.isdisjoint(chosen):
                 surplus.append((key, length))
                 continue
             for victim in chosen:

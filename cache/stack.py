@@ -17,7 +17,7 @@ import logging
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from cache.handle import Block, Handle
 from cache.ledger import Reservation
@@ -27,6 +27,8 @@ from cache.tier import Tier
 __all__ = ["Stack", "Stored"]
 
 _log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 _MAX_WAITING_BLOCKS = 64
 
@@ -60,7 +62,7 @@ class Stack:
         self._moving: dict[bytes, Block] = {}
         # Those of them that are offered again to a directory, when a write there ends.
         self._waiting: dict[Tier, list[Block]] = {tier: [] for tier in self._level_of}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         for tier in self._level_of:
             tier.start = self.begin
 
@@ -237,14 +239,14 @@ class Stack:
         if block is not None and not any(upper.holds(stored.key) for upper in self.levels[:level]):
             self._offer(block, 0, level)
 
-    def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def begin(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         """Run work on the tiers behind; `close` waits for it."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("a placement failed", exc_info=error)

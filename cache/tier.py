@@ -57,7 +57,7 @@ class Tier:
         ledger: What the tier holds.
         scanning: A directory is not yet known: blocks are looked for by name, and none is let in.
         fault: The last failure of the medium, None once a write succeeds, or probes made an ill disk normal.
-        start: Runs what nobody waits for.
+        start: Runs what goes on when nobody waits for it.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Tier:
         self.in_memory = calls is None
         self.scanning = False
         self.fault: str | None = None
-        self.start: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]] = asyncio.create_task
+        self.start: Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]] = asyncio.create_task
         self._calls = calls
         self._catalogue = catalogue
         self._rewriting = False
@@ -131,9 +131,10 @@ class Tier:
             self._scan()
 
     async def scanned(self) -> None:
-        """Wait until a scan that has begun has ended."""
-        if self._adopting is not None:
-            await asyncio.wait({self._adopting})
+        """Wait until a scan that has begun has ended, or the disk is found not to answer."""
+        calls = self._calls
+        while self.scanning and self._adopting is not None and calls is not None and calls.health.readable:
+            await calls.patient(self._adopting)
 
     async def close(self, timeout_s: float) -> bool:
         """Let go of the shelf; False where a thread may still write there, so that its lock stays ours."""
@@ -307,12 +308,18 @@ class Tier:
         if self.scanning:
             self._unwanted.add(key)
         length = self.ledger.begin_eviction(key)
-        return length is not None and await self._evict(key, length, lambda _key, _length: False, lambda _block: None)
+        if length is None:
+            return False
+        removal = self._evict(key, length, lambda _key, _length: False, lambda _block: None)
+        # Memory is given back at once. Who asked for a file's removal may be gone before that has ended.
+        removed: bool = await (removal if self.in_memory else asyncio.shield(self.start(removal)))
+        return removed
 
     async def keep_pins(self, pins: PinSet) -> bool:
         """Write the pins down, so that the next server finds them; False where that cannot be."""
         shelf = self.shelf
-        if self._calls is None or not isinstance(shelf, DirectoryShelf) or not shelf.locked:
+        # What nobody has read yet would be overruled by what is written behind it.
+        if self._calls is None or not isinstance(shelf, DirectoryShelf) or not self._known:
             return False
         try:
             await self._calls.call_for_reader(shelf.keep_pins, pins)
@@ -399,9 +406,9 @@ class Tier:
                     except OSError as error:
                         self._note_fault(error, writing=True)
                         self.ledger.charge(length)
+            self._known = True
             if self._catalogue is not None and self._catalogue.pins.current.generation > pins.generation:
                 await self.keep_pins(self._catalogue.pins.current)
-            self._known = True
             _log.info("tier %s: %d blocks found in %s", self.name, len(self.ledger), shelf.path)
         except Exception as error:  # noqa: BLE001  a scan that ended without a word would close the tier for good
             # What lies there is not known, so nothing may come to it; it is scanned again when the disk is well.

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import os
+import threading
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -192,6 +193,31 @@ async def test_pins_are_found_in_the_directory_that_could_write_them(place: Plac
         assert [pin["prefix"] for pin in engine.stats()["retention"]["pins"]] == [f"{place.url}/a"]
 
 
+async def test_what_is_asked_before_a_directory_is_known_concerns_all_that_lies_there(place: Place) -> None:
+    refs = await place.put("a/x", 4)
+    config = CacheConfig((place.disk(10),), ring_bytes=0)
+    async with place.running(config) as engine:
+        await place.read(engine, refs)
+        await engine.administration.pin(f"{place.url}/kept", size_bytes=1, expires_s=None, uid=0)
+        await engine.administration.pin(f"{place.url}/ended", size_bytes=1, expires_s=None, uid=0)
+    settings = {"open_store": lambda root: place.store, "clock": lambda: place.now_s}
+    engine = Engine(config, **settings)
+    await engine.start()
+    assert await engine.administration.pin(f"{place.url}/new", size_bytes=1, expires_s=None, uid=0)
+    await engine.close()
+    engine = Engine(config, **settings)
+    await engine.start()
+    await engine.administration.unpin(f"{place.url}/ended")
+    await engine.close()
+    engine = Engine(config, **settings)
+    await engine.start()
+    assert (await engine.administration.evict(f"{place.url}/a")).blocks == 4
+    pins = engine.stats()["retention"]["pins"]
+    await engine.close()
+    assert [pin["prefix"] for pin in pins] == [f"{place.url}/kept", f"{place.url}/new"]
+    assert not check_directory(place.path, capacity_bytes=10 * SIZE)
+
+
 async def test_what_is_too_old_is_never_served_and_is_removed(place: Place) -> None:
     short, long = await place.put("short/x", 3), await place.put("long", 3)
     rule = PrefixConfig(f"{place.url}/short", ttl_s=100)
@@ -311,7 +337,7 @@ async def test_what_is_fetched_ahead_for_a_job_falls_under_its_quota(place: Plac
         number = engine.prefetcher.open(table.digest, table, job="tune-1")
         engine.prefetcher.extend(number, np.arange(8, dtype="<i4").tobytes())
         await until(lambda: engine.stats()["origin"]["bytes"] == 8 * BLOCK)
-        await until(lambda: not engine._fetches)
+        await until(lambda: not engine._tasks)
         await engine.settle()
         assert await place.held(engine) == 5
         assert engine.stats()["tiers"][0]["quotas"] == [
@@ -332,6 +358,28 @@ async def test_eviction_takes_what_lies_below_and_leaves_what_is_pinned(place: P
         assert done.size_bytes == held["set/b"] * SIZE
         assert [await place.held(engine, name) for name in refs] == [held["set/a"], 0, held["sets"]]
         assert await place.read(engine, refs["set/b"]) == ["origin"] * 3
+
+
+async def test_space_of_blocks_that_are_evicted_is_given_back_also_when_who_asked_has_gone(place: Place) -> None:
+    refs = await place.put("x", 4)
+    unlinking, goes_on = threading.Event(), threading.Event()
+
+    def hold(name: str) -> None:
+        if name == "unlink":
+            unlinking.set()
+            goes_on.wait(60)
+
+    async with place.running(CacheConfig((place.disk(10),)), FaultySystem(hold)) as engine:
+        await place.read(engine, refs)
+        asking = asyncio.create_task(engine.administration.evict(place.url))
+        await until(unlinking.is_set)
+        asking.cancel()
+        await asyncio.wait({asking})
+        goes_on.set()
+        await engine.settle()
+        tier = engine.stats()["tiers"][0]
+        assert (tier["blocks"], tier["used_bytes"], tier["evictions"]) == (0, 0, 4)
+    assert not check_directory(place.path, capacity_bytes=0)
 
 
 async def test_what_is_held_is_told_page_by_page_for_each_name_below(place: Place) -> None:

@@ -175,6 +175,20 @@ def test_what_is_on_its_way_when_the_medium_is_replaced_ends_as_it_would() -> No
     assert (ledger.used_bytes, ledger.used_blocks) == (20, 2)
 
 
+def test_what_is_still_being_written_does_not_leave_for_what_another_medium_holds() -> None:
+    ledger = Ledger(
+        policy=Lru(), cost_bytes=lambda length: length, capacity_bytes=20, capacity_blocks=9, max_queued_bytes=100
+    )
+    coming = ledger.reserve(make_key(4), 10)
+    assert coming is not None
+    ledger.forget()
+    assert ledger.take_over([(make_key(number), 10) for number in range(2)], unwanted=set()) == [(make_key(1), 10)]
+    ledger.settle(coming)
+    ledger.commit(coming)
+    assert sorted(ledger.keys()) == [make_key(0), make_key(4)]
+    assert (ledger.used_bytes, ledger.used_blocks) == (20, 2)
+
+
 def test_on_a_full_medium_newcomers_displace_blocks_within_what_there_was_room_for() -> None:
     ledger = Ledger(
         policy=Lru(), cost_bytes=lambda length: length, capacity_bytes=100, capacity_blocks=9, max_queued_bytes=100
