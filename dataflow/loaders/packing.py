@@ -21,7 +21,7 @@ import torch
 from torch.multiprocessing import reductions
 
 from dataflow.loaders.slots import Bytes, Leases, Placement, SlotPool
-from dataflow.loaders.torch_private import has_names, untyped
+from dataflow.loaders.torch_private import has_names
 
 __all__ = ["DIVERT_BYTES", "Parcel", "pack", "unpack"]
 
@@ -174,8 +174,6 @@ class _Packer(pickle.Pickler):
             return _reduce_tensor(value, self._placer)
         if isinstance(value, torch.UntypedStorage) and value.device.type == "cpu":
             return _rebuild_storage, (_buffer_of_storage(value),)
-        if isinstance(value, torch.storage.TypedStorage) and untyped(value).device.type == "cpu":
-            return _rebuild_typed_storage, (untyped(value), value.dtype)
         if type(value) is np.ndarray and not value.flags.writeable:
             return value.copy().__reduce_ex__(5)  # a batch may be written to, as it may in torch
         return NotImplemented
@@ -272,7 +270,3 @@ def _rebuild_storage(buffer: Any) -> torch.UntypedStorage:
     if not len(buffer):
         return torch.UntypedStorage(0)
     return torch.frombuffer(buffer, dtype=torch.uint8).untyped_storage()
-
-
-def _rebuild_typed_storage(storage: torch.UntypedStorage, dtype: torch.dtype) -> torch.storage.TypedStorage:
-    return torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)

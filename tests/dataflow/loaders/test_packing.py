@@ -109,11 +109,27 @@ def test_tensors_that_share_memory_still_do():
     assert arrived["again"] is arrived["whole"]
 
 
-def test_a_small_view_of_a_large_tensor_travels_alone():
-    dataset = torch.arange(10_000_000)
-    parcel, _ = send(dataset[5000:6000])
+@pytest.mark.parametrize(
+    "view",
+    [lambda part: part, lambda part: part.view(10, 100).t(), torch.Tensor.requires_grad_],
+    ids=["plain", "transposed", "leaf"],
+)
+def test_a_small_view_of_a_large_tensor_travels_alone(view):
+    part = view(torch.arange(100_000.0, dtype=torch.float64)[5000:6000])
+    parcel, leases = send(part)
     assert sum(place.size_bytes for place in parcel.buffers) == 8000
-    assert torch.equal(travel(dataset[5000:6000]), dataset[5000:6000])
+    assert_same(unpack(parcel, leases), part)
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+@pytest.mark.parametrize("storage", [torch.Tensor.untyped_storage, torch.Tensor.storage])
+def test_a_storage_travels_as_tensors_do(storage):
+    numbers = torch.arange(3000)
+    parcel, leases = send(storage(numbers))
+    assert [place.size_bytes for place in parcel.buffers] == [24_000]
+    arrived = unpack(parcel, leases)
+    assert type(arrived) is type(storage(numbers))
+    assert torch.equal(torch.empty(0, dtype=torch.int64).set_(arrived), numbers)
 
 
 @pytest.mark.parametrize(("length", "taken"), [(2000, 2000), (2001, 1000)])

@@ -167,6 +167,15 @@ def test_a_batch_of_a_size_that_was_seen_before_takes_one_slot():
     assert [int(part[0]) for batch in kept for part in batch] == [0, 0, 0, 1, 1, 1]
 
 
+def test_a_slot_that_no_batch_came_to_need_is_free_again(pool):
+    for number_of_new in (1, 0):
+        assert pool.allocate(5000) is not None
+        new, dropped, fds = pool.ship([])
+        assert (len(new), dropped) == (number_of_new, [])
+        for fd in fds:
+            os.close(fd)
+
+
 def test_what_shares_a_slot_is_aligned_for_any_dtype(pool):
     parts = [pool.allocate(5001) for _ in range(3)]
     assert {pool.locate(address_of(part), 5001).slot for part in parts} == {0}
