@@ -273,7 +273,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="dataflow-loader-") as scratch:
         folder = arguments.data or Path(scratch)
-        prepare(folder, Scale.of(arguments.fraction))
+        prepare(folder, Scale.of(arguments.fraction), [*arguments.only, "jpeg bytes"])
         load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
         print(f"{dt.date.today()}, {os.cpu_count()} CPUs, load {load} at the start, torch {torch.__version__},")
         print(f"Python {platform.python_version()}, fraction {arguments.fraction:g} of the data\n")

@@ -40,7 +40,21 @@ def dataflow_loader(workload: str, folder: Path, num_workers: int) -> Iterable:
 
 def dataflow_native(workload: str, folder: Path, num_workers: int, workers: Any = "process") -> Iterable:
     """Ours, over native shards."""
-    from dataflow import DataLoader, ElasticBatchSampler, open_dataset
+    from dataflow import DataLoader, ElasticBatchSampler
+
+    where = folder / "native" / workload.replace(" ", "-")
+    if not where.exists():
+        write_native(workload, Source(workload, folder), where)
+    dataset = open_native(workload, where)
+    sampler = ElasticBatchSampler(dataset, BATCH_SIZES[workload], rank=0, world_size=1)
+    return DataLoader(
+        dataset, batch_sampler=sampler, num_workers=num_workers, workers=workers, persistent_workers=num_workers > 0
+    )
+
+
+def open_native(workload: str, where: str | Path, **options: Any) -> Any:
+    """Open native shards, with what their samples are finished by; options go to `open_dataset`."""
+    from dataflow import open_dataset
     from dataflow.transforms import (
         ArrayCrop,
         Cast,
@@ -50,24 +64,18 @@ def dataflow_native(workload: str, folder: Path, num_workers: int, workers: Any 
         TransformedDataset,
     )
 
-    where = folder / "native" / workload.replace(" ", "-")
-    if not where.exists():
-        _write_native(workload, Source(workload, folder), where)
-    dataset: Any = open_dataset(where, encoded=["image"] if workload.startswith("jpeg") else [])
+    dataset = open_dataset(where, encoded=["image"] if workload.startswith("jpeg") else [], **options)
     if workload == "tokens":
-        dataset = TransformedDataset(dataset, Cast("tokens", "int64"))
+        return TransformedDataset(dataset, Cast("tokens", "int64"))
     if workload == "jpeg decode":
-        crop = RandomResizedCrop(SIZE)
-        dataset = TransformedDataset(dataset, ImageTransform(crop, flip=0.5, mean=MEAN, std=STD))
+        return TransformedDataset(dataset, ImageTransform(RandomResizedCrop(SIZE), flip=0.5, mean=MEAN, std=STD))
     if workload == "volume crops":
-        dataset = CroppedDataset(dataset, [ArrayCrop("volumes", BOX)])
-    sampler = ElasticBatchSampler(dataset, BATCH_SIZES[workload], rank=0, world_size=1)
-    return DataLoader(
-        dataset, batch_sampler=sampler, num_workers=num_workers, workers=workers, persistent_workers=num_workers > 0
-    )
+        return CroppedDataset(dataset, [ArrayCrop("volumes", BOX)])
+    return dataset
 
 
-def _write_native(workload: str, source: Source, where: Path) -> None:
+def write_native(workload: str, source: Source, where: Path, **options: Any) -> None:
+    """Write native shards; options go to `ShardWriter`."""
     import pyarrow as pa
 
     from dataflow import ShardWriter, image_field, tensor_field
@@ -77,7 +85,7 @@ def _write_native(workload: str, source: Source, where: Path) -> None:
         "records": [tensor_field("values", "float32", (16,)), pa.field("label", pa.int64())],
         "volume crops": [tensor_field("volumes", "float32", VOLUME)],
     }
-    with ShardWriter(where, pa.schema(fields.get(workload, [image_field("image")]))) as writer:
+    with ShardWriter(where, pa.schema(fields.get(workload, [image_field("image")])), **options) as writer:
         for number in range(len(source)):
             writer.write(source.read(number))
 

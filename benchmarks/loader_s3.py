@@ -46,11 +46,10 @@ from pathlib import Path
 from typing import Any
 
 import loader_peers
-import numpy as np
 import psutil
 import torch
 from distance import Distance
-from loader_workloads import BATCH_SIZES, TOKENS, Scale, Source, collate, finish, photograph
+from loader_workloads import BATCH_SIZES, Scale, Source, collate, finish, prepare
 
 from connectors.testing.seaweed import SeaweedServer
 
@@ -122,28 +121,17 @@ def local(workload: str, place: Place, num_workers: int) -> tuple[Iterable, None
 
 
 def ours(workload: str, url: str | Path, num_workers: int, **options: Any) -> tuple[Iterable, Callable[[], Any]]:
-    from dataflow import DataLoader, ElasticBatchSampler, open_dataset
-    from dataflow.transforms import Cast, TransformedDataset
+    from dataflow import DataLoader, ElasticBatchSampler
 
-    opened = open_dataset(url, encoded=["image"] if workload.startswith("jpeg") else [], **options)
-    dataset: Any = TransformedDataset(opened, Cast("tokens", "int64")) if workload == "tokens" else opened
+    dataset = loader_peers.open_native(workload, url, **options)
     sampler = ElasticBatchSampler(dataset, BATCH_SIZES[workload], rank=0, world_size=1)
-    return DataLoader(dataset, batch_sampler=sampler, num_workers=num_workers), opened.reader.stats
+    return DataLoader(dataset, batch_sampler=sampler, num_workers=num_workers), dataset.reader.stats
 
 
 def write_ours(workload: str, folder: Path) -> None:
-    import pyarrow as pa
-
-    from dataflow import ShardWriter, image_field, tensor_field
-
     where = folder / _FORMS["dataflow"] / workload.replace(" ", "-")
-    if where.exists():
-        return
-    field = tensor_field("tokens", "uint16", (TOKENS,)) if workload == "tokens" else image_field("image")
-    source = Source(workload, folder)
-    with ShardWriter(where, pa.schema([field]), block_size_bytes=_BLOCK_BYTES) as writer:
-        for number in range(len(source)):
-            writer.write(source.read(number))
+    if not where.exists():
+        loader_peers.write_native(workload, Source(workload, folder), where, block_size_bytes=_BLOCK_BYTES)
 
 
 def streaming(workload: str, place: Place, num_workers: int) -> tuple[Iterable, None]:
@@ -340,22 +328,6 @@ def raw_in_own_process(folder: Path, key: str) -> float:
         return pool.apply(raw_rate, (folder, key))
 
 
-def prepare(workload: str, folder: Path, scale: Scale) -> None:
-    """Write the plain files of loader.py that one workload needs, unless they are there; photographs repeat."""
-    name = {"tokens": "tokens"}.get(workload, "images")
-    if (folder / f"{name}.npy").exists():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    if name == "tokens":
-        tokens = np.random.default_rng(0).integers(0, 50_000, (scale.tokens, TOKENS), dtype=np.uint16)
-        np.save(folder / "tokens.npy", tokens)
-        return
-    files = [photograph(number) for number in range(_PHOTOGRAPHS)]
-    files *= -(-scale.images // _PHOTOGRAPHS)
-    np.save(folder / "offsets.npy", np.cumsum([0, *map(len, files[: scale.images])]))
-    np.save(folder / "images.npy", np.frombuffer(b"".join(files[: scale.images]), np.uint8))
-
-
 def store_data(workload: str, loaders: list[str], folder: Path) -> None:
     """Write each loader's form of the data, if it is not there, and put it into the bucket."""
     import obstore
@@ -470,8 +442,8 @@ def main() -> None:
         folder = options.data or Path(scratch)
         os.environ.update(server.environment())
         server.create_bucket(_BUCKET)
+        prepare(folder, Scale.of(options.fraction), options.only, photographs=_PHOTOGRAPHS)
         for workload in options.only:
-            prepare(workload, folder, Scale.of(options.fraction))
             store_data(workload, options.loaders, folder)
         load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
         print(f"{dt.date.today()}, {os.cpu_count()} CPUs, load {load} at the start, {options.workers} workers")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -40,23 +41,38 @@ class Scale:
         return cls(**scaled, volumes=max(8, int(32 * fraction)))
 
 
-def prepare(folder: Path, scale: Scale) -> None:
-    """Write the data, unless it is there."""
-    if (folder / "images.npy").exists():
-        return
+def prepare(folder: Path, scale: Scale, workloads: Iterable[str], *, photographs: int | None = None) -> None:
+    """Write the plain files of some workloads, unless they are there; of so many photographs, which then repeat."""
     folder.mkdir(parents=True, exist_ok=True)
+    for name in dict.fromkeys(map(file_of, workloads)):
+        if not (folder / f"{name}.npy").exists():
+            _write(name, folder, scale, photographs or scale.images)
+
+
+def _write(name: str, folder: Path, scale: Scale, photographs: int) -> None:
     rng = np.random.default_rng(0)
-    np.save(folder / "tokens.npy", rng.integers(0, 50_000, (scale.tokens, TOKENS), dtype=np.uint16))
-    np.save(folder / "records.npy", rng.random((scale.records, 16), dtype=np.float32))
-    np.save(folder / "labels.npy", rng.integers(0, 1000, scale.records))
-    np.save(folder / "pixels.npy", rng.random((scale.pixels, 3, SIZE, SIZE), dtype=np.float32))
-    shape = (scale.volumes, *VOLUME)
-    volumes = np.lib.format.open_memmap(folder / "volumes.npy", "w+", np.dtype(np.float32), shape)
-    for volume in volumes:
-        rng.random(out=volume, dtype=np.float32)
-    files = [photograph(number) for number in range(scale.images)]
-    np.save(folder / "offsets.npy", np.cumsum([0, *map(len, files)]))
-    np.save(folder / "images.npy", np.frombuffer(b"".join(files), np.uint8))
+    if name == "tokens":
+        np.save(folder / "tokens.npy", rng.integers(0, 50_000, (scale.tokens, TOKENS), dtype=np.uint16))
+    elif name == "records":
+        np.save(folder / "labels.npy", rng.integers(0, 1000, scale.records))
+        np.save(folder / "records.npy", rng.random((scale.records, 16), dtype=np.float32))
+    elif name == "pixels":
+        np.save(folder / "pixels.npy", rng.random((scale.pixels, 3, SIZE, SIZE), dtype=np.float32))
+    elif name == "volumes":
+        shape = (scale.volumes, *VOLUME)
+        volumes = np.lib.format.open_memmap(folder / "volumes.npy", "w+", np.dtype(np.float32), shape)
+        for volume in volumes:
+            rng.random(out=volume, dtype=np.float32)
+    else:
+        distinct = [photograph(number) for number in range(min(photographs, scale.images))]
+        files = [distinct[number % len(distinct)] for number in range(scale.images)]
+        np.save(folder / "offsets.npy", np.cumsum([0, *map(len, files)]))
+        np.save(folder / "images.npy", np.frombuffer(b"".join(files), np.uint8))
+
+
+def file_of(workload: str) -> str:
+    """The name of the plain file that a workload needs, without its ending."""
+    return {"jpeg bytes": "images", "jpeg decode": "images", "volume crops": "volumes"}.get(workload, workload)
 
 
 @cache
@@ -89,15 +105,12 @@ class Source:
     def __init__(self, workload: str, folder: Path) -> None:
         self.workload = workload
         self.folder = folder
+        self._name = file_of(workload)
         self._maps: dict[str, np.ndarray] = {}
-        self._stored = len(self._map("offsets")) - 1 if workload.startswith("jpeg") else len(self._map(self._name))
+        self._stored = len(self._map("offsets")) - 1 if self._name == "images" else len(self._map(self._name))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": {}}
-
-    @property
-    def _name(self) -> str:
-        return self.workload.replace("volume crops", "volumes")
 
     def __len__(self) -> int:
         return self._stored * REPEATS.get(self.workload, 1)
