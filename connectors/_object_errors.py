@@ -34,7 +34,14 @@ _CREDENTIAL_SERVICES = ("/latest/api/token", "/latest/meta-data", "/computeMetad
 # Without a status: phrases of the client that tell the kinds of failure apart.
 _TIMED_OUT = ("kind: Timeout", "TimedOut")
 _UNREACHABLE = ("kind: Connect",)
-_NO_RANGES = ("Received non-partial response", "Content-Range header not present", "Requested ")
+_NO_RANGES = (
+    "Received non-partial response",
+    "Range request not supported",
+    "Content-Range header not present",
+    "CONTENT_RANGE header",
+    "Requested ",
+)
+_NO_LENGTH = ("Content-Length Header missing",)
 _CONNECTION = ("HTTP error", "Error performing")
 
 
@@ -47,7 +54,7 @@ def translated(error: Exception, uri: str) -> DataError:
     if any(service in text and service not in uri for service in _CREDENTIAL_SERVICES):
         return _no_credentials(uri)
     match error:
-        case FileNotFoundError():
+        case FileNotFoundError() if answer != " (status 405)":  # of a HEAD that the server does not know
             return NotFoundError(f"no object at {uri}{answer}", uri=uri)
         case obstore_errors.PermissionDeniedError() | obstore_errors.UnauthenticatedError():
             return _denied(uri, answer)
@@ -60,7 +67,7 @@ def translated(error: Exception, uri: str) -> DataError:
             what = f"{uri}: the key {named[1]!r}" if named else f"the key of {uri}"
             message = f"{what} cannot be read: it has an empty, '.' or '..' part or a control character; rename it"
             return BadInputError(message, uri=uri)
-        case obstore_errors.NotSupportedError():
+        case obstore_errors.NotSupportedError() if _NO_RANGES[1] not in text:
             return BadInputError(f"the store of {uri} does not offer this operation", uri=uri)
     if status:
         return _of_status(int(status[1]), code[1] if code else "", uri, answer)
@@ -91,6 +98,8 @@ def _of_text(text: str, uri: str) -> DataError:
         return TransientError(message, kind=ErrorKind.UNREACHABLE, uri=uri)
     if any(phrase in text for phrase in _NO_RANGES):
         return DataError(f"the store of {uri} answers other ranges than asked", kind=ErrorKind.PROTOCOL, uri=uri)
+    if any(phrase in text for phrase in _NO_LENGTH):
+        return DataError(f"the store of {uri} does not say how many bytes it has", kind=ErrorKind.PROTOCOL, uri=uri)
     if any(phrase in text for phrase in _CONNECTION):
         return TransientError(f"the connection to the store of {uri} broke", uri=uri)
     return DataError(f"the client of the store of {uri} failed in a way it does not explain", uri=uri)

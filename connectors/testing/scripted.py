@@ -36,7 +36,8 @@ class Answer:
 
     Attributes:
         status: HTTP status.
-        headers: Sent beside `Content-Length`, which is the length of `body` unless it is given here.
+        headers: Sent beside `Content-Length`, which is the length of `body` unless it is given here; what is empty is
+            not sent.
         body: The whole body.
         cut_after_bytes: Close the connection after so many bytes of the body.
         silent: Say nothing until the server stops.
@@ -105,7 +106,8 @@ class ScriptedServer:
                     return
                 self.send_response(answer.status)
                 for name, value in {"Content-Length": str(len(answer.body)), **answer.headers}.items():
-                    self.send_header(name, value)
+                    if value:
+                        self.send_header(name, value)
                 self.end_headers()
                 if self.command != "HEAD":
                     self.wfile.write(answer.body[: answer.cut_after_bytes])

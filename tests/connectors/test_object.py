@@ -450,6 +450,39 @@ async def test_a_web_server_is_read_with_versions_and_ranges():
             await anext(store.list())
 
 
+async def test_a_web_server_that_gives_only_whole_objects_is_a_protocol_error():
+    with ScriptedServer(lambda exchange: SERVE(_without(exchange, "range"))) as server:
+        store = open_store(server.url, limits=QUICK)
+        assert bytes(await store.get("key")) == BODY
+        with pytest.raises(DataError, match="answers other ranges than asked") as raised:
+            await store.get_range("key", Span(5, 100))
+        assert raised.value.kind == ErrorKind.PROTOCOL
+
+
+@pytest.mark.parametrize("total", ["*", "?"])
+async def test_a_range_that_does_not_say_of_what_it_is_is_a_protocol_error(total):
+    with ScriptedServer(lambda _: Answer(206, {"Content-Range": f"bytes 5-8/{total}"}, BODY[5:9])) as server:
+        with pytest.raises(DataError) as raised:
+            await open_store(server.url, limits=QUICK).get_range("key", Span(5, 4))
+        assert raised.value.kind == ErrorKind.PROTOCOL
+
+
+async def test_a_body_of_unknown_length_is_a_protocol_error():
+    chunked = Answer(200, {"Transfer-Encoding": "chunked", "Content-Length": ""}, b"3\r\nabc\r\n0\r\n\r\n")
+    with ScriptedServer(lambda _: chunked) as server:
+        with pytest.raises(DataError, match="does not say how many bytes it has") as raised:
+            await open_store(server.url, limits=QUICK).get("key")
+        assert raised.value.kind == ErrorKind.PROTOCOL
+
+
+async def test_a_web_server_without_head_refuses_it_and_lacks_nothing():
+    with ScriptedServer(lambda exchange: Answer(405) if exchange.method == "HEAD" else SERVE(exchange)) as server:
+        store = open_store(server.url, limits=QUICK)
+        assert bytes(await store.get("key")) == BODY
+        with pytest.raises(BadInputError, match=r"refuses the request \(status 405\)"):
+            await store.head("key")
+
+
 async def test_an_encoded_web_url_names_its_object():
     with ScriptedServer(serve_objects({"my set/a#b.bin": b"odd"})) as server:
         assert bytes(await open_store(f"{server.url}/my%20set", limits=QUICK).get("a#b.bin")) == b"odd"
