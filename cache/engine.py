@@ -153,6 +153,7 @@ class Engine:
             clock=time.monotonic,
             spare_bytes=self._stack.spare_bytes,
         )
+        self._stack.on_passing = self.prefetcher.passing
         self._running = True
         self._sweeping = asyncio.create_task(self._sweep())
 

@@ -6,8 +6,8 @@
 A planned block that no tier holds is fetched when the window has room for it; it is in the window until its reader has
 it, or until nobody wants it any more. What no tier keeps waits in the ring, which gives up blocks of the window last
 (`Futures.near_use`). What a tier in memory has taken, while it has as much room again, leaves the window at once: it
-displaces nothing, and the origin need not idle until its reader comes. Room is used in portions, so that adjacent
-blocks share a request.
+displaces nothing, and the origin need not idle until its reader comes. What a tier gives up to the ring is in the
+window again. Room is used in portions, so that adjacent blocks share a request.
 
 Readers always go first: a fetch ahead of time takes its turn behind all that somebody waits for, and a reader that
 comes for a block on its way gives that fetch a reader's turn. When a plan ends or changes, what only it wanted is
@@ -226,7 +226,9 @@ class Prefetcher:
             kind = self._futures.use(key)
             if kind is not None:
                 changed.append(key)
-                self._keep(key, ref.length)
+                # Wanted again soon, it stays.
+                if self._futures.near_use(key) != inf:
+                    self._find(key, ref.length)
             if kind != "plan":
                 wanted, unwanted = self._guesses.observe(key, ref)
                 changed += wanted
@@ -255,9 +257,8 @@ class Prefetcher:
         """A request has ended; `arrived` says of each of its blocks whether it is there."""
         if all(arrived):
             self._window.fetched(self._clock() - work.errand.granted_s)
-        for (key, ref), here in zip(work.fetch.blocks, arrived, strict=True):
+        for (key, _), here in zip(work.fetch.blocks, arrived, strict=True):
             if key not in self._coming or self._coming[key][0] is not work:
-                self._keep(key, ref.length)
                 continue
             _, size_bytes, kind = self._coming.pop(key)
             if here and self._engine.has(key) and self._futures.near_use(key) != inf:
@@ -270,6 +271,13 @@ class Prefetcher:
             else:
                 self.counts[kind].failed += 1
         self.pump()
+
+    def passing(self, key: bytes, size_bytes: int) -> None:
+        """A block has come into the ring: no tier has taken it, or one has given it up for another."""
+        if key in self._spared:
+            self._unspare(key)
+        elif self._futures.near_use(key) != inf:
+            self._take_in(key, size_bytes)
 
     def pump(self) -> None:
         """Fetch what the window has room for."""
@@ -336,14 +344,12 @@ class Prefetcher:
         self._ahead_bytes -= size_bytes
         self._window.taken(size_bytes, now_s)
 
-    def _keep(self, key: bytes, size_bytes: int) -> None:
-        """A block was read, or has come for its reader; where it is wanted again soon, it stays in the window."""
-        if self._futures.near_use(key) != inf:
-            self._find(key, size_bytes)
-
     def _find(self, key: bytes, size_bytes: int) -> bool:
         """Take into the window what waits in the ring without having been fetched for that; say whether it did."""
-        if key in self._coming or key in self._ready or key in self._found or not self._engine.passes_by(key):
+        return self._engine.passes_by(key) and self._take_in(key, size_bytes)
+
+    def _take_in(self, key: bytes, size_bytes: int) -> bool:
+        if key in self._coming or key in self._ready or key in self._found:
             return False
         self._found[key] = size_bytes
         self._ahead_bytes += size_bytes

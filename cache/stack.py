@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -49,11 +49,15 @@ class Stack:
         levels: The tiers, from the first one asked to the last; owned.
         ring: A tier in memory for what no other keeps; owned.
         max_promoting_bytes: Most bytes being read from directories for the tiers above; past it a hit promotes nothing.
+
+    Attributes:
+        on_passing: Called with key and length of each block that comes into the ring.
     """
 
     def __init__(self, levels: Sequence[Level], ring: Level, *, max_promoting_bytes: int) -> None:
         self.levels = tuple(levels)
         self.ring = ring
+        self.on_passing: Callable[[bytes, int], None] = lambda _key, _length: None
         self._levels = (*self.levels, ring)
         self._level_of = {tier: number for number, level in enumerate(self._levels) for tier in level.members}
         self._max_promoting_bytes = max_promoting_bytes
@@ -171,6 +175,8 @@ class Stack:
                     continue
                 for victim in evicted:
                     self._pass_on(level, victim)
+                if level == len(self.levels):
+                    self.on_passing(block.key, block.length)
                 return True
             reservation = tier.ledger.reserve(block.key, block.length)
             if reservation is not None:

@@ -423,6 +423,30 @@ async def test_a_block_that_came_late_and_is_wanted_again_soon_is_in_the_window(
         engine.prefetcher.close(number)
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize("ahead", [False, True])
+async def test_what_a_tier_gives_up_before_its_reader_came_is_in_the_window(
+    tmp_path: Path, origin: Origin, on_disk: bool, ahead: bool
+) -> None:
+    table = await origin.table(3)
+    low, middle, high = sorted(range(3), key=lambda block: block_key(table.ref(block)))
+    tier = TierConfig("tier", 2 * SIZE, str(tmp_path) if on_disk else None)
+    async with running(origin, tier) as engine:
+        if not ahead:
+            await read(engine, table, high)
+            await engine.settle()
+        planned(engine, table, [high])
+        await settled(engine)
+        assert counts(engine)["ahead_bytes"] == (BLOCK if ahead and on_disk else 0)
+        for block in (middle, low):
+            await read(engine, table, block)
+            await engine.settle()
+        assert engine._stack.passes_by(block_key(table.ref(high)))
+        assert counts(engine)["ahead_bytes"] == BLOCK
+        assert await read(engine, table, high) == ["ring"]
+        assert counts(engine)["ahead_bytes"] == 0
+
+
 async def test_two_ranks_share_what_both_will_read(origin: Origin) -> None:
     table = await origin.table(40)
     order = random.Random(2).sample(range(40), 40)
