@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from connectors.errors import BadInputError, CorruptError
 from dataflow.dataset.rows import address_of, rows_at
@@ -58,6 +58,7 @@ class Selection:
         owners: int64, for each entry of `rows` the number of its block among `blocks`.
         bounds: Where in `rows` each block's part begins, and the number of samples at the end.
         places: int64, for each entry of `rows` its place in the batch; None where both orders are the same.
+        uri_of: Returns the URI of the shard or file that holds a sample: for messages.
     """
 
     samples: npt.NDArray[np.int64]
@@ -66,6 +67,7 @@ class Selection:
     owners: npt.NDArray[np.int64]
     bounds: list[int]
     places: npt.NDArray[np.int64] | None
+    uri_of: Callable[[int], str]
 
     def parts(self, name: str) -> Iterator[tuple[Any, int, int]]:
         """Yield what was prepared of the field `name` for each block, and the block's bounds."""
@@ -259,8 +261,10 @@ class VaryingColumn:
         try:
             return [None if part is None else make(part) for part in parts]
         except UnicodeDecodeError as error:
-            sample = selection.samples[parts.index(error.object)]
-            raise CorruptError(f"field {self.name!r} of sample {sample} is no UTF-8: {error}") from error
+            sample = int(selection.samples[parts.index(error.object)])
+            uri = selection.uri_of(sample)
+            message = f"field {self.name!r} of sample {sample} is no UTF-8: {error}; in {uri}"
+            raise CorruptError(message, uri=uri) from error
 
     def _list_values(self, values: pa.Array) -> npt.NDArray[Any]:
         if values.null_count:
@@ -287,33 +291,38 @@ class ImageColumn:
             spans = prepared.spans(selection.rows[start:stop])
             files += [None if span is None else prepared.data[span[0] : span[1]] for span in spans]
         files = selection.scatter(files)
-        images = [self._open(file, sample) for file, sample in zip(files, selection.samples, strict=True)]
+        images = [self._open(file, place, selection) for place, file in enumerate(files)]
         shapes = {_shape(image) for image in images}
         out: Any = [None] * len(images)
         if len(shapes) == 1 and (shape := shapes.pop()) is not None:
             out = allocate(self.name, (len(images), *shape), np.dtype(np.uint8))
         for place, image in enumerate(images):
             if image is not None:
-                out[place] = self._pixels(image, selection.samples[place])
+                out[place] = self._pixels(image, place, selection)
         return out  # type: ignore[no-any-return]
 
-    def _open(self, file: memoryview | None, sample: int) -> Image.Image | None:
+    def _open(self, file: memoryview | None, place: int, selection: Selection) -> Image.Image | None:
         if file is None:
             return None
         try:
             return Image.open(io.BytesIO(file))
+        except UnidentifiedImageError as error:  # its text is about the object that holds the bytes
+            raise self._undecodable("Pillow does not know what it is", place, selection) from error
         except _UNDECODABLE as error:
-            raise self._undecodable(error, sample) from error
+            raise self._undecodable(error, place, selection) from error
 
-    def _pixels(self, image: Image.Image, sample: int) -> npt.NDArray[np.uint8]:
+    def _pixels(self, image: Image.Image, place: int, selection: Selection) -> npt.NDArray[np.uint8]:
         try:
             target = target_mode(image)
             return np.array(image if target == image.mode else image.convert(target))
         except _UNDECODABLE as error:
-            raise self._undecodable(error, sample) from error
+            raise self._undecodable(error, place, selection) from error
 
-    def _undecodable(self, error: Exception, sample: int) -> CorruptError:
-        return CorruptError(f"field {self.name!r} of sample {sample} is not a readable image: {error}")
+    def _undecodable(self, reason: object, place: int, selection: Selection) -> CorruptError:
+        sample = int(selection.samples[place])
+        uri = selection.uri_of(sample)
+        message = f"field {self.name!r} of sample {sample} is not a readable image: {reason}; in {uri}"
+        return CorruptError(message, uri=uri)
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,14 +151,16 @@ def test_images_of_different_shapes_become_a_list(tmp_path: Path) -> None:
     assert [image.shape for image in mixed] == [(5, 2), (2, 3)]
 
 
-def test_a_file_that_is_no_image_names_its_sample(tmp_path: Path) -> None:
+def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
     put(tmp_path / "c" / "1.png", 1)
     (tmp_path / "c" / "2.png").write_bytes(b"not a picture")
     (tmp_path / "c" / "3.png").write_bytes((tmp_path / "c" / "1.png").read_bytes()[:60])
     dataset = open_dataset(tmp_path)
     for number in (1, 2):
-        with pytest.raises(CorruptError, match=f"field 'image' of sample {number} is not a readable image"):
+        message = rf"field 'image' of sample {number} is not a readable image: [^<]*; in .*/c/{number + 1}\.png"
+        with pytest.raises(CorruptError, match=message) as caught:
             dataset.get_batch([0, number])
+        assert caught.value.uri == (tmp_path / "c" / f"{number + 1}.png").as_uri()
 
 
 def test_an_empty_file_is_named_when_the_folder_is_opened(tmp_path: Path) -> None:
