@@ -130,7 +130,7 @@ def status(*, address: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(stats, indent=2))
     else:
-        _show(address, stats, Console(markup=False))
+        _show(address, stats, Console(markup=False, emoji=False))
 
 
 def _show(address: str, stats: dict[str, Any], console: Console) -> None:

@@ -96,4 +96,4 @@ def _show(rows: list[Usage], tiers: list[str]) -> None:
         table.add_row(row.name or _UNKNOWN, str(sum(row.blocks.values())), *sizes, format_size(row.pinned_bytes))
     # Names are for copying, so they are never cut.
     longest = max((len(row.name) for row in rows), default=0)
-    Console(width=longest + _NUMBERS_WIDTH).print(table)
+    Console(width=longest + _NUMBERS_WIDTH, markup=False, emoji=False).print(table)

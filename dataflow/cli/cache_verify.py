@@ -23,8 +23,8 @@ def verify(*, directories: tuple[str, ...], remove: bool) -> None:
     console = Console(stderr=True)
     bad = 0
     for directory in directories:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("folders"))
-        with Progress(*columns, console=console) as progress:
+        name = TextColumn("{task.description}", markup=False)
+        with Progress(name, BarColumn(), MofNCompleteColumn(), TextColumn("folders"), console=console) as progress:
             task = progress.add_task(directory)
             for found in verify_directory(directory, remove=remove):
                 progress.update(task, completed=found.folders, total=found.num_folders)

@@ -15,7 +15,7 @@ import click
 from click.core import ParameterSource
 
 import dataflow.convert as conversion
-from dataflow.cli.sizes import SIZE, format_size
+from dataflow.cli.sizes import SIZE, counted, format_size
 from dataflow.cli.transfer_bar import transfer_bar
 from dataflow.formats.writable import WRITABLE
 
@@ -164,25 +164,26 @@ def _summarise(result: conversion.Conversion, *, dry_run: bool) -> None:
     ]
     if any(number for number, _ in left_out):
         told = ", ".join(f"{number:,} {why}" for number, why in left_out if number)
-        click.echo(f"left out of {result.num_source:,} samples: {told}")
+        click.echo(f"left out of {counted(result.num_source, 'sample')}: {told}")
     for message in result.errors:
         click.echo(message, err=True)
     if result.quarantine is not None:
         click.echo(f"rejected samples are at {result.quarantine}")
     if dry_run:
         click.echo(
-            f"would write {result.num_samples:,} samples ({format_size(result.source_bytes)} in the source) in "
-            f"{result.num_shards - result.num_resumed:,} shards to {result.url}"
+            f"would write {counted(result.num_samples, 'sample')} ({format_size(result.source_bytes)} in the source) "
+            f"in {counted(result.num_shards - result.num_resumed, 'shard')} to {result.url}"
         )
         return
     for part in result.splits:
-        click.echo(f"{part.name}: {part.num_samples:,} samples in {part.num_shards:,} shards at {part.url}")
+        samples, shards = counted(part.num_samples, "sample"), counted(part.num_shards, "shard")
+        click.echo(f"{part.name}: {samples} in {shards} at {part.url}")
     if result.num_compared is not None:
         besides = f", all fields but {', '.join(result.not_compared)}" if result.not_compared else ""
-        click.echo(f"read again and compared: {result.num_compared:,} samples{besides}")
+        click.echo(f"read again and compared: {counted(result.num_compared, 'sample')}{besides}")
     kept = f", {result.num_resumed} of them kept from before" if result.num_resumed else ""
     click.echo(
-        f"{result.num_samples:,} samples in {result.num_shards:,} shards{kept}: "
+        f"{counted(result.num_samples, 'sample')} in {counted(result.num_shards, 'shard')}{kept}: "
         f"{format_size(result.size_bytes)} at {result.url}"
     )
 

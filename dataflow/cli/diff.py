@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
+from dataflow.cli.sizes import counted
 from dataflow.convert.comparison import Comparison, compare
 from dataflow.dataset import open_dataset
 
@@ -31,7 +32,8 @@ def diff(ctx: click.Context, *, left: str, right: str, fields: str | None, as_js
         other = open_dataset(right, cache=None)
         try:
             names = None if fields is None else [name.strip() for name in fields.split(",")]
-            with Progress(console=Console(stderr=True), disable=as_json, transient=True) as bar:
+            console = Console(stderr=True)
+            with Progress(console=console, disable=as_json or not console.is_interactive, transient=True) as bar:
                 task = bar.add_task("compare", total=min(len(one), len(other)))
                 result = compare(one, other, fields=names, progress=lambda done: bar.update(task, completed=done))
         finally:
@@ -53,10 +55,10 @@ def _show(result: Comparison) -> None:
     for name, one, other in result.other_types:
         click.echo(f"field {name}: {one} in the first, {other} in the second")
     if result.num_left != result.num_right:
-        click.echo(f"{result.num_left:,} samples in the first, {result.num_right:,} in the second")
+        click.echo(f"{counted(result.num_left, 'sample')} in the first, {result.num_right:,} in the second")
     for sample, names in result.examples:
         click.echo(f"sample {sample}: {', '.join(names)}")
     if (hidden := result.num_different - len(result.examples)) > 0:
-        click.echo(f"and {hidden:,} more samples")
+        click.echo(f"and {counted(hidden, 'more sample')}")
     what = "no differences" if result.equal else f"{result.num_different:,} differ"
-    click.echo(f"{result.num_compared:,} samples compared: {what}")
+    click.echo(f"{counted(result.num_compared, 'sample')} compared: {what}")

@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 import click
 
-from dataflow.cli.sizes import format_size
+from dataflow.cli.sizes import counted, format_size
 from dataflow.cli.transfer_bar import transfer_bar
 from dataflow.indexing import IndexProgress, build_index
 
@@ -50,10 +50,11 @@ def index(
         click.echo(json.dumps({"event": "done"} | asdict(result)))
     elif not quiet:
         known = result.num_files - result.num_scanned
+        samples, blocks = counted(result.num_samples, "sample"), counted(result.num_blocks, "block")
+        files = counted(result.num_files, f"{result.format} file")
         click.echo(
-            f"{result.num_samples:,} samples in {result.num_blocks:,} blocks of {result.num_files:,} {result.format} "
-            f"files{f', {known:,} of them known from before' if known else ''}: {format_size(result.size_bytes)} at "
-            f"{result.url}"
+            f"{samples} in {blocks} of {files}{f', {known:,} of them known from before' if known else ''}: "
+            f"{format_size(result.size_bytes)} at {result.url}"
         )
 
 

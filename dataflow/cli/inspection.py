@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from connectors.errors import BadInputError
+from connectors.objects import normalise_url
 from dataflow.cli.sizes import format_size
 from dataflow.convert.reading import read_samples
 from dataflow.dataset import Dataset, open_dataset
@@ -43,7 +44,7 @@ def inspect(
     """Show fields, statistics, shards, blocks, origin and first samples of the dataset at URL."""
     dataset = open_dataset(url, cache=None, format=format)
     try:
-        report = describe(dataset, samples)
+        report = describe(dataset, normalise_url(url), samples)
     finally:
         dataset.reader.close()
     if as_json:
@@ -52,15 +53,15 @@ def inspect(
         _show(report, Console(markup=False, emoji=False))  # a text may be `[/INST]` or `:tada:`
 
 
-def describe(dataset: Dataset, num_shown: int) -> dict[str, Any]:
-    """Return what there is to say of a dataset, as JSON types."""
+def describe(dataset: Dataset, url: str, num_shown: int) -> dict[str, Any]:
+    """Return what there is to say of the dataset at a URL, which may be a file in its folder, as JSON types."""
     index = dataset.index
     shards, blocks = index.shards, index.blocks
     shown = _first_samples(dataset, min(num_shown, len(dataset)))
     media = {field.name for field in dataset.schema if field_kind(field)}
     samples_per_shard = np.bincount(blocks.shard, np.diff(blocks.first_sample), len(shards)).astype(np.int64)
     return {
-        "url": index.url,
+        "url": url,
         "format": dataset.source.format,
         "fingerprint": dataset.fingerprint,
         "num_samples": len(dataset),
@@ -177,12 +178,12 @@ def _show(report: dict[str, Any], console: Console) -> None:
     fields = Table("field", "type", "kind", "classes", *(("missing", "bytes", "length") if statistics else ()))
     for field in report["fields"]:
         classes = field.get("classes")
-        row = [_cell(field["name"]), field["type"], field.get("kind", ""), str(len(classes)) if classes else ""]
+        row = [_cell(field["name"]), _cell(field["type"]), field.get("kind", ""), str(len(classes)) if classes else ""]
         fields.add_row(*row, *(_statistics_cells(statistics[field["name"]]) if field["name"] in statistics else ()))
     console.print(fields)
     shards = Table("shard", "size", "samples")
     for shard in report["shards"][:MAX_SHARDS_SHOWN]:
-        shards.add_row(shard["name"], format_size(shard["size_bytes"]), f"{shard['num_samples']:,}")
+        shards.add_row(_cell(shard["name"]), format_size(shard["size_bytes"]), f"{shard['num_samples']:,}")
     if (hidden := len(report["shards"]) - MAX_SHARDS_SHOWN) > 0:
         shards.add_row(f"and {hidden:,} more", "", "")
     console.print(shards)

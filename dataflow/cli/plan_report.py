@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dataflow.cli.sizes import format_size
 from dataflow.order.plan import EpochPlan, SourcePlan
@@ -47,7 +48,7 @@ def _sources(sources: Sequence[SourcePlan], urls: Sequence[str]) -> Table:
     table = Table("dataset", "samples", "reads", "share", "own epochs", "left out", "repeated")
     for url, source in zip(urls, sources, strict=True):
         table.add_row(
-            url,
+            Text(url),
             f"{source.num_samples:,}",
             f"{source.num_reads:,}",
             f"{source.share:.4f}",

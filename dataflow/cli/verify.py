@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from dataflow.cli.sizes import format_size
+from dataflow.cli.sizes import counted, format_size
 from dataflow.dataset import open_dataset
 from dataflow.dataset.verification import DEFAULT_KEY
 from dataflow.dataset.verification import verify as verify_dataset
@@ -41,7 +41,8 @@ def verify(
     """
     dataset = open_dataset(url, cache=None, verify=False, format=format)
     try:
-        with Progress(console=Console(stderr=True), disable=as_json, transient=True) as bar:
+        console = Console(stderr=True)
+        with Progress(console=console, disable=as_json or not console.is_interactive, transient=True) as bar:
             task = bar.add_task("verify", total=dataset.index.num_blocks)
             result = verify_dataset(
                 dataset, key=None if no_key else key, progress=lambda done: bar.update(task, completed=done)
@@ -56,7 +57,8 @@ def verify(
         if result.num_problems > MAX_SHOWN:
             click.echo(f"and {result.num_problems - MAX_SHOWN:,} more problems", err=True)
         click.echo(
-            f"{result.num_samples:,} of {len(dataset):,} samples in {result.num_blocks:,} blocks, "
-            f"{format_size(result.size_bytes)}: {result.num_problems or 'no'} problems"
+            f"{result.num_samples:,} of {counted(len(dataset), 'sample')} in {counted(result.num_blocks, 'block')}, "
+            f"{format_size(result.size_bytes)}: "
+            f"{counted(result.num_problems, 'problem') if result.num_problems else 'no problems'}"
         )
     ctx.exit(1 if result.num_problems else 0)

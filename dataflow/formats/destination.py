@@ -96,16 +96,15 @@ class Destination:
         foreign = [name for name in found if not owns(name) and name != SIDECAR_NAME]
         if foreign and overwrite:
             raise BadInputError(
-                f"{self.url} holds {len(foreign)} objects that are no part of a dataset of this format ({foreign[0]}, "
-                "...), and only such parts are overwritten: remove them yourself, or choose another place",
+                f"{self.url} holds what is no part of a dataset of this format ({_told(foreign)}), and only such parts "
+                "are overwritten: remove it yourself, or choose another place",
                 uri=self.url,
             )
         if found and not overwrite:
             unfinished = any(name.endswith(PART_SUFFIX) for name in found)
             hint = " finish the conversion there with --resume," if unfinished else ""
             raise BadInputError(
-                f"{self.url} is not empty: {len(found)} objects ({found[0]}, ...);{hint} choose another place, "
-                "or overwrite it",
+                f"{self.url} is not empty: it holds {_told(found)};{hint} choose another place, or overwrite it",
                 uri=self.url,
             )
         return found
@@ -115,6 +114,10 @@ class Destination:
             return {meta.key: meta.size_bytes async for meta in self._store.list()}
         except NotFoundError:
             return {}
+
+
+def _told(names: list[str]) -> str:
+    return f"{names[0]} and {len(names) - 1:,} more" if names[1:] else names[0]
 
 
 async def _stream(chunks: Iterable[Buffer]) -> AsyncIterator[Buffer]:

@@ -74,6 +74,13 @@ def test_what_is_held_is_listed_by_name_and_summed_up(run, dataset):
     assert "the cache holds nothing at or below file:///nothing" in run("ls", "/nothing", code=1)
 
 
+def test_names_are_shown_as_they_are(run):
+    name = "s3://bucket/[/b]/:tada:"
+    assert name in run("du", name)
+    run("pin", name, "--size", "1MiB")
+    assert name in run("status")
+
+
 def test_a_data_set_is_pinned_by_its_real_size_for_as_long_as_was_said(run, dataset):
     said = run("pin", dataset, "--for", "7d")
     assert "of which 0 B are here" in said

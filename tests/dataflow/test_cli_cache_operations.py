@@ -114,6 +114,9 @@ def test_verify_reads_the_directory_beside_its_server(tmp_path, dataset):
     with running_server(CacheConfig((disk,))) as running:
         assert run("warm", dataset, "--socket", running.address).exit_code == 0
         assert run("verify", str(tmp_path / "disk")).exit_code == 0
+        (tmp_path / "[").mkdir()
+        (tmp_path / "[" / "disk]").symlink_to(tmp_path / "disk")  # to what shows the bar, the end of a style
+        assert run("verify", str(tmp_path / "[" / "disk]")).exit_code == 0
         victim = next((tmp_path / "disk" / "blocks-1").glob("*/*"))
         victim.write_bytes(victim.read_bytes()[:-1])
         result = run("verify", str(tmp_path / "disk"), "--remove")

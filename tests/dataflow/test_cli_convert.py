@@ -36,7 +36,7 @@ def run(*arguments: str | Path) -> str:
 
 
 def test_convert_says_what_it_wrote_and_where(images: Path, tmp_path: Path) -> None:
-    assert run("convert", images, tmp_path / "out").startswith("12 samples in 1 shards: ")
+    assert run("convert", images, tmp_path / "out").startswith("12 samples in 1 shard: ")
     assert run("convert", images, tmp_path / "quiet", "--quiet") == ""
 
 
@@ -72,6 +72,12 @@ def test_convert_refuses_with_one_line_and_exit_code_2(images: Path, tmp_path: P
     assert result.exit_code == 2
     assert "is not empty" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_place_that_takes_no_folder_is_named(images: Path) -> None:
+    result = CliRunner().invoke(main, ["convert", str(images), "/proc/out"])
+    assert result.exit_code == 1
+    assert "the folder /proc/out cannot be made" in result.stderr
 
 
 def test_convert_refuses_what_is_no_size(images: Path, tmp_path: Path) -> None:
@@ -156,6 +162,39 @@ def test_inspect_shows_any_text_as_it_is(tmp_path: Path) -> None:
     for word in ("[/x]", "[bold]hi [/INST] :tada:", r"one\ntwo\x1b[31m"):
         assert word in shown
     assert json.loads(run("inspect", tmp_path, "--json"))["samples"] == rows
+
+
+def test_inspect_of_a_file_names_it_and_obeys_no_name(tmp_path: Path) -> None:
+    file = tmp_path / "a\x1b[31m\nb.jsonl"
+    file.write_text('{"x": {"y\\u001b": 1}}\n')
+    shown = run("inspect", file)
+    assert r"a\x1b[31m\nb.jsonl" in shown
+    assert "\x1b" not in shown
+    assert json.loads(run("inspect", file, "--json"))["url"] == file.as_uri()
+
+
+@pytest.mark.parametrize("command", [("convert", "nowhere", "out"), ("verify", "set"), ("diff", "set", "set")])
+def test_no_line_is_empty_where_there_is_no_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    convert([{"x": 1}], "set")
+    result = CliRunner().invoke(main, command)
+    assert "" not in result.stderr.splitlines()
+
+
+def test_one_is_no_plural(tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    (source / "a.jsonl").write_text('{"x": 1}\n')
+    assert run("convert", source, out).startswith("1 sample in 1 shard: ")
+    assert run("verify", out).startswith("1 of 1 sample in 1 block, ")
+    assert run("diff", source, out) == "1 sample compared: no differences\n"
+    assert run("index", source).startswith("1 sample in 1 block of 1 jsonl file: ")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    result = CliRunner().invoke(main, ["convert", str(source), str(tmp_path / "full")])
+    assert "is not empty: it holds x; choose" in result.stderr
 
 
 def test_inspect_of_nothing_is_an_error(tmp_path: Path) -> None:

@@ -85,6 +85,16 @@ def test_a_mixture_is_checked_by_the_epochs_of_its_datasets(url: str, other_url:
     assert "0.7500" in shown
 
 
+def test_urls_of_a_mixture_are_shown_as_they_are(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("[").mkdir()
+    for name in ("[/x]", ":x:"):
+        Path(name).symlink_to(url)
+    shown = run("[/x]", ":x:", "--batch", "64").stdout
+    assert "[/x]" in shown
+    assert ":x:" in shown
+
+
 def test_temperature_filters_and_packs_go_with_mixtures(url: str, other_url: str) -> None:
     options = ["--batch", "8", "--temperature", "2", "--period", "100", "--where", "number > 0", "--json"]
     packs = ["--lengths", "number", "--capacity", "1000"]
