@@ -58,6 +58,14 @@ def test_batches_are_the_same_whichever_workers_are_killed(seed):
     assert loader.stats().counts["workers.replaced"] >= 1
 
 
+def test_a_worker_may_die_any_number_of_times_that_makes_batches_in_between():
+    iterator = iter(DataLoader(Numbers(6), num_workers=1, prefetch_factor=1))
+    for step in range(6):
+        kill(iterator._workers[0])
+        iterator._workers[0].join()
+        assert numbers_of(next(iterator)) == [step]
+
+
 def test_all_workers_may_die_at_once_while_batches_are_kept():
     loader = DataLoader(Numbers(100, 700), batch_size=5, num_workers=2)
     iterator = iter(loader)

@@ -1,11 +1,13 @@
 """Worker threads: the batches, order and states of worker processes, and nothing left behind."""
 
+import dataclasses
 import gc
 import math
 import subprocess
 import sys
 import textwrap
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -196,6 +198,15 @@ def test_what_waits_behind_a_batch_that_hangs_is_made_by_others():
     dataset.let_go.set()
 
 
+def test_what_a_thread_says_that_was_given_up_is_not_heard():
+    iterator = iter(open_loader(in_order=False))
+    iterator._attend(None)
+    number = iterator._arrived[0]
+    iterator._take_one(dataclasses.replace(iterator._owed[number].made, order=Order(number, [])))
+    assert iterator._arrived.count(number) == 1
+    assert sorted(numbers_of(batch) for batch in iterator) == [list(range(n, n + 4)) for n in range(0, 40, 4)]
+
+
 @pytest.mark.parametrize("answer", ["restart", "raise"])
 def test_a_batch_that_always_hangs_is_an_error(answer):
     dataset = Waits(16, at=0, once=False)
@@ -230,6 +241,31 @@ def test_an_order_says_which_thread_has_it_and_since_when():
     assert (made.order, made.batch) == (order, "index")
     assert order.thread in workers()
     assert order.begun_s < math.inf
+    threads.close()
+
+
+class OneAtATime:
+    """Makes a batch, and then says whether it has gone."""
+
+    joins, sieve = False, None
+
+    def __init__(self):
+        self.gone = threading.Event()
+
+    def __call__(self, index):
+        if index == 1:
+            return self.gone.wait(20)
+        batch = Echo()
+        weakref.finalize(batch, self.gone.set)
+        return batch
+
+
+def test_a_batch_that_the_caller_lets_go_of_is_gone_while_the_next_one_is_made():
+    threads = Threads(1, OneAtATime)
+    threads.ask([Order(number, number) for number in range(2)])
+    threads.wait(None)
+    (made,) = threads.wait(None).made
+    assert made.batch is True
     threads.close()
 
 
