@@ -6,8 +6,8 @@ integers (text where one of them is none), text and JSON as strings, anything el
 is null.
 
 A block is about 1 MiB of whole samples: a range of the archive that is a small archive itself. A compressed archive is
-one block. Folders and symbolic links are passed over; sparse members and hard links, whose content lies in another
-member, are refused.
+one block. Folders, symbolic links and what lies in `__meta__/` or the like are passed over; sparse members and hard
+links, whose content lies in another member, are refused.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ SUFFIXES = (".tar", ".tar.bz2", ".tar.gz", ".tar.lz4", ".tar.zst", ".tgz")
 INTEGER_NAMES = frozenset({"class", "cls", "cls2", "count", "id", "index", "inx"})
 TEXT_NAMES = frozenset({"jsn", "json", "text", "transcript", "txt"})
 
-# Of a member: key and field.
-MEMBER_NAME = re.compile(r"((?:.*/|)[^.]+)\.([^/]*)")
+# Of a member: key and field. `__meta__/a.json` is about the archive, to the library too.
+MEMBER_NAME = re.compile(r"(?!__[^/]*__(?:/|\Z))((?:.*/|)[^.]+)\.([^/]*)")
 
 
 @dataclass(slots=True)

@@ -108,6 +108,18 @@ def test_links_folders_and_names_without_suffix_are_passed_over(tmp_path: Path) 
     assert dataset.schema.names == ["__key__", "txt"]
 
 
+def test_what_is_about_the_archive_is_no_sample(tmp_path: Path) -> None:
+    about = [("__meta__/a.json", b"{}"), ("__a.b__", b"")]
+    samples = [("__a.txt", b"0"), ("__a__.txt", b"1"), ("__a/b__.txt", b"2"), ("x/__a__/b.txt", b"3")]
+    path = put(tmp_path / "a.tar", [about[0], *samples[:2], about[1], *samples[2:]])
+    dataset = open_dataset(tmp_path)
+    assert dataset.schema.names == ["__key__", "txt"]
+    assert [sample["txt"] for sample in dataset] == ["0", "1", "2", "3"]
+    with path.open("rb") as file:
+        read = [member["fname"] for member in webdataset.tariterators.tar_file_iterator(file)]
+    assert read == [name for name, _ in samples]
+
+
 def test_a_hard_link_whose_content_lies_elsewhere_is_refused(tmp_path: Path) -> None:
     with tarfile.open(put(tmp_path / "a.tar", [("1.txt", b"x")]), "a") as tar:
         info = tarfile.TarInfo("2.txt")
