@@ -22,6 +22,7 @@ from cache.handle import Handle
 from cache.keys import block_key
 from cache.prefetch import MAX_PLANS
 from cache.testing import FaultySystem, check_limits, read_handle, running_engine, until
+from cache.window import Window
 from connectors.errors import BadInputError, DataError, TransientError
 from connectors.objects import Span
 from connectors.protocols import Store
@@ -693,6 +694,22 @@ async def test_an_object_that_cannot_be_measured_is_not_followed(origin: Origin)
             assert isinstance(error, DataError)
             await settled(engine)
         assert kinds(engine) == {}
+
+
+async def test_the_window_hears_of_a_block_that_came_late_once(origin: Origin, monkeypatch) -> None:
+    late: list[float] = []
+    monkeypatch.setattr(Window, "came_late", lambda window, now_s: late.append(now_s))
+    table = await origin.table(3)
+    async with running(origin) as engine:
+        origin.gate.clear()
+        planned(engine, table, [0, 1, 2])
+        await origin.was_asked(3)
+        readers = [asyncio.create_task(read(engine, table, 0)) for _ in range(2)]
+        await until(lambda: engine.stats()["joined"] == 2)
+        assert len(late) == counts(engine)["late"] == 1
+        origin.gate.set()
+        await asyncio.gather(*readers)
+    assert len(late) == 1
 
 
 async def test_the_window_follows_what_readers_take_and_the_origin_needs(origin: Origin) -> None:
