@@ -203,7 +203,7 @@ class Crew:
     def _start(self, worker_id: int, begin: BeginEpoch) -> Worker:
         channel, worker_end = channel_pair()
         try:
-            process = self._context.Process(target=_work, args=(self._job, worker_id, worker_end, begin), daemon=True)
+            process = self._context.Process(target=_work, args=([self._job], worker_id, worker_end, begin), daemon=True)
             _start_process(process)
         except BaseException:
             channel.close()
@@ -258,11 +258,11 @@ class Crew:
             os.close(worker.lifeline)
 
 
-def _work(job: Job, worker_id: int, sock: socket.socket, begin: BeginEpoch) -> None:
-    """Say that the worker is here, and run it."""
+def _work(job: list[Job], worker_id: int, sock: socket.socket, begin: BeginEpoch) -> None:
+    """Say that the worker is here, and run it. Takes the job out of the list, as the process keeps its arguments."""
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the trainer has left, which is seen again soon
         Channel(sock).send(_HERE)
-    worker_main(job, worker_id, sock, begin)
+    worker_main(job.pop(), worker_id, sock, begin)
 
 
 def _start_process(process: Any) -> None:

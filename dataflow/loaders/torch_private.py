@@ -25,6 +25,7 @@ __all__ = [
     "create_fetcher",
     "dataset_kind",
     "default_collate_fn_map",
+    "forget_worker_info",
     "has_names",
     "index_sampler",
     "interpreter_is_leaving",
@@ -79,6 +80,11 @@ def set_worker_info(worker_id: int, num_workers: int, seed: int, dataset: Any) -
     _utils.worker._worker_info = _utils.worker.WorkerInfo(
         id=worker_id, num_workers=num_workers, seed=seed, dataset=dataset
     )
+
+
+def forget_worker_info() -> None:
+    """Let go of the dataset that `set_worker_info` has named."""
+    _utils.worker._worker_info = None
 
 
 def sharding_init_fn(init_fn: Callable[[int], None] | None, world_size: int, rank: int) -> Callable[[int], None]:

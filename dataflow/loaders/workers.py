@@ -36,6 +36,7 @@ from dataflow.loaders.slots import NewSlot, Notices, Placement, SlotPool
 from dataflow.loaders.torch_private import (
     DatasetKind,
     ExceptionWrapper,
+    forget_worker_info,
     set_worker_info,
     set_worker_signal_handlers,
 )
@@ -228,7 +229,7 @@ def decode_result(message: bytes) -> Result:
 
 
 def worker_main(job: Job, worker_id: int, sock: socket.socket, begin: BeginEpoch) -> None:
-    """Run a worker until the trainer closes the channel. The target of its process."""
+    """Run a worker until the trainer closes the channel; nothing of it keeps the dataset alive then."""
     lifeline = Lifeline(job.trainer_pid)
     set_worker_signal_handlers()
     try:
@@ -236,6 +237,7 @@ def worker_main(job: Job, worker_id: int, sock: socket.socket, begin: BeginEpoch
             _Worker(job, worker_id, Channel(sock), recorder).run(begin)
     except (KeyboardInterrupt, BrokenPipeError, ConnectionResetError):
         pass  # the trainer raises, or has left
+    forget_worker_info()
     lifeline.let_go()
 
 

@@ -33,6 +33,35 @@ def test_values_of_every_kind_arrive_however_workers_are_started(method):
     assert [plain(batch) for batch in workers] == [plain(batch) for batch in inline]
 
 
+LETTING_GO = """
+    import os, sys
+    from torch.utils.data import get_worker_info
+    from dataflow.loaders import DataLoader
+    from dataflow.loaders.testing import Numbers
+
+    class Journal(Numbers):
+        def __del__(self):
+            if os.getpid() != self.trainer_pid:
+                os.write(1, f"let go of by a worker, {get_worker_info()} now".encode())
+
+    if __name__ == "__main__":
+        dataset = Journal(6)
+        dataset.trainer_pid = os.getpid()
+        list(DataLoader(dataset, batch_size=2, num_workers=1, multiprocessing_context=sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_worker_lets_go_of_its_dataset_in_the_end(method, tmp_path):
+    """As torch's do since 2.14, so that files are closed; a worker that is forked has the trainer's variables, too."""
+    script = tmp_path / "train.py"
+    script.write_text(textwrap.dedent(LETTING_GO))
+    done = subprocess.run(
+        [sys.executable, str(script), method], stdout=subprocess.PIPE, text=True, timeout=90, check=True
+    )
+    assert done.stdout == "let go of by a worker, None now"
+
+
 UNGUARDED = """
     from dataflow.loaders import DataLoader
     from dataflow.loaders.testing import Numbers
