@@ -35,7 +35,6 @@ __all__ = [
     "set_worker_info",
     "set_worker_signal_handlers",
     "sharding_init_fn",
-    "untyped",
 ]
 
 BaseIterator: Any = dataloader._BaseDataLoaderIter
@@ -68,11 +67,6 @@ def dataset_kind(loader: DataLoader[Any]) -> int:
 def has_names(tensor: torch.Tensor) -> bool:
     """Whether the dimensions of a tensor have names; newer releases of torch have no such tensors."""
     return _has_names is not None and _has_names(tensor)
-
-
-def untyped(storage: torch.storage.TypedStorage) -> torch.UntypedStorage:
-    """Return what a typed storage wraps; its public methods warn that typed storages are going away."""
-    return storage._untyped_storage
 
 
 def set_worker_info(worker_id: int, num_workers: int, seed: int, dataset: Any) -> None:
