@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from connectors.errors import BadInputError
 from connectors.objects import normalise_url
@@ -162,7 +162,7 @@ def _statistics_cells(found: dict[str, Any]) -> tuple[str, str, str]:
 def _show(report: dict[str, Any], console: Console) -> None:
     spread = report["block_bytes"]
     blocks = f" of {format_size(spread['min'])} to {format_size(spread['max'])}" if spread else ""
-    facts = Table.grid(padding=(0, 2))
+    facts = Table.grid("", Column(overflow="fold"), padding=(0, 2))  # a URL is never cut
     facts.add_row("dataset", report["url"])
     facts.add_row("format", report["format"])
     facts.add_row("samples", f"{report['num_samples']:,}")
@@ -181,7 +181,7 @@ def _show(report: dict[str, Any], console: Console) -> None:
         row = [_cell(field["name"]), _cell(field["type"]), field.get("kind", ""), str(len(classes)) if classes else ""]
         fields.add_row(*row, *(_statistics_cells(statistics[field["name"]]) if field["name"] in statistics else ()))
     console.print(fields)
-    shards = Table("shard", "size", "samples")
+    shards = Table(Column("shard", overflow="fold"), "size", "samples")
     for shard in report["shards"][:MAX_SHARDS_SHOWN]:
         shards.add_row(_cell(shard["name"]), format_size(shard["size_bytes"]), f"{shard['num_samples']:,}")
     if (hidden := len(report["shards"]) - MAX_SHARDS_SHOWN) > 0:

@@ -86,7 +86,7 @@ class HuggingfaceFormat:
 
         Raises:
             CorruptError: A file is missing or damaged; names it and the offset.
-            BadInputError: It is a dict of datasets, has an index of its own, or dictionary-encoded fields.
+            BadInputError: It is a dict of datasets, empty, has an index of its own, or dictionary-encoded fields.
         """
         found = {meta.key: meta for meta in place.files}
         if SPLITS in found:
@@ -111,6 +111,10 @@ class HuggingfaceFormat:
             except (TypeError, KeyError) as error:
                 uri = place.uri(found[STATE])
                 raise CorruptError(f"{uri} does not name its files: {error}", uri=uri) from error
+            if not names:
+                raise BadInputError(
+                    f"the dataset at {place.url} has no samples, and no file that would say which fields"
+                )
             for name in names:
                 if name not in found:
                     raise CorruptError(f"{place.url}/{name} is missing, {STATE} names it", uri=f"{place.url}/{name}")

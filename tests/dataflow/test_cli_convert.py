@@ -164,6 +164,11 @@ def test_inspect_shows_any_text_as_it_is(tmp_path: Path) -> None:
     assert json.loads(run("inspect", tmp_path, "--json"))["samples"] == rows
 
 
+def test_inspect_cuts_no_name(tmp_path: Path) -> None:
+    (tmp_path / f"{'q' * 100}.txt").write_text("x")
+    assert run("inspect", tmp_path / f"{'q' * 100}.txt").count("q") == 200  # as the dataset, and as its shard
+
+
 def test_inspect_of_a_file_names_it_and_obeys_no_name(tmp_path: Path) -> None:
     file = tmp_path / "a\x1b[31m\nb.jsonl"
     file.write_text('{"x": {"y\\u001b": 1}}\n')

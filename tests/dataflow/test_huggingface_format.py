@@ -85,6 +85,13 @@ def test_a_dict_of_datasets_says_to_choose(copy: Path, tmp_path: Path) -> None:
     assert len(open_dataset(tmp_path / "dict" / "train")) == COUNT
 
 
+def test_a_dataset_of_no_samples_is_told(copy: Path) -> None:
+    state = json.loads((copy / "state.json").read_text())
+    (copy / "state.json").write_text(json.dumps(state | {"_data_files": []}))  # as the library saves one
+    with pytest.raises(BadInputError, match="has no samples"):
+        open_dataset(copy)
+
+
 def test_an_index_of_its_own_is_refused(copy: Path) -> None:
     state = json.loads((copy / "state.json").read_text())
     (copy / "state.json").write_text(json.dumps(state | {"_indices_data_files": [{"filename": "indices.arrow"}]}))
