@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,9 @@ class AheadIterator(LoaderIterator):
 
     def __init__(self, loader: DataLoader[Any], ledger: Ledger) -> None:
         super().__init__(loader, ledger)
+        self._prefetch_factor = operator.index(loader.prefetch_factor or 0)
+        if self._prefetch_factor <= 0:
+            raise AssertionError("prefetch_factor must be greater than 0 for MultiProcessingDataLoaderIter")
         self._in_order = loader.in_order
         self._restarts_workers = loader.on_worker_failure == "restart"
         self._deadline_s = math.inf if loader.worker_deadline_s is None else loader.worker_deadline_s

@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import operator
 import os
 import time
 from collections import deque
@@ -94,9 +93,6 @@ class ProcessIterator(AheadIterator):
 
     def __init__(self, loader: DataLoader[Any], ledger: Ledger) -> None:
         super().__init__(loader, ledger)
-        self._prefetch_factor = operator.index(loader.prefetch_factor or 0)
-        if self._prefetch_factor <= 0:
-            raise AssertionError("prefetch_factor must be greater than 0 for MultiProcessingDataLoaderIter")
         self._depth = Depth(self._prefetch_factor, most=self._most_ahead(MAX_DEPTH))
         self._context = loader.multiprocessing_context or torch.multiprocessing
         self._worker_init_fn = loader.worker_init_fn

@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import operator
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future
@@ -67,7 +66,7 @@ class ThreadIterator(AheadIterator):
 
     def __init__(self, loader: DataLoader[Any], ledger: Ledger) -> None:
         super().__init__(loader, ledger)
-        self._depth = Depth(operator.index(loader.prefetch_factor or 0), most=self._most_ahead(MAX_DEPTH))
+        self._depth = Depth(self._prefetch_factor, most=self._most_ahead(MAX_DEPTH))
         if isinstance(self._dataset, (IterDataPipe, MapDataPipe)):
             graph_settings.apply_sharding(self._dataset, self._world_size, self._rank)
         self._reset(loader, first_iter=True)

@@ -147,6 +147,11 @@ def test_the_state_of_a_stateful_stream_is_that_of_the_batch_handed_out():
     assert [number for batch in seen + rest for number in batch] == list(range(30))
 
 
+def test_an_epoch_without_prefetching_is_torchs_error_not_an_empty_one():
+    with pytest.raises(AssertionError, match="prefetch_factor must be greater than 0"):
+        iter(open_loader(prefetch_factor=0))
+
+
 def test_out_of_order_batches_come_as_they_are_made():
     dataset = Waits(16, at=0)
     iterator = iter(open_loader(dataset, in_order=False))
