@@ -44,7 +44,9 @@ _MAX_REQUESTS = 16
 _PART_BYTES = 8 << 20
 _MAX_PARTS_IN_FLIGHT = 8
 _LIST_PAGE = 1000
-_SHORT_BODY_ATTEMPTS = 3
+# Of what a store answers, before it is believed to be unable: a body is short, and a range is answered with something
+# else, also where a server that can do better has too much to do (SeaweedFS gives the whole object now and then).
+_MAX_ANSWERS = 3
 _FIRST_PAUSE_S = 0.1
 # Pauses are drawn between the first and so many times the one before: at 2 they would hardly grow.
 _PAUSE_GROWTH = 3
@@ -190,16 +192,25 @@ class ObjectStore:
             result = await obstore.get_async(self._client, key, options=options)
             return _meta(result.meta), memoryview(await result.bytes_async())
 
-        for _ in range(_SHORT_BODY_ATTEMPTS):
-            meta, body = await self._ask(key, receive)
+        uri = join_uri(self.url, key)
+        short = TransientError(f"the store gave fewer bytes of {uri} than it said", kind=ErrorKind.SHORT_BODY, uri=uri)
+        failure: DataError = short
+        for _ in range(_MAX_ANSWERS):
+            try:
+                meta, body = await self._ask(key, receive)
+            except DataError as error:
+                if error.kind is not ErrorKind.PROTOCOL:
+                    raise
+                failure = error
+                continue
             if version is not None and meta.version != version:
                 raise self._changed(key)
             if span is not None:
                 self._check_range(key, span, meta.size_bytes)
             if body.nbytes == (meta.size_bytes if span is None else span.length):
                 return body, meta
-        uri = join_uri(self.url, key)
-        raise TransientError(f"the store gave fewer bytes of {uri} than it said", kind=ErrorKind.SHORT_BODY, uri=uri)
+            failure = short
+        raise failure
 
     async def _put(self, key: str, source: Any, size_bytes: Callable[[], int]) -> ObjectMeta:
         result = await self._ask(

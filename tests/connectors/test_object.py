@@ -252,6 +252,16 @@ async def test_a_server_that_answers_the_whole_for_a_range_is_a_protocol_error()
         with pytest.raises(DataError) as raised:
             await _open("s3://bucket", server).get_range("key", Span(5, 100))
         assert raised.value.kind == ErrorKind.PROTOCOL
+        assert len(server.requests) == 3
+
+
+async def test_a_server_that_answers_the_whole_for_a_range_once_is_asked_again():
+    def busy(exchange):
+        return SERVE(exchange if exchange.number else _without(exchange, "range"))
+
+    with ScriptedServer(busy) as server:
+        assert bytes(await _open("s3://bucket", server).get_range("key", Span(5, 100))) == BODY[5:105]
+        assert len(server.requests) == 2
 
 
 STATUSES = [
