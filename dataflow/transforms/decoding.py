@@ -92,7 +92,8 @@ class _PillowImage:
         except _UNDECODABLE as error:
             raise CorruptError(f"not a readable image: {error}") from error
         self.width, self.height = self._image.size
-        self.scales: tuple[int, ...] = _JPEG_SCALES if self._image.format == "JPEG" else (1,)
+        # MPO: a JPEG with more pictures behind it, as phones and cameras write; the first one is looked at.
+        self.scales: tuple[int, ...] = _JPEG_SCALES if self._image.format in ("JPEG", "MPO") else (1,)
 
     def decode(self, region: Region, scale: int = 1) -> npt.NDArray[np.uint8]:
         image = self._image

@@ -64,6 +64,9 @@ class ImageTransform:
             raise BadInputError(f"flip is a probability, from 0 to 1, got {self.flip}")
         if (self.mean is None) != (self.std is None):
             raise BadInputError("mean and std are given together, or neither")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and np.shape(values) != (3,):
+                raise BadInputError(f"{name} must be three numbers, one of each channel, got {values}")
         if self.std is not None and min(self.std) <= 0:
             raise BadInputError(f"std must be above 0, got {self.std}")
         if self.layout not in ("CHW", "HWC"):

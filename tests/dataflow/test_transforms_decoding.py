@@ -76,6 +76,19 @@ def test_without_the_library_the_pixels_are_the_same(region: tuple[int, int, int
     assert np.array_equal(*parts)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "MPO"])
+def test_without_the_library_files_are_scaled_alike(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = {"save_all": True, "append_images": [picture(200, 120)]} if kind == "MPO" else {}
+    file = encoded(picture(200, 120), kind, **more)
+    region = Region(3, 5, 40, 20)
+    with_library = open_image(file)
+    expected = with_library.decode(region, 2)
+    monkeypatch.setattr(decoding, "turbo", lambda: None)
+    image = open_image(file)
+    assert image.scales == with_library.scales
+    assert np.array_equal(image.decode(region, 2), expected)
+
+
 @pytest.mark.parametrize("scale", [2, 4, 8])
 def test_a_scaled_decode_is_close_to_the_average_of_a_full_one(scale: int) -> None:
     file = encoded(picture(320, 240), quality=95, subsampling="4:2:0")
