@@ -233,7 +233,13 @@ class ProcessIterator(AheadIterator):
             self._depth.waited()
         while True:
             wake_s = min(until_s, *(worker.heard_s + self._deadline_s for worker in self._owing()), math.inf)
-            events = self._crew.wait(None if wake_s == math.inf else max(0.0, wake_s - time.monotonic()))
+            try:
+                events = self._crew.wait(None if wake_s == math.inf else max(0.0, wake_s - time.monotonic()))
+            except Exception as error:
+                # Lost with it is what had arrived, which would be waited for.
+                self._failure = RuntimeError(f"a batch of a DataLoader worker cannot be taken: {error}")
+                self._shutdown_workers()
+                raise self._failure from error
             # However long the caller was away, what a worker has said was heard just now.
             late = [worker for worker in self._owing() if time.monotonic() - worker.heard_s > self._deadline_s]
             for event in [*events, *map(self._crew.end_silent, late)]:

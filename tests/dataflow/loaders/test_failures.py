@@ -1,5 +1,6 @@
 """Workers and trainers that are killed: the same batches, no hang, nothing left."""
 
+import errno
 import itertools
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ from torch.utils.data import get_worker_info
 
 from dataflow.loaders import DataLoader
 from dataflow.loaders.crew import Death
+from dataflow.loaders.slots import SlotMap
 from dataflow.loaders.testing import (
     Draws,
     Failing,
@@ -239,6 +241,21 @@ def test_a_batch_that_always_kills_its_worker_is_an_error_after_some_tries(caplo
             next(iterator)
     assert "exit code 7" in str(caught.value.__cause__)
     assert sum("another one starts" in message for message in caplog.messages) == 3
+
+
+def test_a_batch_whose_memory_cannot_be_mapped_is_an_error_that_stays(monkeypatch):
+    def adopt(slots, slot, fd):
+        os.close(fd)
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    iterator = iter(DataLoader(Noisy(40, 700), batch_size=4, num_workers=2))
+    with monkeypatch.context() as patch:
+        patch.setattr(SlotMap, "adopt", adopt)
+        with pytest.raises(RuntimeError, match=r"cannot be taken: .* Cannot allocate memory"):
+            next(iterator)
+    with pytest.raises(RuntimeError, match="cannot be taken"):
+        next(iterator)  # and no wait for a batch that is lost
+    assert not any(process.is_alive() for process in iterator._workers)
 
 
 def test_nobody_starts_after_the_failure_of_another_worker_has_ended_all(monkeypatch):
