@@ -7,8 +7,11 @@ Convolutions", CVPR 2015: area uniform, aspect ratio log-uniform, ten attempts, 
 from __future__ import annotations
 
 import math
+import operator
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, SupportsIndex
 
 import numpy as np
 
@@ -46,24 +49,27 @@ class RandomResizedCrop:
     """A random part of the image.
 
     Attributes:
-        size: Height and width of the result, in pixels.
+        size: Of the result, in pixels: one number for a square, or height and width.
         scale: Least and largest share of the image's area.
         ratio: Least and largest width / height.
     """
 
-    size: int
+    size: int | tuple[int, int]
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
     def __post_init__(self) -> None:
-        _check_size("size", self.size)
-        for name, (low, high), limit in (("scale", self.scale, 1.0), ("ratio", self.ratio, math.inf)):
+        for pixels in self.output_size:
+            _check_size("size", pixels)
+        for name, (low, high), limit in (("scale", self.scale, 1.0), ("ratio", self.ratio, sys.float_info.max)):
             if not 0 < low <= high <= limit:
                 raise BadInputError(f"{name} must be two numbers in order, above 0 and up to {limit}, got {low, high}")
 
     @property
     def output_size(self) -> tuple[int, int]:
         """Height and width after resizing, in pixels."""
+        if isinstance(self.size, Sequence) and len(self.size) == 2:
+            return self.size[0], self.size[1]
         return self.size, self.size
 
     def choose(self, width: int, height: int, rng: np.random.Generator) -> Region:
@@ -136,8 +142,8 @@ class WholeImage:
 
 
 def _check_size(name: str, value: int) -> None:
-    if value < 1:
-        raise BadInputError(f"{name} must be at least 1 pixel, got {value}")
+    if not isinstance(value, SupportsIndex) or operator.index(value) < 1:
+        raise BadInputError(f"{name} must be a whole number of pixels, at least 1, got {value!r}")
 
 
 def _central(width: int, height: int, region_width: int, region_height: int) -> Region:

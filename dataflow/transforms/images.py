@@ -6,6 +6,7 @@ header -> crop chosen -> only that decoded, no larger than needed -> resized -> 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,8 +68,8 @@ class ImageTransform:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and np.shape(values) != (3,):
                 raise BadInputError(f"{name} must be three numbers, one of each channel, got {values}")
-        if self.std is not None and min(self.std) <= 0:
-            raise BadInputError(f"std must be above 0, got {self.std}")
+        if self.std is not None and not all(0 < value < math.inf for value in self.std):
+            raise BadInputError(f"std must be finite and above 0, got {self.std}")
         if self.layout not in ("CHW", "HWC"):
             raise BadInputError(f'layout must be "CHW" or "HWC", got {self.layout!r}')
         if self.dtype not in _DTYPES:

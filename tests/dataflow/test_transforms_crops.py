@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -51,10 +53,21 @@ def test_the_middle_and_the_whole() -> None:
     assert WholeImage(5, 7).output_size == (5, 7)
 
 
+def test_a_random_part_may_become_a_rectangle_as_in_torchvision() -> None:
+    assert RandomResizedCrop((5, 7)).output_size == (5, 7)
+    assert RandomResizedCrop([5, 7]).output_size == (5, 7)  # type: ignore[arg-type]
+    assert RandomResizedCrop(5).output_size == (5, 5)
+
+
 @pytest.mark.parametrize(
     "make",
     [
         lambda: RandomResizedCrop(0),
+        lambda: RandomResizedCrop(2.5),  # type: ignore[arg-type]
+        lambda: RandomResizedCrop("8"),  # type: ignore[arg-type]
+        lambda: RandomResizedCrop((8, 0)),
+        lambda: RandomResizedCrop((8, 8, 8)),  # type: ignore[arg-type]
+        lambda: RandomResizedCrop(8, ratio=(1.0, math.inf)),
         lambda: RandomResizedCrop(8, (0.5, 1.5)),
         lambda: RandomResizedCrop(8, (0.5, 0.2)),
         lambda: RandomResizedCrop(8, ratio=(0.0, 1.0)),

@@ -142,6 +142,7 @@ def test_errors_name_field_and_sample() -> None:
         {"flip": 1.5},
         {"mean": IMAGENET_MEAN},
         {"mean": IMAGENET_MEAN, "std": (0.0, 1.0, 1.0)},
+        {"mean": IMAGENET_MEAN, "std": (1.0, float("nan"), 1.0)},
         {"mean": (0.5,), "std": (0.5,)},
         {"mean": (0.0,) * 4, "std": (1.0,) * 4},
         {"mean": 0.5, "std": 0.5},
