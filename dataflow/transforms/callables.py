@@ -136,7 +136,8 @@ class _Generators:
             self._torch.default_generator.set_state(self._state)
 
 
-_lock = threading.Lock()
+# One thread may have it twice: a signal handler that forks.
+_lock = threading.RLock()
 # The threads that seed the global generators now, with what the first of them found.
 _inside: dict[int, _Generators] = {}
 
