@@ -63,7 +63,8 @@ def test_a_test_fails_that_leaves_something_or_warns_or_blocks_the_loop(tmp_path
 def test_a_run_fails_that_leaves_an_orphan_or_an_entry_in_shared_memory(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     entry = Path(f"/dev/shm/dataflow-guard-{os.getpid()}")
-    orphan = f"setsid sleep 60 > /dev/null 2>&1 & echo $! > {pid_file}; touch {entry}"
+    until_it_is_one = "until grep -aq ^sleep /proc/$!/cmdline; do :; done"
+    orphan = f"setsid sleep 60 > /dev/null 2>&1 & echo $! > {pid_file}; {until_it_is_one}; touch {entry}"
     done = _run(tmp_path, f"import subprocess\ndef test_it(): subprocess.run({orphan!r}, shell=True, check=True)")
     pid = int(pid_file.read_text())
     os.kill(pid, signal.SIGKILL)
