@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from connectors.errors import BadInputError, CorruptError
 
-__all__ = ["COMPRESSIONS", "compression_of", "unpack"]
+__all__ = ["COMPRESSIONS", "STEP_BYTES", "compression_of", "decompress", "unpack"]
 
 COMPRESSIONS = {".bz2": "bz2", ".gz": "gzip", ".lz4": "lz4", ".tgz": "gzip", ".zst": "zstd"}
 # A file that unpacks to more is refused: it would be unpacked again and again, and held whole.
@@ -35,16 +35,33 @@ def unpack(data: memoryview, uri: str, compression: str | None = None) -> memory
     if compression is None:
         return data
     try:
-        with pa.input_stream(pa.BufferReader(pa.py_buffer(data)), compression=compression) as stream:
-            parts, left = [], MAX_UNPACKED_BYTES + 1
-            while left and (part := stream.read_buffer(min(left, STEP_BYTES))):  # `read` loses as much where it fails
-                parts.append(part)
-                left -= len(part)
+        content = decompress(data, compression, MAX_UNPACKED_BYTES + 1, step_bytes=STEP_BYTES)
     except (pa.ArrowException, OSError) as error:
         raise CorruptError(f"{uri} cannot be decompressed as {compression}: {error}", uri=uri) from error
-    if not left:
+    if len(content) > MAX_UNPACKED_BYTES:
         raise BadInputError(
             f"{uri} unpacks to more than {MAX_UNPACKED_BYTES} bytes, and a compressed file is read whole: split it",
             uri=uri,
         )
-    return memoryview(b"".join(parts))
+    return content
+
+
+def decompress(data: memoryview, compression: str, most_bytes: int, *, step_bytes: int) -> memoryview:
+    """Return what `data` unpacks to, cut off behind `most_bytes`.
+
+    Args:
+        data: Whole.
+        compression: As pyarrow calls it.
+        most_bytes: See above; above 0.
+        step_bytes: To be unpacked at once, which takes memory for all of them.
+
+    Raises:
+        OSError: It is damaged; an `ArrowException` likewise.
+    """
+    parts, left = [], most_bytes
+    with pa.input_stream(pa.BufferReader(pa.py_buffer(data)), compression=compression) as stream:
+        # Where its `read` fails, the memory that was taken for it is lost.
+        while left and (part := stream.read_buffer(min(left, step_bytes))):
+            parts.append(part)
+            left -= len(part)
+    return memoryview(parts[0] if len(parts) == 1 else b"".join(parts)).cast("B")

@@ -17,6 +17,7 @@ import pyarrow as pa
 from crc32c import crc32c
 
 from connectors.errors import BadInputError
+from dataflow.formats.unpacking import STEP_BYTES, decompress
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -29,7 +30,6 @@ Codecs: TypeAlias = Sequence[tuple[str, dict[str, Any]]]
 
 ABSENT = (1 << 64) - 1
 MAX_CHUNK_BYTES = 1 << 30  # of text and bytes, unpacked
-_STEP_BYTES = 8 << 20  # that are unpacked at once, where nobody knows how many there are
 _CRC_BYTES = 4
 _BLOSC_HEADER_BYTES = 16
 
@@ -192,20 +192,16 @@ def _gzip(data: bytes, settings: dict[str, Any]) -> bytes:
 
 def _unpacked(compression: str) -> Callable[[memoryview, dict[str, Any], int | None], memoryview]:
     def unpack(data: memoryview, _settings: dict[str, Any], size_bytes: int | None) -> memoryview:
+        # One byte more than there should be shows what is too long, and a bomb is not unpacked.
+        most_bytes = 1 + (MAX_CHUNK_BYTES if size_bytes is None else size_bytes)
+        step_bytes = STEP_BYTES if size_bytes is None else most_bytes
         try:
-            with pa.input_stream(pa.BufferReader(data), compression=compression) as file:
-                # One byte more than there should be shows what is too long, and a bomb is not unpacked.
-                left = 1 + (MAX_CHUNK_BYTES if size_bytes is None else size_bytes)
-                parts, step = [], _STEP_BYTES if size_bytes is None else left
-                # It takes room for all that is asked for; `read` would also lose that where it fails.
-                while left and (part := file.read_buffer(min(left, step))):
-                    parts.append(part)
-                    left -= len(part)
+            content = decompress(data, compression, most_bytes, step_bytes=step_bytes)
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"it cannot be unpacked: {error}") from error
-        if size_bytes is None and not left:
+        if size_bytes is None and len(content) > MAX_CHUNK_BYTES:
             raise ValueError(f"it unpacks to more than {MAX_CHUNK_BYTES} bytes")
-        return memoryview(b"".join(parts))
+        return content
 
     return unpack
 
