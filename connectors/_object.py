@@ -192,9 +192,7 @@ class ObjectStore:
             result = await obstore.get_async(self._client, key, options=options)
             return _meta(result.meta), memoryview(await result.bytes_async())
 
-        uri = join_uri(self.url, key)
-        short = TransientError(f"the store gave fewer bytes of {uri} than it said", kind=ErrorKind.SHORT_BODY, uri=uri)
-        failure: DataError = short
+        failure: DataError | None = None
         for _ in range(_MAX_ANSWERS):
             try:
                 meta, body = await self._ask(key, receive)
@@ -203,14 +201,17 @@ class ObjectStore:
                     raise
                 failure = error
                 continue
+            failure = None
             if version is not None and meta.version != version:
                 raise self._changed(key)
             if span is not None:
                 self._check_range(key, span, meta.size_bytes)
             if body.nbytes == (meta.size_bytes if span is None else span.length):
                 return body, meta
-            failure = short
-        raise failure
+        uri = join_uri(self.url, key)
+        raise failure or TransientError(
+            f"the store gave fewer bytes of {uri} than it said", kind=ErrorKind.SHORT_BODY, uri=uri
+        )
 
     async def _put(self, key: str, source: Any, size_bytes: Callable[[], int]) -> ObjectMeta:
         result = await self._ask(

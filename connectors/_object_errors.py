@@ -34,9 +34,10 @@ _CREDENTIAL_SERVICES = ("/latest/api/token", "/latest/meta-data", "/computeMetad
 # Without a status: phrases of the client that tell the kinds of failure apart.
 _TIMED_OUT = ("kind: Timeout", "TimedOut")
 _UNREACHABLE = ("kind: Connect",)
+_RANGES_NOT_SUPPORTED = "Range request not supported"
 _NO_RANGES = (
     "Received non-partial response",
-    "Range request not supported",
+    _RANGES_NOT_SUPPORTED,
     "Content-Range header not present",
     "CONTENT_RANGE header",
     "Requested ",
@@ -67,7 +68,7 @@ def translated(error: Exception, uri: str) -> DataError:
             what = f"{uri}: the key {named[1]!r}" if named else f"the key of {uri}"
             message = f"{what} cannot be read: it has an empty, '.' or '..' part or a control character; rename it"
             return BadInputError(message, uri=uri)
-        case obstore_errors.NotSupportedError() if _NO_RANGES[1] not in text:
+        case obstore_errors.NotSupportedError() if _RANGES_NOT_SUPPORTED not in text:
             return BadInputError(f"the store of {uri} does not offer this operation", uri=uri)
     if status:
         return _of_status(int(status[1]), code[1] if code else "", uri, answer)
