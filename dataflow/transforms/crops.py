@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import operator
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, SupportsIndex
@@ -61,8 +60,8 @@ class RandomResizedCrop:
     def __post_init__(self) -> None:
         for pixels in self.output_size:
             _check_size("size", pixels)
-        for name, (low, high), limit in (("scale", self.scale, 1.0), ("ratio", self.ratio, sys.float_info.max)):
-            if not 0 < low <= high <= limit:
+        for name, (low, high), limit in (("scale", self.scale, 1.0), ("ratio", self.ratio, math.inf)):
+            if not (0 < low <= high <= limit and math.isfinite(high)):
                 raise BadInputError(f"{name} must be two numbers in order, above 0 and up to {limit}, got {low, high}")
 
     @property
