@@ -41,7 +41,7 @@ import numpy as np
 import psutil
 import torch
 from loader_peers import PEERS, TAKE_PART, batch_length
-from loader_workloads import BATCH_SIZES, Scale, Source, decode_whole, prepare
+from loader_workloads import BATCH_SIZES, Scale, Source, decode_whole, file_of, prepare
 
 _PATIENCE_S = 60
 
@@ -200,7 +200,7 @@ def spread(values: list[float], unit: float = 1.0) -> str:
 
 def bring_into_memory(folder: Path, workload: str) -> None:
     """Read the files of a workload: a machine that reclaims memory lets go of those that wait for their turn."""
-    for path in [*folder.glob("*.npy"), *folder.glob(f"*/{workload.replace(' ', '-')}/**/*")]:
+    for path in [folder / f"{file_of(workload)}.npy", *folder.glob(f"*/{workload.replace(' ', '-')}/**/*")]:
         if path.is_file():
             with path.open("rb") as file:
                 while file.read(1 << 22):
