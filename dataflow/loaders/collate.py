@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate, chain, islice, pairwise
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -39,13 +39,37 @@ from dataflow.observe.stages import stage
 from dataflow.transforms.epoch import reading_epoch
 from dataflow.transforms.ragged import RaggedColumn
 
-__all__ = ["Fetch", "Memory", "collate_into", "collate_into_slots", "is_gathered", "size_bytes_of"]
+__all__ = ["Fetch", "Gathered", "Memory", "collate_into", "collate_into_slots", "is_gathered", "size_bytes_of"]
 
 # A user may teach torch's default collate new types; then only torch's own code knows what comes out.
 _COLLATE_AS_SHIPPED = dict(default_collate_fn_map)
 _MIN_BLOB_BYTES = 2048
 _NUMBERS = {int: torch.int64, float: torch.float64}
 _SCALARS_OF_NUMPY = (np.bool_, np.number, np.object_)  # one kind, as torch has it
+
+
+class Gathered(NamedTuple):
+    """Several batches that were gathered at once.
+
+    Attributes:
+        columns: Of all of them, by name.
+        ends: Where each batch ends in the columns, after a 0.
+    """
+
+    columns: dict[str, Any]
+    ends: list[int]
+
+    def batches(self) -> list[dict[str, Any]]:
+        """Return each as it would have been made alone.
+
+        Raises:
+            Exception: At least one of them cannot be collated.
+        """
+        with stage("collate"):
+            return [
+                {name: _as_collated(column[start:stop]) for name, column in self.columns.items()}
+                for start, stop in pairwise(self.ends)
+            ]
 
 
 class Fetch:
@@ -107,8 +131,8 @@ class Fetch:
         with stage("fetch"), reading_epoch(self._epoch):
             return self._make(index)
 
-    def together(self, indices: Sequence[Sequence[int] | npt.NDArray[np.int64]]) -> list[Any]:
-        """Return several batches that are gathered at once.
+    def together(self, indices: Sequence[Sequence[int] | npt.NDArray[np.int64]]) -> Gathered:
+        """Gather several batches at once.
 
         Raises:
             Exception: At least one of them cannot be had; made one by one, the others can.
@@ -116,12 +140,7 @@ class Fetch:
         ends = [0, *accumulate(map(len, indices))]
         with stage("fetch"), reading_epoch(self._epoch):
             samples = np.concatenate(indices) if isinstance(indices[0], np.ndarray) else [*chain(*indices)]
-            columns = self._dataset.get_batch(samples, _allocator(self._memory, batches=len(indices)))
-            with stage("collate"):
-                return [
-                    {name: _as_collated(column[start:stop]) for name, column in columns.items()}
-                    for start, stop in pairwise(ends)
-                ]
+            return Gathered(self._dataset.get_batch(samples, _allocator(self._memory, batches=len(indices))), ends)
 
     @property
     def iterator(self) -> Any:

@@ -110,7 +110,7 @@ class InlineIterator(LoaderIterator):
         if len(self._drawn) > 1:
             began_s = time.monotonic()
             with contextlib.suppress(Exception):  # one by one they tell which of them is to blame
-                self._made.extend(fetch.together([index for _, index in self._drawn]))
+                self._made.extend(fetch.together([index for _, index in self._drawn]).batches())
                 self._pace.made(len(self._made), time.monotonic() - began_s, sum(map(size_bytes_of, self._made)))
 
     def _make(self, fetch: Fetch, index: Any) -> Any:

@@ -5,6 +5,8 @@ everything else that offers a `PickleBuffer`) are taken out of the stream and pl
 written to a slot stays where it is. A stream that is itself long (many strings, large `bytes`) also travels in a slot,
 so that messages stay small.
 
+Batches that were gathered together travel without a pickle each: their columns lie in a slot, and a batch is some rows.
+
 Tensors keep dtype, strides, `requires_grad` and shared storage. A view of a much larger storage travels alone.
 """
 
@@ -12,8 +14,9 @@ from __future__ import annotations
 
 import pickle
 import threading
+from itertools import pairwise
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +26,7 @@ from torch.multiprocessing import reductions
 from dataflow.loaders.slots import Bytes, Leases, Placement, SlotPool
 from dataflow.loaders.torch_private import has_names
 
-__all__ = ["DIVERT_BYTES", "Parcel", "pack", "unpack"]
+__all__ = ["DIVERT_BYTES", "Parcel", "Piece", "pack", "pack_rows", "unpack"]
 
 DIVERT_BYTES = 4096
 
@@ -47,6 +50,24 @@ class Parcel(NamedTuple):
     buffers: list[Placement]
 
 
+# A column of several batches: its slot, where it begins there, the type of its values, and its shape.
+_Placed: TypeAlias = tuple[int, int, str, tuple[int, ...]]
+
+
+class Piece(NamedTuple):
+    """What stands in for a batch that was gathered with others: some rows of the columns of all of them.
+
+    Attributes:
+        columns: By name. The same object in all pieces, so that it is pickled once.
+        start: The first row.
+        stop: Behind the last one.
+    """
+
+    columns: dict[str, _Placed]
+    start: int
+    stop: int
+
+
 def pack(batch: Any, pool: SlotPool, slots: dict[int, int]) -> Parcel:
     """Turn a batch into a parcel over the pool's current slots.
 
@@ -64,8 +85,33 @@ def pack(batch: Any, pool: SlotPool, slots: dict[int, int]) -> Parcel:
     return Parcel(stream, placer.buffers)
 
 
-def unpack(parcel: Parcel, leases: Leases) -> Any:
+def pack_rows(columns: dict[str, Any], ends: list[int], pool: SlotPool, slots: dict[int, int]) -> list[Piece] | None:
+    """Turn batches that were gathered together into pieces over the pool's current slots, all at the price of one.
+
+    Args:
+        columns: Of all of them, by name.
+        ends: Where each batch ends in the columns, after a 0.
+        pool: Where the columns lie, or go.
+        slots: As for `pack`.
+
+    Returns:
+        By batch; None where not all columns are arrays of numbers, or where there is no slot for them.
+    """
+    if not all(_is_plain(column) for column in columns.values()):
+        return None
+    placer, where = _Placer(pool, slots), {}
+    for name, column in columns.items():
+        place = placer.find_or_copy(column.reshape(-1).view(np.uint8))
+        if place is None:
+            return None
+        where[name] = (place.slot, place.offset, column.dtype.str, column.shape)
+    return [Piece(where, start, stop) for start, stop in pairwise(ends)]
+
+
+def unpack(parcel: Parcel | Piece, leases: Leases) -> Any:
     """Rebuild the batch; its tensors and arrays lie over the slots, unless the caller holds too much already."""
+    if isinstance(parcel, Piece):
+        return {name: _rows(column, parcel.start, parcel.stop, leases) for name, column in parcel.columns.items()}
     whole = parcel.stream
     stream = leases[whole.slot].memory[whole.span].data if isinstance(whole, Placement) else whole
     _arrival.leases = leases
@@ -249,6 +295,18 @@ def _rebuild_placed(slot: int, offset: int, dtype: str, shape: tuple[int, ...]) 
     # By way of numpy, whose calls are the cheaper ones; what it makes refers to the lease.
     array: npt.NDArray[Any] = np.ndarray(shape, dtype, lease.memory, offset)
     return torch.from_numpy(array if lease.keep else array.copy())
+
+
+def _is_plain(column: Any) -> bool:
+    return isinstance(column, np.ndarray) and column.dtype.kind in "biufc" and column.flags.c_contiguous
+
+
+def _rows(column: _Placed, start: int, stop: int, leases: Leases) -> torch.Tensor:
+    """Return some rows: over the slot, but for few of them a copy, which does not keep all of it."""
+    slot, offset, dtype, shape = column
+    lease = leases[slot]
+    rows: npt.NDArray[Any] = np.ndarray(shape, dtype, lease.memory, offset)[start:stop]
+    return torch.from_numpy(rows if lease.keep and rows.nbytes >= DIVERT_BYTES else rows.copy())
 
 
 def _rebuild_whole(buffer: Any, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:

@@ -38,7 +38,7 @@ class Recycler:
     """Gives memory and takes it back when it is no longer referred to. Any thread may let go of it."""
 
     def __init__(self) -> None:
-        self._free: deque[Bytes] = deque()
+        self._free: deque[Bytes] = deque()  # the last one is the one most likely still in the processor's cache
         self._lent: set[Watch] = set()
 
     def allocate(self, size_bytes: int) -> Bytes | None:
@@ -65,10 +65,10 @@ class Recycler:
 
     def _take_free(self, size_bytes: int) -> Bytes | None:
         for _ in range(len(self._free)):
-            block = self._free.popleft()
+            block = self._free.pop()
             if size_bytes <= block.size <= 2 * size_bytes:
                 return block
-            self._free.append(block)
+            self._free.appendleft(block)
         if len(self._free) >= _MAX_FREE:  # batches have another size now
             self._free.popleft()
         return None

@@ -194,7 +194,7 @@ class _Maker:
         assert self._fetch is not None
         with Recorder() as recorder:
             try:
-                batches = self._fetch.together([order.index for order in orders])
+                batches = self._fetch.together([order.index for order in orders]).batches()
             except BaseException:  # one by one they tell which of them is to blame
                 return None
         made = [

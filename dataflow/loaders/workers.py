@@ -30,7 +30,7 @@ from dataflow.loaders.depth import AHEAD_BYTES
 from dataflow.loaders.generators import GeneratorStates, GeneratorWatch, seed_worker
 from dataflow.loaders.lifeline import Lifeline
 from dataflow.loaders.pace import PARCEL_S, Pace
-from dataflow.loaders.packing import Parcel, pack
+from dataflow.loaders.packing import Parcel, Piece, pack, pack_rows
 from dataflow.loaders.recycling import keep_freed_memory
 from dataflow.loaders.slots import NewSlot, Notices, Placement, SlotPool
 from dataflow.loaders.torch_private import (
@@ -180,7 +180,7 @@ class Made(NamedTuple):
 
     number: int
     status: int
-    parcel: Parcel
+    parcel: Parcel | Piece
     bad_samples: list[BadSample]
 
 
@@ -211,21 +211,30 @@ class Result(NamedTuple):
 
 def encode_result(result: Result) -> bytes:
     """Turn a result into a message."""
-    made = [
-        (number, status, stream if isinstance(stream, bytes) else tuple(stream), [tuple(one) for one in buffers], bad)
-        for number, status, (stream, buffers), bad in result.made
-    ]
+    made = [(number, status, _plain(parcel), bad) for number, status, parcel, bad in result.made]
     return pickle.dumps((result.epoch, made, result.slots, [tuple(slot) for slot in result.new_slots], *result[4:]), 5)
 
 
 def decode_result(message: bytes) -> Result:
     """Turn a message back into a result."""
     epoch, fields, slots, new_slots, *rest = pickle.loads(message)
-    made = []
-    for number, status, stream, buffers, bad in fields:
-        where = stream if isinstance(stream, bytes) else Placement(*stream)
-        made.append(Made(number, status, Parcel(where, [Placement(*one) for one in buffers]), bad))
+    made = [Made(number, status, _parcel(*plain), bad) for number, status, plain, bad in fields]
     return Result(epoch, made, slots, [NewSlot(*slot) for slot in new_slots], *rest)
+
+
+def _plain(parcel: Parcel | Piece) -> tuple[Any, ...]:
+    if isinstance(parcel, Piece):
+        return tuple(parcel)
+    stream, buffers = parcel
+    return stream if isinstance(stream, bytes) else tuple(stream), [tuple(one) for one in buffers]
+
+
+def _parcel(first: Any, *rest: Any) -> Parcel | Piece:
+    if isinstance(first, dict):
+        return Piece(first, *rest)
+    (buffers,) = rest
+    where = first if isinstance(first, bytes) else Placement(*first)
+    return Parcel(where, [Placement(*one) for one in buffers])
 
 
 def worker_main(job: Job, worker_id: int, sock: socket.socket, begin: BeginEpoch) -> None:
@@ -354,9 +363,14 @@ class _Worker:
         if len(tasks) == 1 or self._fetch is None or not self._fetch.joins:
             return None
         try:
-            batches = self._fetch.together([task.index for task in tasks])
+            gathered = self._fetch.together([task.index for task in tasks])
+            with stage("handover"):
+                pieces = pack_rows(*gathered, self._pool, slots)
+            batches = gathered.batches() if pieces is None else []
         except Exception:  # one by one they tell which of them is to blame
             return None
+        if pieces is not None:
+            return [Made(task.number, Status.BATCH, piece, []) for task, piece in zip(tasks, pieces, strict=True)]
         with stage("handover"):
             return [
                 self._pack(task, Status.BATCH, batch, [], slots) for task, batch in zip(tasks, batches, strict=True)

@@ -2,7 +2,10 @@
 
 import collections
 import dataclasses
+import itertools
 import os
+import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -11,21 +14,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataflow.loaders import packing
-from dataflow.loaders.packing import pack, unpack
-from dataflow.loaders.slots import Holdings, Leases, SlotMap, SlotPool
+from dataflow.loaders.collate import Gathered
+from dataflow.loaders.packing import DIVERT_BYTES, pack, pack_rows, unpack
+from dataflow.loaders.slots import HELD_SLOTS, Holdings, Leases, SlotMap, SlotPool, Watch
 from dataflow.loaders.testing import Point
 
 
 def send(batch, max_slots=50):
     """Return the parcel and the trainer's slots, which have arrived."""
-    pool, slots = SlotPool(max_slots=max_slots, max_free=3, free_bytes=0), SlotMap(Holdings())
-    used = {}
+    pool, used = SlotPool(max_slots=max_slots, max_free=3, free_bytes=0), {}
     parcel = pack(batch, pool, used)
+    return parcel, ship(pool, used)
+
+
+def ship(pool, used, holdings=None):
+    """Return the trainer's leases of what is in the pool's slots."""
+    slots = SlotMap(holdings or Holdings())
     new, dropped, fds = pool.ship(used)
     assert not dropped
     for slot, fd in zip(new, fds, strict=True):
         slots.adopt(slot, fd)
-    return parcel, Leases(slots, used, shared=False)
+    return Leases(slots, used, shared=False)
 
 
 def travel(batch, max_slots=50):
@@ -209,3 +218,82 @@ def test_tensors_with_names_are_left_to_torch_which_refuses_them(monkeypatch, le
     assert torch.equal(travel(torch.ones(length + 1)), torch.ones(length + 1))
     with pytest.raises(RuntimeError, match="Named tensors"):
         travel(torch.ones(length))
+
+
+def send_rows(columns, ends, holdings=None):
+    """Return the pieces, after a pickle of all, and the trainer's leases."""
+    pool, used = SlotPool(max_slots=50, max_free=3, free_bytes=0), {}
+    pieces = pack_rows(columns, ends, pool, used)
+    return pickle.loads(pickle.dumps(pieces)), ship(pool, used, holdings)
+
+
+@given(
+    ends=st.lists(st.integers(1, 40), min_size=1, max_size=5),
+    dtypes=st.lists(
+        st.sampled_from(["bool", "uint8", "uint16", "int64", "float16", "float32", "complex64"]), max_size=4
+    ),
+    shape=st.lists(st.sampled_from([0, 1, 3, 200]), max_size=2),
+)
+def test_batches_that_were_gathered_together_arrive_as_what_each_is(ends, dtypes, shape):
+    ends = [0, *itertools.accumulate(ends)]
+    generator = np.random.default_rng(0)
+    columns = {
+        f"{number} {dtype}": generator.integers(0, 2, (ends[-1], *shape)).astype(dtype)
+        for number, dtype in enumerate(dtypes)
+    }
+    pieces, leases = send_rows(columns, ends)
+    arrived = [unpack(piece, leases) for piece in pieces]
+    for batch, expected in zip(arrived, Gathered(columns, ends).batches(), strict=True):
+        assert list(batch) == list(expected)
+        for name, tensor in batch.items():
+            assert_same(tensor, expected[name])
+            tensor.fill_(1)  # it may be written to
+    for batch in arrived:  # all of it, and nothing of the others
+        assert all(bool((tensor == 1).all()) for tensor in batch.values())
+
+
+def test_rows_lie_over_the_slot_but_for_few_of_them():
+    rows = DIVERT_BYTES // 8
+    columns = {"many": np.zeros(2 * rows), "few": np.zeros(2 * rows, np.float32)}
+    pieces, leases = send_rows(columns, [0, rows, 2 * rows])
+    first, second = (unpack(piece, leases) for piece in pieces)
+    apart = second["many"].data_ptr() - first["many"].data_ptr()
+    assert apart == DIVERT_BYTES
+    few, watch = first["few"], weakref.ref(leases[0].memory)
+    del first, second, leases
+    assert watch() is None  # who keeps a label does not keep the slot
+    assert not few.any()
+
+
+def test_rows_are_copied_for_a_caller_who_holds_too_much():
+    holdings = Holdings()
+    held = [np.zeros(1) for _ in range(HELD_SLOTS)]
+    holdings.ring.update({Watch(one): 1 for one in held})
+    pieces, leases = send_rows({"values": np.zeros((2, DIVERT_BYTES))}, [0, 1, 2], holdings)
+    batch, watch = unpack(pieces[0], leases), weakref.ref(leases[0].memory)
+    del leases
+    assert watch() is None
+    assert batch["values"].shape == (1, DIVERT_BYTES)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [["a", "b"], np.array(["a", "b"]), np.zeros((2, 9))[:, ::2], np.zeros(2, "datetime64[s]")],
+    ids=["a list", "strings", "not contiguous", "times"],
+)
+def test_columns_that_are_no_arrays_of_numbers_travel_batch_by_batch(column):
+    pool, used = SlotPool(max_slots=1, max_free=3, free_bytes=0), {}
+    assert pack_rows({"numbers": np.zeros(2), "other": column}, [0, 1, 2], pool, used) is None
+    assert used == {}
+
+
+def test_rows_for_which_there_is_no_slot_travel_batch_by_batch():
+    pool = SlotPool(max_slots=0, max_free=3, free_bytes=0)
+    assert pack_rows({"numbers": np.zeros(2)}, [0, 1, 2], pool, {}) is None
+
+
+def test_columns_are_named_once_for_all_pieces():
+    columns = {f"column {number}": np.zeros((16, 100)) for number in range(20)}
+    one, _ = send_rows(columns, [0, 16])
+    all_pieces, _ = send_rows(columns, list(range(17)))
+    assert len(pickle.dumps(all_pieces)) < 2 * len(pickle.dumps(one))

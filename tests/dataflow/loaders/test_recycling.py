@@ -34,6 +34,15 @@ def test_memory_comes_back_when_the_last_view_of_it_is_gone() -> None:
     assert address(other) != where
 
 
+def test_what_was_let_go_of_last_is_given_first() -> None:
+    recycler = Recycler()
+    first, last = recycler.allocate(RECYCLE_BYTES), recycler.allocate(RECYCLE_BYTES)
+    where = address(last)
+    del first, last  # in this order
+    for _ in range(3):
+        assert address(recycler.allocate(RECYCLE_BYTES)) == where  # still in the processor's cache
+
+
 def test_small_ones_are_left_to_the_allocator() -> None:
     assert Recycler().allocate(RECYCLE_BYTES - 1) is None
 
