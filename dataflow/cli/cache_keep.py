@@ -14,7 +14,7 @@ from connectors.objects import normalise_url
 from dataflow.cli.cache_client import SOCKET, connected
 from dataflow.cli.cache_usage import held
 from dataflow.cli.durations import DURATION
-from dataflow.cli.sizes import SIZE, format_size
+from dataflow.cli.sizes import SIZE, counted, format_size
 from dataflow.formats import open_source
 
 __all__ = ["evict", "pin", "resize", "unpin"]
@@ -69,13 +69,15 @@ def evict(*, url: str, address: str | None, dry_run: bool) -> None:
             rows = list(held(client, url, depth=0))
             blocks, size_bytes = sum(sum(row.blocks.values()) for row in rows), sum(row.pinned_bytes for row in rows)
             total_bytes = sum(sum(row.size_bytes.values()) for row in rows)
-            click.echo(f"{blocks} blocks, {format_size(total_bytes)}, of which {format_size(size_bytes)} are pinned")
+            click.echo(
+                f"{counted(blocks, 'block')}, {format_size(total_bytes)}, of which {format_size(size_bytes)} are pinned"
+            )
             return
         done = client.ask(EvictPrefix(url), Removed).evicted
-    click.echo(f"removed: {done.blocks} blocks, {format_size(done.size_bytes)}")
+    click.echo(f"removed: {counted(done.blocks, 'block')}, {format_size(done.size_bytes)}")
     if done.pinned or done.failed:
         raise click.ClickException(
-            f"{done.pinned} blocks stay because they are pinned, {done.failed} because they are on their way or a disk "
+            f"not removed: {counted(done.pinned, 'pinned block')}, and {done.failed:,} on their way or on a disk that "
             "does not let go of them"
         )
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from cache.verification import verify_directory
-from dataflow.cli.sizes import format_size
+from dataflow.cli.sizes import counted, format_size
 
 __all__ = ["verify"]
 
@@ -30,9 +30,10 @@ def verify(*, directories: tuple[str, ...], remove: bool) -> None:
                 progress.update(task, completed=found.folders, total=found.num_folders)
         for path in found.bad:
             click.echo(f"{'removed' if remove else 'bad'}: {path}")
-        others = f", {found.foreign} other files" if found.foreign else ""
+        others = f", {counted(found.foreign, 'other file')}" if found.foreign else ""
         click.echo(
-            f"{directory}: {found.blocks} blocks, {format_size(found.size_bytes)} right, {len(found.bad)} bad{others}"
+            f"{directory}: {counted(found.blocks, 'block')}, {format_size(found.size_bytes)} right, "
+            f"{len(found.bad):,} bad{others}"
         )
         bad += len(found.bad)
     raise SystemExit(1 if bad else 0)

@@ -6,7 +6,7 @@ import click
 
 from connectors.objects import normalise_url
 from dataflow.cli.cache_client import SOCKET, connected
-from dataflow.cli.sizes import format_size
+from dataflow.cli.sizes import counted, format_size
 from dataflow.cli.transfer_bar import transfer_bar
 from dataflow.dataset.warming import check_fits
 from dataflow.dataset.warming import warm as warm_index
@@ -37,8 +37,8 @@ def warm(*, url: str, address: str | None, check: bool) -> None:
                 if done.phase == "load":
                     loaded = done
     click.echo(
-        f"{loaded.num_blocks} blocks, {format_size(loaded.num_bytes)}: {format_size(loaded.fetched_bytes)} came from "
-        f"the origin, {format_size(loaded.kept_bytes)} were here"
+        f"{counted(loaded.num_blocks, 'block')}, {format_size(loaded.num_bytes)}: "
+        f"{format_size(loaded.fetched_bytes)} came from the origin, {format_size(loaded.kept_bytes)} were here"
     )
     if check:
         share = done.kept_bytes / done.num_bytes if done.num_bytes else 1.0

@@ -14,7 +14,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Column, Table
 
-from connectors.errors import BadInputError
+from connectors.errors import BadInputError, CorruptError
 from connectors.objects import normalise_url
 from dataflow.cli.sizes import format_size
 from dataflow.convert.reading import read_samples
@@ -85,10 +85,10 @@ def describe(dataset: Dataset, url: str, num_shown: int) -> dict[str, Any]:
 
 
 def _first_samples(dataset: Dataset, count: int) -> Sequence[Mapping[str, Any]]:
-    """Return samples for people to look at: also with nulls, for which an array of numbers has no place."""
+    """Return samples for people to look at: also damaged ones, and nulls, which have no place in an array."""
     try:
         return dataset.__getitems__(range(count))
-    except BadInputError:
+    except (BadInputError, CorruptError):
         columns = [_first_values(dataset.select([name]), name, count) for name in dataset.schema.names]
         return [dict(zip(dataset.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
 
@@ -96,11 +96,21 @@ def _first_samples(dataset: Dataset, count: int) -> Sequence[Mapping[str, Any]]:
 def _first_values(dataset: Dataset, name: str, count: int) -> list[Any]:
     try:
         return list(dataset.get_batch(range(count))[name])
+    except CorruptError:
+        return [_value_or_damage(dataset, name, sample) for sample in range(count)]
     except BadInputError:
         columns = [batch.column(name) for _, batch in read_samples(dataset, [name], np.arange(count))]
         if pa.types.is_temporal(dataset.schema.field(name).type):  # Python's have no nanoseconds
             columns = [column.cast(pa.string()) for column in columns]
         return [value for column in columns for value in column.to_pylist()]
+
+
+def _value_or_damage(dataset: Dataset, name: str, sample: int) -> Any:
+    try:
+        return dataset.get_batch([sample])[name][0]
+    except CorruptError:
+        ((_, batch),) = read_samples(dataset, [name], np.array([sample]))  # of a damaged block nothing can be shown
+        return f"damaged: {len(batch.column(name)[0].as_buffer())} bytes"
 
 
 def _manifest_facts(dataset: Dataset) -> dict[str, Any]:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["TextFormat", "TextSource"]
 
 BOM = codecs.BOM_UTF8
+# No text in UTF-8 begins so.
+_BOMS_OF_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # A larger record is refused.
 MAX_RECORD_BYTES = 256 << 20
 
@@ -266,8 +268,11 @@ def _parse(kind: str, records: memoryview, schema: pa.Schema | None, *, uri: str
         table = _PARSERS[kind](records, schema, _delimiter(uri))
         _ = table.column_names  # decoded when they are asked for
     except (pa.ArrowException, UnicodeDecodeError) as error:
+        reason: object = error
+        if records[:2] in _BOMS_OF_UTF16:
+            reason = "it is in UTF-16, and UTF-8 is needed; `iconv -f UTF-16 -t UTF-8` makes it so"
         raise CorruptError(
-            f"{uri} cannot be parsed as {kind} in the {len(records)} bytes from offset {offset}: {error}", uri=uri
+            f"{uri} cannot be parsed as {kind} in the {len(records)} bytes from offset {offset}: {reason}", uri=uri
         ) from error
     return table
 

@@ -96,13 +96,21 @@ def test_a_data_set_is_pinned_by_its_real_size_for_as_long_as_was_said(run, data
     assert pin["size_bytes"] == whole["size_bytes"]
     # Memory may be pinned to four fifths.
     assert whole["pinned_bytes"] > whole["tiers"]["disk"]["size_bytes"]
-    assert "blocks stay because they are pinned" in run("evict", dataset, code=1)
+    assert "not removed: 13 pinned blocks, and 0 on their way" in run("evict", dataset, code=1)
     assert "no longer pinned" in run("unpin", dataset)
     assert "not pinned" in run("unpin", dataset, code=NotFoundError)
     before = run("evict", dataset, "--dry-run")
     assert before.startswith("13 blocks")
     assert "removed: 13 blocks" in run("evict", dataset)
     assert rows(run("du", dataset, "--json"))[0]["blocks"] == 0
+
+
+def test_one_block_is_counted_as_one(run, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"x": 1}\n')
+    place = str(tmp_path / "a.jsonl")
+    assert "\n1 block, 9 B: " in run("warm", place)
+    assert run("evict", place, "--dry-run").startswith("1 block, ")
+    assert "removed: 1 block, " in run("evict", place)
 
 
 def test_folders_objects_and_what_is_not_there_yet_can_be_pinned(run, tmp_path):

@@ -116,6 +116,16 @@ def test_inspect_names_the_codec_of_media(tmp_path: Path) -> None:
     assert report["samples"] == [{"x": f"{len(sounds[0])} bytes of flac"}, {"x": "5 bytes"}]
 
 
+def test_inspect_shows_that_a_sample_is_damaged_and_goes_on(images: Path, tmp_path: Path) -> None:
+    victim = images / "class-0" / "03.png"
+    victim.write_bytes(victim.read_bytes()[:40])
+    run("convert", images, tmp_path / "out", "--quiet")
+    for place in (images, tmp_path / "out"):
+        samples = json.loads(run("inspect", place, "--json"))["samples"]
+        assert [sample["image"] for sample in samples] == ["uint8[8, 8]", "damaged: 40 bytes", "uint8[8, 8]"]
+        assert [sample["label"] for sample in samples] == [0] * 3
+
+
 def test_a_format_that_no_name_gives_away_is_told(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / "in" / "a").mkdir(parents=True, exist_ok=True)

@@ -234,6 +234,14 @@ def test_text_that_is_not_utf_8_is_named(tmp_path: Path, name: str) -> None:
         open_dataset(tmp_path)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.csv"])
+def test_text_in_utf_16_is_refused_by_that_name(tmp_path: Path, name: str, encoding: str) -> None:
+    (tmp_path / name).write_bytes('\ufeff{"x": 1}\n{"x": 2}\n'.encode(encoding))
+    with pytest.raises(CorruptError, match=rf"{name} cannot be parsed .*: it is in UTF-16, and UTF-8 is needed"):
+        open_dataset(tmp_path)
+
+
 def test_a_csv_row_of_another_length_is_named(tmp_path: Path) -> None:
     put(tmp_path / "a.csv", "a,b\n" + "1,2\n" * 100 + "1\n")
     with pytest.raises(CorruptError, match=r"a\.csv cannot be parsed as csv .*Expected 2 columns, got 1"):
