@@ -1,11 +1,7 @@
 """Datasets of the HuggingFace library on disk: Arrow IPC streams, and JSON beside them that says which and of what.
 
 What `save_to_disk` writes is recognised by `state.json`, what lies in the library's cache by `dataset_info.json`. Every
-record batch is a block. A scan reads the metadata of each message and steps over its body:
-
-    0xFFFFFFFF | int32 length | flatbuffer `Message` with type, number of rows and length of the body | body
-
-https://arrow.apache.org/docs/format/Columnar.html#encapsulated-message-format and format/Message.fbs
+record batch is a block (`record_batches`).
 
 Images, audio and video (structs of bytes and path) become such fields, class labels keep their names; other features
 are what Arrow holds.
@@ -15,8 +11,7 @@ from __future__ import annotations
 
 import base64
 import json
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +19,7 @@ import pyarrow as pa
 
 from connectors.errors import BadInputError, CorruptError
 from dataflow.formats.fields import label_field, media_field, storable_schema
-from dataflow.formats.ranges import RangeFile
+from dataflow.formats.record_batches import read_batch, scan_batches
 from dataflow.formats.scan import BlockTable, Scan, remembered
 
 if TYPE_CHECKING:
@@ -35,9 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["HuggingfaceFormat", "HuggingfaceSource"]
 
 STATE, INFO, SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
-MARK = b"\xff\xff\xff\xff"
-SCHEMA, DICTIONARY, BATCH = 1, 2, 3
-MAX_METADATA_BYTES = 64 << 20
 _MEDIA = {"Audio": "audio", "Image": "image", "Video": "video"}
 
 
@@ -64,14 +56,7 @@ class HuggingfaceSource:
     def decode(self, block: int, data: memoryview) -> pa.RecordBatch:
         """Return the record batch that `data` is; without compression its columns are views of `data`."""
         ref = self.index.block_ref(block)
-        try:
-            batch = pa.ipc.read_record_batch(pa.py_buffer(data), self.stored)
-            batch.validate(full=True)  # there are no checksums: at least no value reaches into another one
-        except (pa.ArrowException, OSError, EOFError) as error:
-            raise CorruptError(
-                f"block {block} ({ref.length} bytes at offset {ref.offset} of {ref.uri}) is no record batch: {error}",
-                uri=ref.uri,
-            ) from error
+        batch = read_batch(data, self.stored, ref)
         pairs = zip(batch.columns, self.schema, strict=True)
         return pa.RecordBatch.from_arrays([_column(*pair, ref.uri) for pair in pairs], schema=self.schema)
 
@@ -138,85 +123,14 @@ def _read_json(place: Place, meta: ObjectMeta) -> dict[str, Any]:
 def _scan(place: Place, files: Sequence[ObjectMeta]) -> Scan:
     table, stored = BlockTable(), None
     for shard, meta in enumerate(files):
-        uri, found = place.uri(meta), None
-        for offset, length, kind, num_rows, metadata in _messages(place, meta):
-            if kind == SCHEMA and found is None:
-                found = _read_schema(metadata, uri)
-                if stored is not None and not found.equals(stored):
-                    raise BadInputError(f"{uri} has another schema than the files before it", uri=uri)
-                stored = stored or found
-            elif kind == BATCH and found is not None:
-                if num_rows:
-                    table.add(shard, offset, length, num_rows)
-            elif kind == DICTIONARY:
-                raise BadInputError(f"{uri} has dictionary-encoded fields; cast them to plain ones", uri=uri)
-            else:
-                raise CorruptError(f"{uri} has a message of type {kind} at offset {offset}", uri=uri)
-        if found is None:
-            raise CorruptError(f"{uri} has no schema", uri=uri)
+        found, _ = scan_batches(place, meta, table, shard)
+        if stored is not None and not found.equals(stored):
+            uri = place.uri(meta)
+            raise BadInputError(f"{uri} has another schema than the files before it", uri=uri)
+        stored = stored or found
     assert stored is not None
     encoded = base64.b64encode(stored.serialize().to_pybytes()).decode()
     return Scan(table.finish(), _schema(stored), {"stored": encoded})
-
-
-def _messages(place: Place, meta: ObjectMeta) -> Iterator[tuple[int, int, int, int, bytes]]:
-    """Yield offset, length, type, number of rows and own bytes (without the body) of every message of a stream."""
-    uri, file, offset = place.uri(meta), RangeFile(place, meta), 0
-    while offset < meta.size_bytes:
-        file.seek(offset)
-        head = file.read(8)
-        size_bytes = int.from_bytes(head[4:], "little", signed=True)
-        if len(head) < 8 or head[:4] != MARK or not 0 <= size_bytes <= MAX_METADATA_BYTES:
-            raise CorruptError(f"{uri} is damaged: there is no Arrow message at offset {offset}", uri=uri)
-        if size_bytes == 0:
-            return  # the end of the stream
-        metadata = file.read(size_bytes)
-        try:
-            kind, num_rows, body_bytes = _describe(metadata)
-        except (struct.error, IndexError) as error:
-            raise CorruptError(f"the message at offset {offset} of {uri} is damaged: {error}", uri=uri) from error
-        length = 8 + size_bytes + body_bytes
-        if body_bytes < 0 or num_rows < 0 or offset + length > meta.size_bytes:
-            raise CorruptError(f"{uri} is cut off inside the message at offset {offset}", uri=uri)
-        yield offset, length, kind, num_rows, head + metadata
-        offset += length
-
-
-def _describe(metadata: bytes) -> tuple[int, int, int]:
-    """Return type, number of rows (of a record batch) and length of the body from a flatbuffer `Message`."""
-    message = struct.unpack_from("<I", metadata)[0]
-    kind = _scalar(metadata, message, 1, "<B")
-    body_bytes = _scalar(metadata, message, 3, "<q")
-    if kind != BATCH:
-        return kind, 0, body_bytes
-    place = _place(metadata, message, 2)
-    batch = place + struct.unpack_from("<I", metadata, place)[0]
-    return kind, _scalar(metadata, batch, 0, "<q"), body_bytes
-
-
-def _place(buffer: bytes, table: int, slot: int) -> int:
-    """Return where a field of a flatbuffer table is; 0 where it has its default.
-
-    https://flatbuffers.dev/internals: a table begins with the signed distance to its vtable, which is
-    uint16 size | uint16 size of the table | uint16 place of every field
-    """
-    vtable = table - struct.unpack_from("<i", buffer, table)[0]
-    if 4 + 2 * slot >= struct.unpack_from("<H", buffer, vtable)[0]:
-        return 0
-    relative = struct.unpack_from("<H", buffer, vtable + 4 + 2 * slot)[0]
-    return int(table + relative) if relative else 0
-
-
-def _scalar(buffer: bytes, table: int, slot: int, kind: str) -> int:
-    place = _place(buffer, table, slot)
-    return int(struct.unpack_from(kind, buffer, place)[0]) if place else 0
-
-
-def _read_schema(message: bytes, uri: str) -> pa.Schema:
-    try:
-        return pa.ipc.read_schema(pa.py_buffer(message))
-    except (pa.ArrowException, OSError, EOFError) as error:
-        raise CorruptError(f"{uri} has no readable schema: {error}", uri=uri) from error
 
 
 def _schema(stored: pa.Schema) -> pa.Schema:

@@ -2,6 +2,8 @@
 
     item: uint32 size of every leaf | leaves in the order of `data_format`
 
+Mappings of plain values have chunks of another kind (`litdata_rows`).
+
 A block is about 1 MiB of items as they are stored; a chunk that is compressed as a whole is one. Items are mappings,
 tuples, lists or single leaves; mappings inside mappings, encodings that run code when they are read (`pickle`),
 encrypted chunks and token streams (whose samples only their reader cuts) are refused. Arrays of two and more axes must
@@ -24,6 +26,7 @@ import pyarrow as pa
 from connectors.errors import BadInputError, CorruptError
 from dataflow.formats.fields import media_field, tensor_field
 from dataflow.formats.litdata_chunks import Wrap, find_blocks, unwrap, wrap_of
+from dataflow.formats.litdata_rows import LitdataRowsSource, has_rows, rows_source, scan_rows
 from dataflow.formats.scan import BLOCK_BYTES, BlockTable, Scan, remembered
 
 if TYPE_CHECKING:
@@ -35,9 +38,9 @@ __all__ = ["LitdataFormat", "LitdataSource"]
 
 INDEX_NAME = "index.json"
 # litdata.constants: numbers of types in the headers of arrays and in the names of encodings.
-NUMPY = ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+NUMPY = dict(enumerate(("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"))) | {13: "?"}
 TORCH = {0: "f4", 1: "f4", 2: "f8", 3: "f8", 8: "f2", 9: "f2", 11: "u1", 12: "i1"} | {
-    13: "i2", 14: "i2", 15: "i4", 16: "i4", 17: "i8", 18: "i8", 20: "u2"
+    13: "i2", 14: "i2", 15: "i4", 16: "i4", 17: "i8", 18: "i8", 19: "?", 20: "u2"
 }  # fmt: skip
 
 
@@ -54,6 +57,7 @@ class _Config(msgspec.Struct):
     compression: str | None = None
     compression_level: str | None = None
     encryption: Any = None
+    types: Any = None
 
 
 class _Index(msgspec.Struct):
@@ -107,7 +111,7 @@ class LitdataFormat:
 
     name = "litdata"
 
-    def open(self, place: Place) -> LitdataSource | None:
+    def open(self, place: Place) -> LitdataSource | LitdataRowsSource | None:
         """Read `index.json` and the tables of the chunks; None where there is no such index.
 
         Raises:
@@ -124,14 +128,17 @@ class LitdataFormat:
                 f"{uri} describes encrypted chunks, or streams of tokens; write them plain, as items", uri=uri
             )
         wrap = wrap_of(config.compression, config.compression_level)
+        # Of a chunk that is compressed as a whole, the size is told before that.
+        sizes = ((chunk.filename, None if wrap == "chunk" else chunk.chunk_bytes) for chunk in index.chunks)
+        files = place.expected(sizes, uri)
+        if config.types is not None and files and has_rows(place, files[0]):
+            counts = [chunk.chunk_size for chunk in index.chunks]
+            return rows_source(*remembered(place, self.name, files, lambda: scan_rows(place, counts, files)))
         if wrap is None:
             raise BadInputError(
                 f"{uri}: compression {config.compression!r} by {config.compression_level!r} is not supported", uri=uri
             )
         names = _names(config.data_spec, len(config.data_format), uri)
-        # Of a chunk that is compressed as a whole, the size is told before that.
-        sizes = ((chunk.filename, None if wrap == "chunk" else chunk.chunk_bytes) for chunk in index.chunks)
-        files = place.expected(sizes, uri)
         for encoding in config.data_format:
             if encoding.partition(":")[0] not in _LEAVES:
                 raise BadInputError(

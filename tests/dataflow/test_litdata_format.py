@@ -255,3 +255,87 @@ def test_a_chunk_that_changes_under_the_reader_is_an_error(copy: Path) -> None:
     (copy / LAST).write_bytes((copy / LAST).read_bytes() + b"\0")
     with pytest.raises(DataError, match=LAST):
         dataset[COUNT - 1]
+
+
+def rows_chunk(rows: list[dict], *, stream: bool = False, compression: str | None = None) -> bytes:
+    """A chunk of rows, as the library writes mappings of plain values; batches of two rows instead of 256."""
+    table, sink = pa.Table.from_pylist(rows), pa.BufferOutputStream()
+    new = pa.ipc.new_stream if stream else pa.ipc.new_file
+    with new(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+        writer.write_table(table, max_chunksize=2)
+    arrow, head = sink.getvalue().to_pybytes(), 4 * (len(rows) + 2)
+    table_of_items = struct.pack(f"<{len(rows) + 2}I", len(rows), *[head] * (len(rows) + 1))
+    return table_of_items + arrow + struct.pack("<I", len(arrow)) + b"LDARW01\0"
+
+
+def write_rows(path: Path, *chunks: bytes, **config: object) -> Path:
+    path.mkdir()
+    told = []
+    for number, data in enumerate(chunks):
+        name, count = f"chunk-0-{number}.bin", int.from_bytes(data[:4], "little")
+        (path / name).write_bytes(data)
+        told.append({"chunk_bytes": len(data), "chunk_size": count, "dim": None, "filename": name})
+    tree = {"type": "builtins.dict", "context": '["n"]', "children_spec": [{"type": None, "context": None}]}
+    told_of_all = {"data_format": ["json"], "data_spec": json.dumps([1, tree]), "types": {"n": "int"}} | config
+    (path / "index.json").write_text(json.dumps({"chunks": told, "config": told_of_all}))
+    return path
+
+
+ROWS = [{"n": n, "t": f"é{n}", "b": bytes(n), "none": None, "deep": {"a": [n, None], "s": "x"}} for n in range(5)]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_chunks_of_rows_are_read(tmp_path: Path, stream: bool, compression: str | None) -> None:
+    chunks = [rows_chunk(rows, stream=stream, compression=compression) for rows in (ROWS, ROWS[1:4])]
+    path = write_rows(tmp_path / "set", *chunks, compression=compression, compression_level="chunk")
+    dataset = open_dataset(path)
+    assert [dataset[number] for number in range(len(dataset))] == ROWS + ROWS[1:4]
+    assert dataset.index.num_blocks == 5
+    assert open_dataset(path)[6] == ROWS[2]  # from the scan that was kept
+
+
+def test_chunks_of_rows_have_the_types_of_all_of_them(tmp_path: Path) -> None:
+    first = [{"n": 1, "deep": {"a": 1}, "none": None}]
+    second = [{"n": 0.5, "deep": {"a": 2, "b": "x"}, "none": "text", "more": "x"}]
+    dataset = open_dataset(write_rows(tmp_path / "set", rows_chunk(first), rows_chunk(second)))
+    assert dataset[0] == {"n": 1.0, "deep": {"a": 1, "b": None}, "none": None, "more": None}
+    assert dataset[1] == second[0]
+
+
+def test_chunks_of_rows_that_do_not_fit_each_other_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="types that do not fit"):
+        open_dataset(write_rows(tmp_path / "types", rows_chunk([{"n": 1}]), rows_chunk([{"n": "text"}])))
+    plain = (THEIRS / LAST).read_bytes()
+    with pytest.raises(BadInputError, match=r"chunk-0-1\.bin holds no rows"):
+        open_dataset(write_rows(tmp_path / "kinds", rows_chunk([{"n": 1}]), plain))
+    large = write_rows(tmp_path / "large", rows_chunk([{"n": 2**60 + 1}]), rows_chunk([{"n": 0.5}]))
+    with pytest.raises(BadInputError, match=r"chunk-0-0\.bin does not fit the types"):
+        open_dataset(large)[0]
+
+
+def test_damaged_chunks_of_rows_are_named(tmp_path: Path) -> None:
+    whole = rows_chunk(ROWS)
+    told_more = whole[:-12] + struct.pack("<I", len(whole)) + whole[-8:]
+    with pytest.raises(CorruptError, match=r"chunk-0-0\.bin is damaged"):
+        open_dataset(write_rows(tmp_path / "long", told_more))
+    one_less = (4).to_bytes(4, "little") + whole[4:]
+    with pytest.raises(CorruptError, match="has 5 rows, the index says 4"):
+        open_dataset(write_rows(tmp_path / "count", one_less))
+
+
+def test_arrays_of_booleans_are_read(tmp_path: Path) -> None:
+    leaves = [struct.pack("<III", 13, 1, 3) + b"\1\0\1", struct.pack(">III", 19, 1, 2) + b"\0\1", b"\1\0", b"\0"]
+    item = struct.pack("<4I", *map(len, leaves)) + b"".join(leaves)
+    data = struct.pack("<III", 1, 12, 12 + len(item)) + item
+    children = [{"type": None, "context": None, "children_spec": []}] * 4
+    tree = json.dumps([1, {"type": "builtins.list", "context": "null", "children_spec": children}])
+    kinds = ["numpy", "tensor", "no_header_numpy:13", "no_header_tensor:19"]
+    row = open_dataset(write_rows(tmp_path / "set", data, data_format=kinds, data_spec=tree))[0]
+    assert [np.asarray(row[name]).tolist() for name in "0123"] == [
+        [True, False, True],
+        [False, True],
+        [True, False],
+        [False],
+    ]
+    assert row["0"].dtype == np.bool_
