@@ -461,6 +461,17 @@ async def test_two_ranks_share_what_both_will_read(origin: Origin) -> None:
     assert len(origin.asked) == 40
 
 
+async def test_what_waits_in_the_ring_for_several_plans_takes_its_place_in_the_window_once(origin: Origin) -> None:
+    table = await origin.table(1)
+    async with running(origin) as engine:
+        await read(engine, table, 0)
+        for _ in range(2):
+            planned(engine, table, [0])
+            assert counts(engine)["ahead_bytes"] == BLOCK
+        await read(engine, table, 0, 0)
+        assert counts(engine)["ahead_bytes"] == 0
+
+
 async def test_a_block_larger_than_the_window_is_left_to_its_reader(origin: Origin) -> None:
     table = await origin.table(10)
     async with running(origin, ring_bytes=BLOCK) as engine:
