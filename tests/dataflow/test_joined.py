@@ -85,6 +85,29 @@ def test_native_datasets_of_one_schema_gather_columns_as_their_samples_say(tmp_p
     assert batch["number"].tolist() == columns["number"].tolist()
 
 
+class Columns(Named):
+    schema = None
+
+    def __init__(self, values: np.ndarray) -> None:
+        super().__init__("columns", len(values))
+        self.values = values
+
+    def get_batch(self, numbers: list[int]) -> dict[str, np.ndarray]:
+        return {"values": self.values[numbers]}
+
+
+@pytest.mark.parametrize("others", [np.full((2, 3), 7, np.int32), np.full((2, 2), 7.5, np.float32)])
+def test_columns_that_differ_in_shape_or_type_are_gathered_as_a_list_of_what_each_had(others: np.ndarray) -> None:
+    joined = JoinedDataset([Columns(np.zeros((2, 2), np.int32)), Columns(others)])
+    values = joined.get_batch([3, 0, 2])["values"]
+    assert [(value.dtype, value.tolist()) for value in values] == [
+        (others.dtype, others[1].tolist()),
+        (np.dtype(np.int32), [0, 0]),
+        (others.dtype, others[0].tolist()),
+    ]
+    assert isinstance(values, list)
+
+
 def test_datasets_of_different_schemas_are_joined_sample_by_sample(tmp_path: Path) -> None:
     first = native(tmp_path / "a", pa.schema([("number", pa.int64())]), 0)
     second = native(tmp_path / "b", pa.schema([("number", pa.int32())]), 0)
