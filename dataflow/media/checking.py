@@ -14,8 +14,8 @@ from dataflow.media.video import insist_on_av, open_video
 
 __all__ = ["decodes", "insist_on_decoder"]
 
-# What Pillow raises for files that are not images, or are damaged or too large.
-_UNDECODABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+# What Pillow raises for files that are not images, or are damaged (RuntimeError: AVIF) or too large.
+_UNDECODABLE = (OSError, SyntaxError, ValueError, RuntimeError, struct.error, Image.DecompressionBombError)
 
 
 def insist_on_decoder(kind: str) -> None:

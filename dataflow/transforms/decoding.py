@@ -16,7 +16,7 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from connectors.errors import CorruptError
 from dataflow.transforms.crops import Region
@@ -29,8 +29,8 @@ _JPEG_SCALES: tuple[int, ...] = (8, 4, 2, 1)
 
 _Data: TypeAlias = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
 
-# What Pillow raises for files that are not images, or are damaged or too large.
-_UNDECODABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+# What Pillow raises for files that are not images, or are damaged (RuntimeError: AVIF) or too large.
+_UNDECODABLE = (OSError, SyntaxError, ValueError, RuntimeError, struct.error, Image.DecompressionBombError)
 _EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV"}
 
 
@@ -89,6 +89,8 @@ class _PillowImage:
     def __init__(self, raw: npt.NDArray[np.uint8]) -> None:
         try:
             self._image = Image.open(io.BytesIO(raw.data))
+        except UnidentifiedImageError as error:  # its text is about the object that holds the bytes
+            raise CorruptError("not a readable image: Pillow does not know what it is") from error
         except _UNDECODABLE as error:
             raise CorruptError(f"not a readable image: {error}") from error
         self.width, self.height = self._image.size

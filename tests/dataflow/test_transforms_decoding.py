@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
 from connectors.errors import CorruptError
+from dataflow.media.checking import decodes
 from dataflow.transforms import Region, decoding, turbojpeg
 from dataflow.transforms.decoding import open_image
 
@@ -125,8 +126,20 @@ def test_any_buffer_will_do(make) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"\xff\xd8\xff\xe0 but no more", b"RIFF", b"no image at all"])
 def test_what_is_no_image_says_so(data: bytes) -> None:
-    with pytest.raises(CorruptError, match="not a readable image"):
+    with pytest.raises(CorruptError, match="not a readable image") as raised:
         open_image(data).decode(Region(0, 0, 1, 1))
+    assert "BytesIO" not in str(raised.value)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_a_damaged_avif_file_is_damaged() -> None:
+    """Pillow raises RuntimeError for it."""
+    file = encoded(picture(24, 24), "AVIF")
+    damaged = file.replace(b"av01", b"av02")
+    assert decodes("image", file)
+    assert not decodes("image", damaged)
+    with pytest.raises(CorruptError, match="not a readable image"):
+        open_image(damaged).decode(Region(0, 0, 24, 24))
 
 
 def test_a_file_that_ends_early_is_damaged_where_it_is_needed() -> None:
