@@ -63,6 +63,13 @@ def bench(
         )
         say = (lambda stats: click.echo(stats.progress_line, err=True)) if progress else None
         found = measure_loader(loader, steps=steps, model_s=model_ms / 1000, on_step=say)
+    except RuntimeError as error:
+        if "equal size" not in str(error):  # as torch says it of tensors and of lists
+            raise
+        raise click.ClickException(
+            "samples differ in size and make no batch as they are: leave fields out with --columns, or convert with a "
+            "--map that makes them equal; a loader of yours, with its transform, says the same in loader.stats()"
+        ) from error
     finally:
         dataset.reader.close()
     if as_json:

@@ -80,7 +80,10 @@ class Expression:
         try:
             result = self._evaluate(self._parse(), batch)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-            raise BadInputError(f"the filter {self.text!r} cannot be evaluated: {error}") from error
+            schema = batch.schema
+            types = (f"{name!r} is {schema.field(name).type}" for name in self.fields(schema.names))
+            reasons = "; ".join([str(error), *types])
+            raise BadInputError(f"the filter {self.text!r} cannot be evaluated: {reasons}") from error
         if isinstance(result, pa.Scalar):
             result = pa.repeat(result, batch.num_rows)
         if not pa.types.is_boolean(result.type):

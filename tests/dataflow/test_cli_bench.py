@@ -47,6 +47,15 @@ def test_each_rank_walks_its_part(url, monkeypatch):
     assert (found["rank"], found["samples"]) == (1, 20)
 
 
+@pytest.mark.parametrize("samples", [["[1]", "[1, 2]"], ["[[1]]", "[[1], [2]]"]])
+def test_samples_that_make_no_batch_are_refused_with_what_to_do(tmp_path, samples):
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"x": {value}}}\n' for value in samples))
+    result = run(str(tmp_path), "--batch", "2", "--steps", "1", "--workers", "0")
+    assert result.exit_code == 1, result.output
+    assert "samples differ in size and make no batch" in result.output
+    assert "--columns" in result.output
+
+
 def test_a_field_that_is_not_there_is_named(url):
     result = run(url, "--columns", "colour", "--workers", "0")
     assert result.exit_code == 2
