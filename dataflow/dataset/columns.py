@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import math
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
@@ -25,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from connectors.errors import BadInputError, CorruptError
 from dataflow.dataset.rows import address_of, rows_at
 from dataflow.formats.fields import field_kind
-from dataflow.media.pictures import CHANNELS, target_mode
+from dataflow.media.pictures import CHANNELS, UNDECODABLE, target_mode
 
 __all__ = ["Allocate", "Column", "Joins", "Selection", "column_of", "is_rowwise"]
 
@@ -308,14 +307,14 @@ class ImageColumn:
             return Image.open(io.BytesIO(file))
         except UnidentifiedImageError as error:  # its text is about the object that holds the bytes
             raise self._undecodable("Pillow does not know what it is", place, selection) from error
-        except _UNDECODABLE as error:
+        except UNDECODABLE as error:
             raise self._undecodable(error, place, selection) from error
 
     def _pixels(self, image: Image.Image, place: int, selection: Selection) -> npt.NDArray[np.uint8]:
         try:
             target = target_mode(image)
             return np.array(image if target == image.mode else image.convert(target))
-        except _UNDECODABLE as error:
+        except UNDECODABLE as error:
             raise self._undecodable(error, place, selection) from error
 
     def _undecodable(self, reason: object, place: int, selection: Selection) -> CorruptError:
@@ -348,9 +347,6 @@ class ObjectColumn:
 
 
 _BOOL = np.dtype(np.bool_)
-
-# What Pillow raises for files that are not images, or are damaged or too large.
-_UNDECODABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 
 
 def _shape(image: Image.Image | None) -> tuple[int, ...] | None:

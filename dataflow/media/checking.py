@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import io
-import struct
 
 from PIL import Image
 
 from connectors.errors import BadInputError, CorruptError
 from dataflow.media.audio import insist_on_soundfile, open_audio
+from dataflow.media.pictures import UNDECODABLE
 from dataflow.media.sniffing import MEDIA_KINDS
 from dataflow.media.video import insist_on_av, open_video
 
 __all__ = ["decodes", "insist_on_decoder"]
-
-# What Pillow raises for files that are not images, or are damaged (RuntimeError: AVIF) or too large.
-_UNDECODABLE = (OSError, SyntaxError, ValueError, RuntimeError, struct.error, Image.DecompressionBombError)
 
 
 def insist_on_decoder(kind: str) -> None:
@@ -42,6 +39,6 @@ def decodes(kind: str, data: bytes | memoryview) -> bool:
         else:
             with Image.open(io.BytesIO(data)) as image:
                 image.load()
-    except (CorruptError, *_UNDECODABLE):
+    except (CorruptError, *UNDECODABLE):
         return False
     return True

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import struct
 
-if TYPE_CHECKING:
-    from PIL import Image
+from PIL import Image
 
-__all__ = ["CHANNELS", "target_mode"]
+__all__ = ["CHANNELS", "UNDECODABLE", "target_mode"]
 
 CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
+# What Pillow raises for files that are not images, or are damaged (RuntimeError: AVIF) or too large.
+UNDECODABLE = (OSError, SyntaxError, ValueError, RuntimeError, struct.error, Image.DecompressionBombError)
 
 
 def target_mode(image: Image.Image) -> str:

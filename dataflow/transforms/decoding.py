@@ -11,7 +11,6 @@ decoded whole and then cut. Orientation tags are not applied, transparency is dr
 from __future__ import annotations
 
 import io
-import struct
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from connectors.errors import CorruptError
+from dataflow.media.pictures import UNDECODABLE
 from dataflow.transforms.crops import Region
 from dataflow.transforms.turbojpeg import Header, Turbo, turbo
 
@@ -29,8 +29,6 @@ _JPEG_SCALES: tuple[int, ...] = (8, 4, 2, 1)
 
 _Data: TypeAlias = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
 
-# What Pillow raises for files that are not images, or are damaged (RuntimeError: AVIF) or too large.
-_UNDECODABLE = (OSError, SyntaxError, ValueError, RuntimeError, struct.error, Image.DecompressionBombError)
 _EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV"}
 
 
@@ -91,7 +89,7 @@ class _PillowImage:
             self._image = Image.open(io.BytesIO(raw.data))
         except UnidentifiedImageError as error:  # its text is about the object that holds the bytes
             raise CorruptError("not a readable image: Pillow does not know what it is") from error
-        except _UNDECODABLE as error:
+        except UNDECODABLE as error:
             raise CorruptError(f"not a readable image: {error}") from error
         self.width, self.height = self._image.size
         # MPO: a JPEG with more pictures behind it, as phones and cameras write; the first one is looked at.
@@ -107,5 +105,5 @@ class _PillowImage:
             left, top = region.left, region.top
             part = image.crop((left, top, left + region.width, top + region.height))
             return np.asarray(part if part.mode == "RGB" else part.convert("RGB"))
-        except _UNDECODABLE as error:
+        except UNDECODABLE as error:
             raise CorruptError(f"not a readable image: {error}") from error

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
 from cache.access import open_reader
 from connectors.errors import BadInputError, CorruptError, NotFoundError
@@ -327,6 +327,17 @@ def test_a_damaged_image_is_named_whether_its_header_can_be_read_or_not(tmp_path
     for damaged in (3, 4):
         with pytest.raises(CorruptError, match=f"field 'image' of sample {damaged} is not a readable image"):
             dataset.get_batch([2, damaged, 0])
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_a_damaged_avif_file_is_damaged(tmp_path: Path) -> None:
+    """Pillow raises RuntimeError for it."""
+    file = io.BytesIO()
+    Image.new("RGB", (24, 24)).save(file, "avif")
+    with ShardWriter(tmp_path / "set", pa.schema([image_field("image")])) as writer:
+        writer.write({"image": file.getvalue().replace(b"av01", b"av02")})
+    with pytest.raises(CorruptError, match="field 'image' of sample 0 is not a readable image"):
+        open_dataset(tmp_path / "set")[0]
 
 
 @pytest.mark.parametrize("numbers", [[2], [0, 2, 1], [2, 0, 2, 1, 0, 1, 0, 1, 0, 1, 0]])
