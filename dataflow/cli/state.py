@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import operator
 import pickle
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,12 @@ def _load_checkpoint(file: Path) -> Any:
     try:
         return read_checkpoint(file)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise BadInputError(f"{file} is neither JSON nor a checkpoint of torch: {error}") from error
+        if not zipfile.is_zipfile(file):
+            raise BadInputError(f"{file} is neither JSON nor a checkpoint of torch") from error
+        raise BadInputError(
+            f"{file} cannot be read: it is damaged, or holds objects of classes that torch does not know; save the "
+            "loader's state to a file of its own, with json or torch.save"
+        ) from error
 
 
 def _find(content: Any, name: str, depth: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -1,8 +1,10 @@
+import argparse
 import copy
 import functools
 import json
 import operator
 import re
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -178,6 +180,46 @@ def test_a_file_without_a_state_is_refused(tmp_path, content, message):
     result = run("show", file)
     assert result.exit_code == 2
     assert message in result.output
+
+
+@pytest.mark.skipif(not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"), reason="torch before 2.6")
+@pytest.mark.parametrize(
+    "other",
+    [argparse.Namespace(rate=1), functools.partial(print, 1), Path("here"), torch.nn.Linear(2, 2), print],
+    ids=["namespace", "partial", "path", "module", "function"],
+)
+def test_other_objects_in_a_checkpoint_are_passed_over(tmp_path, loader, other):
+    torch.save({"arguments": other, "loader": loader.state_dict()}, tmp_path / "model.ckpt")
+    assert json.loads(run("show", tmp_path / "model.ckpt", "--json").output) == loader.state_dict()
+
+
+class _RunsCode:
+    def __reduce__(self):
+        return exec, ("open('run', 'w')",)
+
+
+class _Rows(list):
+    pass
+
+
+def test_nothing_of_a_checkpoint_is_run(tmp_path, loader, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"other": _RunsCode(), "loader": loader.state_dict()}, "model.ckpt")
+    run("show", "model.ckpt")
+    assert not Path("run").exists()
+
+
+def test_a_checkpoint_that_cannot_be_read_without_running_it_says_what_to_do(tmp_path, loader):
+    torch.save({"other": _Rows([1]), "loader": loader.state_dict()}, tmp_path / "model.ckpt")
+    result = run("show", tmp_path / "model.ckpt")
+    assert result.exit_code == 2
+    assert "save the loader's state to a file of its own" in words_of(result)
+    assert "weights_only" not in result.output  # torch's advice is to run it
+
+
+def test_a_checkpoint_of_the_form_before_zip_files_is_read(tmp_path, loader):
+    torch.save(loader.state_dict(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert run("show", tmp_path / "old.pt").exit_code == 0
 
 
 def test_two_states_in_one_file_are_named(tmp_path, loader):
