@@ -68,7 +68,7 @@ def bench(
             raise
         raise click.ClickException(
             "samples differ in size and make no batch as they are: leave fields out with --columns, or convert with a "
-            "--map that makes them equal; a loader of yours, with its transform, says the same in loader.stats()"
+            "--map that makes them equal; of a loader of your own, with its transforms, loader.stats() tells the same"
         ) from error
     finally:
         dataset.reader.close()
