@@ -26,7 +26,7 @@ import pyarrow as pa
 from connectors.errors import BadInputError, CorruptError
 from dataflow.formats.fields import media_field, tensor_field
 from dataflow.formats.litdata_chunks import Wrap, find_blocks, unwrap, wrap_of
-from dataflow.formats.litdata_rows import LitdataRowsSource, has_rows, rows_source, scan_rows
+from dataflow.formats.litdata_rows import LitdataRowsSource, find_rows, is_of_rows, rows_source, scan_rows
 from dataflow.formats.scan import BLOCK_BYTES, BlockTable, Scan, remembered
 
 if TYPE_CHECKING:
@@ -82,11 +82,6 @@ class LitdataSource:
     wrap: Wrap
     format: str = field(default="litdata", init=False)
 
-    @property
-    def lineage(self) -> dict[str, Any]:
-        """Chunks say nothing about where they came from."""
-        return {}
-
     def decode(self, block: int, data: memoryview) -> pa.RecordBatch:
         """Take the items of a block apart."""
         ref = self.index.block_ref(block)
@@ -131,23 +126,28 @@ class LitdataFormat:
         # Of a chunk that is compressed as a whole, the size is told before that.
         sizes = ((chunk.filename, None if wrap == "chunk" else chunk.chunk_bytes) for chunk in index.chunks)
         files = place.expected(sizes, uri)
-        if config.types is not None and files and has_rows(place, files[0]):
-            counts = [chunk.chunk_size for chunk in index.chunks]
-            return rows_source(*remembered(place, self.name, files, lambda: scan_rows(place, counts, files)))
-        if wrap is None:
-            raise BadInputError(
-                f"{uri}: compression {config.compression!r} by {config.compression_level!r} is not supported", uri=uri
-            )
-        names = _names(config.data_spec, len(config.data_format), uri)
-        for encoding in config.data_format:
-            if encoding.partition(":")[0] not in _LEAVES:
-                raise BadInputError(
-                    f"{uri}: the encoding {encoding!r} is not supported; known are {', '.join(_LEAVES)}"
-                )
-        table, scan = remembered(
-            place, self.name, files, lambda: _scan(place, index.chunks, files, names, config.data_format, wrap)
+
+        def scan() -> Scan:
+            if config.types is not None and files and find_rows(place, files[0]) is not None:
+                return scan_rows(place, [chunk.chunk_size for chunk in index.chunks], files)
+            return _scan(place, index.chunks, files, config, _wrap_of_items(config, wrap, uri), uri)
+
+        table, seen = remembered(place, self.name, files, scan)
+        if is_of_rows(seen):
+            return rows_source(table, seen)
+        return LitdataSource(seen.schema, table, tuple(config.data_format), _wrap_of_items(config, wrap, uri))
+
+
+def _wrap_of_items(config: _Config, wrap: Wrap | None, uri: str) -> Wrap:
+    """Return how chunks of items are compressed, where that and what is in them is supported."""
+    if wrap is None:
+        raise BadInputError(
+            f"{uri}: compression {config.compression!r} by {config.compression_level!r} is not supported", uri=uri
         )
-        return LitdataSource(scan.schema, table, tuple(config.data_format), wrap)
+    for encoding in config.data_format:
+        if encoding.partition(":")[0] not in _LEAVES:
+            raise BadInputError(f"{uri}: the encoding {encoding!r} is not supported; known are {', '.join(_LEAVES)}")
+    return wrap
 
 
 def _names(spec: str, count: int, uri: str) -> list[str]:
@@ -172,10 +172,12 @@ def _scan(
     place: Place,
     chunks: Sequence[_Chunk],
     files: Sequence[ObjectMeta],
-    names: list[str],
-    encodings: list[str],
+    config: _Config,
     wrap: Wrap,
+    described_by: str,
 ) -> Scan:
+    encodings = config.data_format
+    names = _names(config.data_spec, len(encodings), described_by)
     table, schema = BlockTable(), None
     for shard, (chunk, meta) in enumerate(zip(chunks, files, strict=True)):
         uri = place.uri(meta)

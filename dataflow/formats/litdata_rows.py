@@ -13,7 +13,7 @@ import json
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dataflow.formats.place import Place
     from dataflow.index import Index
 
-__all__ = ["LitdataRowsSource", "has_rows", "rows_source", "scan_rows"]
+__all__ = ["LitdataRowsSource", "find_rows", "is_of_rows", "rows_source", "scan_rows"]
 
 _TAIL = struct.Struct("<I8s")
 _MAGIC = b"LDARW01\0"
@@ -49,13 +49,13 @@ class LitdataRowsSource:
     stored: tuple[pa.Schema, ...]
     format: str = field(default="litdata", init=False)
 
-    @property
-    def lineage(self) -> dict[str, Any]:
-        """Chunks say nothing about where they came from."""
-        return {}
-
     def decode(self, block: int, data: memoryview) -> pa.RecordBatch:
-        """Return the rows of a block, with the fields of all chunks: what is absent from its own is null."""
+        """Return the rows of a block, with the fields of all chunks: what is absent from its own is null.
+
+        Raises:
+            CorruptError: As `Source.decode`.
+            BadInputError: A number is none of the type that it has in all chunks together.
+        """
         ref = self.index.block_ref(block)
         batch = read_batch(data, self.stored[int(self.index.blocks.shard[block])], ref)
         try:
@@ -72,9 +72,24 @@ class LitdataRowsSource:
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
 
-def has_rows(place: Place, meta: ObjectMeta) -> bool:
-    """Whether a chunk ends as those that hold rows do."""
-    return meta.size_bytes >= _TAIL.size and _tail(place, meta)[1] == _MAGIC
+def find_rows(place: Place, meta: ObjectMeta) -> tuple[int, int] | None:
+    """Return where the rows of a chunk begin and end; None where it does not end as those that hold rows do.
+
+    Raises:
+        CorruptError: They would begin before the chunk.
+    """
+    end = meta.size_bytes - _TAIL.size
+    if end < 0:
+        return None
+    length, magic = _TAIL.unpack(place.read(meta, end, _TAIL.size))
+    if magic != _MAGIC:
+        return None
+    begin = end - length
+    if begin < 0:
+        uri = place.uri(meta)
+        raise CorruptError(f"{uri} is damaged: its rows begin before it", uri=uri)
+    is_file = bytes(place.read(meta, begin, min(len(_FILE_MAGIC), meta.size_bytes - begin))) == _FILE_MAGIC
+    return begin + is_file * len(_FILE_MAGIC), end
 
 
 def scan_rows(place: Place, counts: Sequence[int], files: Sequence[ObjectMeta]) -> Scan:
@@ -91,16 +106,10 @@ def scan_rows(place: Place, counts: Sequence[int], files: Sequence[ObjectMeta]) 
     """
     table, stored = BlockTable(), []
     for shard, (count, meta) in enumerate(zip(counts, files, strict=True)):
-        uri = place.uri(meta)
-        if not has_rows(place, meta):
+        uri, span = place.uri(meta), find_rows(place, meta)
+        if span is None:
             raise BadInputError(f"{uri} holds no rows of Arrow, as the first chunk does; write it again", uri=uri)
-        end = meta.size_bytes - _TAIL.size
-        begin = end - _tail(place, meta)[0]
-        if begin < 0:
-            raise CorruptError(f"{uri} is damaged: its rows begin before it", uri=uri)
-        if bytes(place.read(meta, begin, min(len(_FILE_MAGIC), end - begin))) == _FILE_MAGIC:
-            begin += len(_FILE_MAGIC)
-        found, num_rows = scan_batches(place, meta, table, shard, begin, end)
+        found, num_rows = scan_batches(place, meta, table, shard, *span)
         if num_rows != count:
             raise CorruptError(f"{uri} has {num_rows} rows, the index says {count}", uri=uri)
         stored.append(found.remove_metadata())
@@ -114,13 +123,13 @@ def scan_rows(place: Place, counts: Sequence[int], files: Sequence[ObjectMeta]) 
     return Scan(table.finish(), storable_schema(schema), facts)
 
 
+def is_of_rows(scan: Scan) -> bool:
+    """Whether a scan, now or then, was by `scan_rows`."""
+    return "of_chunk" in scan.facts
+
+
 def rows_source(index: Index, scan: Scan) -> LitdataRowsSource:
     """Return the source of what a scan found."""
     distinct = [pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text))) for text in json.loads(scan.facts["stored"])]
     stored = tuple(distinct[number] for number in json.loads(scan.facts["of_chunk"]))
     return LitdataRowsSource(scan.schema, index, stored)
-
-
-def _tail(place: Place, meta: ObjectMeta) -> tuple[int, bytes]:
-    length, magic = _TAIL.unpack(place.read(meta, meta.size_bytes - _TAIL.size, _TAIL.size))
-    return length, magic
