@@ -21,6 +21,7 @@ from dataflow.convert.reading import read_samples
 from dataflow.dataset import Dataset, open_dataset
 from dataflow.formats import class_names, field_kind
 from dataflow.formats.arrow.reading import ArrowSource
+from dataflow.formats.protocol import TracedSource
 from dataflow.media import sniff
 
 __all__ = ["inspect"]
@@ -70,7 +71,7 @@ def describe(dataset: Dataset, url: str, num_shown: int) -> dict[str, Any]:
         "size_bytes": int(shards.size_bytes.sum()),
         "block_bytes": _spread(blocks.length),
         "fields": [_describe_field(field) for field in dataset.schema],
-        "lineage": dataset.source.lineage,
+        "lineage": dataset.source.lineage if isinstance(dataset.source, TracedSource) else {},
         **_manifest_facts(dataset),
         "shards": [
             {"name": name, "size_bytes": size, "num_samples": count}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from dataflow.convert.functions import Function
+from dataflow.formats.protocol import TracedSource
 
 if TYPE_CHECKING:
     from dataflow.convert.job import Work
@@ -22,7 +23,8 @@ def lineage_of(work: Work, found: Survey, num_lost: int) -> dict[str, Any]:
         "format": "python" if work.origin else work.source.source.format,
         "fingerprint": index.fingerprint,
     }
-    before = work.source.source.lineage
+    origin = work.source.source
+    before = origin.lineage if isinstance(origin, TracedSource) else {}
     steps: dict[str, Any] = {}
     if work.filter is not None:
         steps["filter"] = work.filter.name if isinstance(work.filter, Function) else work.filter.text

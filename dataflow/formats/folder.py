@@ -20,7 +20,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -61,11 +61,6 @@ class FolderSource:
     index: Index
     kinds: npt.NDArray[np.int8]
     columns: pa.RecordBatch | None
-
-    @property
-    def lineage(self) -> dict[str, Any]:
-        """A folder says nothing about where it came from."""
-        return {}
 
     def decode(self, block: int, data: memoryview) -> pa.RecordBatch:
         """Return the one sample of a file; encoded media are a view of `data`.

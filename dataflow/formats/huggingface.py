@@ -48,11 +48,6 @@ class HuggingfaceSource:
     stored: pa.Schema
     format: str = field(default="huggingface", init=False)
 
-    @property
-    def lineage(self) -> dict[str, Any]:
-        """The library keeps no account of that."""
-        return {}
-
     def decode(self, block: int, data: memoryview) -> pa.RecordBatch:
         """Return the record batch that `data` is; without compression its columns are views of `data`."""
         ref = self.index.block_ref(block)

@@ -87,11 +87,6 @@ class MdsSource:
     packing: tuple[str | None, ...]
     format: str = field(default="mds", init=False)
 
-    @property
-    def lineage(self) -> dict[str, Any]:
-        """MDS says nothing about where it came from."""
-        return {}
-
     def decode(self, block: int, data: memoryview) -> pa.RecordBatch:
         """Take the samples of a block apart."""
         blocks, ref = self.index.blocks, self.index.block_ref(block)

@@ -49,11 +49,6 @@ class MegatronSource:
     lengths: npt.NDArray[np.int32]
     format: str = field(default="megatron", init=False)
 
-    @property
-    def lineage(self) -> dict[str, Any]:
-        """Token files say nothing about where they came from."""
-        return {}
-
     def decode(self, block: int, data: memoryview) -> pa.RecordBatch:
         """Return the sequences of a block; tokens are views of `data`."""
         first, last = self.index.blocks.first_sample[block : block + 2]

@@ -56,11 +56,6 @@ class ParquetSource:
     first_block: tuple[int, ...]
     format: str = field(default="parquet", init=False)
 
-    @property
-    def lineage(self) -> dict[str, Any]:
-        """Parquet files say nothing about where they came from."""
-        return {}
-
     def decode(self, block: int, data: memoryview) -> pa.RecordBatch:
         """Decode a row group that was read whole."""
         return self._decode(block, [(int(self.index.blocks.offset[block]), data)])

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dataflow.formats.place import Place
     from dataflow.index import Index
 
-__all__ = ["ConfigurableFormat", "Format", "GridTarget", "Part", "Source", "Target"]
+__all__ = ["ConfigurableFormat", "Format", "GridTarget", "Part", "Source", "Target", "TracedSource"]
 
 # What a target keeps of one shard until the dataset is published; JSON types.
 Part: TypeAlias = dict[str, Any]
@@ -27,7 +27,6 @@ class Source(Protocol):
         format: Name of the format, as `dataflow formats` lists it.
         schema: Fields of a sample.
         index: Where the samples lie.
-        lineage: Where the data came from, as far as the dataset says; JSON types.
     """
 
     @property
@@ -36,8 +35,6 @@ class Source(Protocol):
     def schema(self) -> pa.Schema: ...  # noqa: D102
     @property
     def index(self) -> Index: ...  # noqa: D102
-    @property
-    def lineage(self) -> dict[str, object]: ...  # noqa: D102
 
     def decode(self, block: int, data: memoryview) -> pa.RecordBatch:
         """Return the samples of one block: `schema`, in order, views of `data` where the format allows it.
@@ -47,6 +44,16 @@ class Source(Protocol):
         Raises:
             CorruptError: The bytes are not such a block; names shard and offset.
         """
+        ...
+
+
+@runtime_checkable
+class TracedSource(Source, Protocol):
+    """A source that says where its data came from."""
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """Where the data came from, as far as the dataset says; JSON types."""
         ...
 
 

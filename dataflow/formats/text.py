@@ -14,7 +14,7 @@ import base64
 import codecs
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pyarrow as pa
@@ -57,11 +57,6 @@ class TextSource:
     format: str
     schema: pa.Schema
     index: Index
-
-    @property
-    def lineage(self) -> dict[str, Any]:
-        """Text files say nothing about where they came from."""
-        return {}
 
     def decode(self, block: int, data: memoryview) -> pa.RecordBatch:
         """Parse the records of a block."""

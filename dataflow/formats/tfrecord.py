@@ -57,11 +57,6 @@ class TfrecordSource:
     raw: bool
     format: str = field(default="tfrecord", init=False)
 
-    @property
-    def lineage(self) -> dict[str, Any]:
-        """Record files say nothing about where they came from."""
-        return {}
-
     def decode(self, block: int, data: memoryview) -> pa.RecordBatch:
         """Verify and decode the records of a block."""
         ref = self.index.block_ref(block)

@@ -16,7 +16,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, cast
 
 import numpy as np
 import pyarrow as pa
@@ -71,11 +71,6 @@ class WebdatasetSource:
     schema: pa.Schema
     index: Index
     format: str = field(default="webdataset", init=False)
-
-    @property
-    def lineage(self) -> dict[str, Any]:
-        """Archives say nothing about where they came from."""
-        return {}
 
     def decode(self, block: int, data: memoryview) -> pa.RecordBatch:
         """Find the samples of a block; file contents are copied once."""
