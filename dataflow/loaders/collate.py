@@ -59,6 +59,11 @@ class Gathered(NamedTuple):
     columns: dict[str, Any]
     ends: list[int]
 
+    @property
+    def are_rows(self) -> bool:
+        """Whether each batch is, as tensors, some rows of these columns."""
+        return all(map(_becomes_tensor, self.columns.values()))
+
     def batches(self) -> list[dict[str, Any]]:
         """Return each as it would have been made alone.
 
@@ -318,10 +323,14 @@ def _as_collated(column: npt.NDArray[Any] | list[Any] | RaggedColumn | Blobs) ->
         return column
     if isinstance(column, RaggedColumn):
         return {"values": _as_collated(column.values), "offsets": _as_collated(column.offsets)}
-    if isinstance(column, np.ndarray) and column.dtype.kind in "biufc":
+    if _becomes_tensor(column):
         return torch.from_numpy(column)
     values = list(column)
     return default_collate(values) if values else values
+
+
+def _becomes_tensor(column: Any) -> bool:
+    return isinstance(column, np.ndarray) and column.dtype.kind in "biufc"
 
 
 def is_gathered(kind: int, dataset: Any, auto_collation: bool, collate_fn: Callable[[Any], Any]) -> bool:

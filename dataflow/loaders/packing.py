@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 from torch.multiprocessing import reductions
 
+from dataflow.dataset.rows import address_of
 from dataflow.loaders.slots import Bytes, Leases, Placement, SlotPool
 from dataflow.loaders.torch_private import has_names
 
@@ -85,20 +86,20 @@ def pack(batch: Any, pool: SlotPool, slots: dict[int, int]) -> Parcel:
     return Parcel(stream, placer.buffers)
 
 
-def pack_rows(columns: dict[str, Any], ends: list[int], pool: SlotPool, slots: dict[int, int]) -> list[Piece] | None:
+def pack_rows(
+    columns: dict[str, npt.NDArray[Any]], ends: list[int], pool: SlotPool, slots: dict[int, int]
+) -> list[Piece] | None:
     """Turn batches that were gathered together into pieces over the pool's current slots, all at the price of one.
 
     Args:
-        columns: Of all of them, by name.
+        columns: Of all of them, by name: arrays of types that torch has.
         ends: Where each batch ends in the columns, after a 0.
         pool: Where the columns lie, or go.
         slots: As for `pack`.
 
     Returns:
-        By batch; None where not all columns are arrays of numbers, or where there is no slot for them.
+        By batch; None where there is no slot for them.
     """
-    if not all(_is_plain(column) for column in columns.values()):
-        return None
     placer, where = _Placer(pool, slots), {}
     for name, column in columns.items():
         place = placer.find_or_copy(column.reshape(-1).view(np.uint8))
@@ -198,12 +199,6 @@ class _Placer:
         return self.find(address_of(memory), size_bytes)
 
 
-def address_of(array: npt.NDArray[Any]) -> int:
-    """Return where the array's memory begins."""
-    address: int = array.__array_interface__["data"][0]
-    return address
-
-
 # Connections, sockets and whatever else is registered; torch's own reductions of CPU tensors are overridden below.
 _REGISTERED = ForkingPickler(_Chunks()).dispatch_table
 
@@ -295,10 +290,6 @@ def _rebuild_placed(slot: int, offset: int, dtype: str, shape: tuple[int, ...]) 
     # By way of numpy, whose calls are the cheaper ones; what it makes refers to the lease.
     array: npt.NDArray[Any] = np.ndarray(shape, dtype, lease.memory, offset)
     return torch.from_numpy(array if lease.keep else array.copy())
-
-
-def _is_plain(column: Any) -> bool:
-    return isinstance(column, np.ndarray) and column.dtype.kind in "biufc" and column.flags.c_contiguous
 
 
 def _rows(column: _Placed, start: int, stop: int, leases: Leases) -> torch.Tensor:

@@ -365,7 +365,7 @@ class _Worker:
         try:
             gathered = self._fetch.together([task.index for task in tasks])
             with stage("handover"):
-                pieces = pack_rows(*gathered, self._pool, slots)
+                pieces = pack_rows(*gathered, self._pool, slots) if gathered.are_rows else None
             batches = gathered.batches() if pieces is None else []
         except Exception:  # one by one they tell which of them is to blame
             return None

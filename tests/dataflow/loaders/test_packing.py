@@ -278,13 +278,19 @@ def test_rows_are_copied_for_a_caller_who_holds_too_much():
 
 @pytest.mark.parametrize(
     "column",
-    [["a", "b"], np.array(["a", "b"]), np.zeros((2, 9))[:, ::2], np.zeros(2, "datetime64[s]")],
-    ids=["a list", "strings", "not contiguous", "times"],
+    [["a", "b"], np.array(["a", "b"]), np.zeros(2, "datetime64[s]"), np.zeros(2, object)],
+    ids=["a list", "strings", "times", "objects"],
 )
 def test_columns_that_are_no_arrays_of_numbers_travel_batch_by_batch(column):
-    pool, used = SlotPool(max_slots=1, max_free=3, free_bytes=0), {}
-    assert pack_rows({"numbers": np.zeros(2), "other": column}, [0, 1, 2], pool, used) is None
-    assert used == {}
+    numbers = np.zeros(2)
+    assert Gathered({"numbers": numbers}, [0, 1, 2]).are_rows
+    assert not Gathered({"numbers": numbers, "other": column}, [0, 1, 2]).are_rows
+
+
+def test_rows_that_do_not_lie_one_after_the_other_arrive_as_they_are():
+    columns = {"values": np.arange(2 * 9.0).reshape(2, 9)[:, ::2]}
+    pieces, leases = send_rows(columns, [0, 1, 2])
+    assert [unpack(piece, leases)["values"].tolist() for piece in pieces] == [[[0, 2, 4, 6, 8]], [[9, 11, 13, 15, 17]]]
 
 
 def test_rows_for_which_there_is_no_slot_travel_batch_by_batch():
