@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import operator
+import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dataflow.loaders.iterators import LoaderIterator
 from dataflow.loaders.rehearsal import WORKERS_OPENING
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from dataflow.loaders.dataloader import DataLoader
 
 __all__ = ["AheadIterator"]
+
+_T = TypeVar("_T")
 
 
 class AheadIterator(LoaderIterator):
@@ -44,6 +48,7 @@ class AheadIterator(LoaderIterator):
         self._arrived: deque[int] = deque()  # where batches are handed out as they arrive
 
     def _next_data(self) -> Any:
+        self._is_torn = True
         while True:
             if self._failure is not None:
                 raise self._failure
@@ -59,6 +64,14 @@ class AheadIterator(LoaderIterator):
                 raise StopIteration
             if not self._attend(self._timeout or None):
                 raise RuntimeError(f"DataLoader timed out after {self._timeout} seconds")
+
+    def _wait(self, wait: Callable[[float | None], _T], until_s: float) -> _T:
+        """Wait for the workers, until then on the monotonic clock. An interrupt meanwhile tears nothing."""
+        timeout_s = None if until_s == math.inf else max(0.0, until_s - time.monotonic())
+        is_torn, self._is_torn = self._is_torn, False
+        found = wait(timeout_s)
+        self._is_torn = is_torn
+        return found
 
     def _find_ready(self) -> int | None:
         """Return the number of the batch to hand out now, if it is here."""

@@ -1,7 +1,8 @@
 """The trainer's side of its worker processes: start, talk, notice deaths, replace, stop.
 
     Crew.post  -> orders to one worker, never blocking
-    Crew.wait  -> results as they arrive, and deaths, in one poll over channels and process descriptors
+    Crew.wait  -> when something arrives, by one poll over channels and process descriptors
+    Crew.take  -> results, and deaths
 
 A worker's results that were sent in full before it died are received before its death is reported. Its first message
 is an empty one: an interpreter that is started anew may fail before it can work, on a main module without a guard for
@@ -149,22 +150,24 @@ class Crew:
         else:
             self.replace(worker_id, begin)
 
-    def wait(self, timeout_s: float | None) -> list[tuple[Worker, Result] | Death]:
-        """Return what happened; nothing only if nothing did for `timeout_s` (None waits for ever)."""
-        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
-            left_ms = None if deadline_s is None else max(0.0, deadline_s - time.monotonic()) * 1000
-            ready = self._poll.poll(left_ms)
-            events: list[tuple[Worker, Result] | Death] = []
-            for worker in {self._by_fd[fd] for fd, _ in ready}:
-                # Whether it is dead is looked at first: then what it sent before is already in the socket.
-                died = any(fd == worker.lifeline for fd, _ in ready)
-                events += [(worker, result) for result in self._receive(worker)]
-                if died or worker.channel.closed:
-                    self._bury(worker)
-                    events.append(Death(worker))
-            if events or (deadline_s is not None and time.monotonic() >= deadline_s):
-                return events
+    def wait(self, timeout_s: float | None) -> list[int]:
+        """Wait until something may have happened, or for `timeout_s` (None waits for ever). An interrupt loses nothing.
+
+        Returns:
+            The descriptors to look at, for `take`.
+        """
+        return [fd for fd, _ in self._poll.poll(None if timeout_s is None else timeout_s * 1000)]
+
+    def take(self, ready: list[int]) -> list[tuple[Worker, Result] | Death]:
+        """Return what happened. Descriptors may be ready for nothing more than the start of a worker."""
+        events: list[tuple[Worker, Result] | Death] = []
+        for worker in {self._by_fd[fd] for fd in ready}:
+            # Whether it is dead was looked at first: then what it sent before is already in the socket.
+            events += [(worker, result) for result in self._receive(worker)]
+            if worker.lifeline in ready or worker.channel.closed:
+                self._bury(worker)
+                events.append(Death(worker))
+        return events
 
     def end_silent(self, worker: Worker) -> Death:
         """End a worker that is not heard of. One that the system holds fast in a call goes when that returns."""

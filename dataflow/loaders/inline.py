@@ -84,7 +84,7 @@ class InlineIterator(LoaderIterator):
         if fetch.sieve is not None:
             self._note(fetch.sieve.take_found())
         if self._progress.shards:
-            self._progress.shards[0] += 1
+            self._progress.arriving = 0, None
         return batch if self._staging is None else self._staging.bring(batch)
 
     def _draw_some(self, fetch: Fetch) -> None:

@@ -49,6 +49,10 @@ __all__ = ["LoaderIterator"]
 
 _log = logging.getLogger(__name__)
 
+_TORN = (
+    "Ctrl-C, or another exception from outside, came while this iterator was at work, and it may have lost a batch; "
+    "call iter() on the loader again: for a new epoch, or after load_state_dict(state_dict()) for the batches left"
+)
 # Of an epoch, by all workers of a rank together.
 _AHEAD_SHARE = 1 / 64
 
@@ -67,6 +71,8 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
     _dataset: Any
     _shared_seed: int | None
     _staging: Staging | None = None  # also where torch's part of __init__ fails
+    # Whether it is in the middle of work that cannot be taken up again where an interrupt leaves it.
+    _is_torn = False
     # What torch does to begin an epoch in a new iterator.
     _opening = INLINE_OPENING
 
@@ -89,8 +95,10 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
 
     def __next__(self) -> Any:
         meter, progress = self._meter, self._progress
+        if self._is_torn:
+            raise RuntimeError(_TORN)
         meter.enter()
-        progress.underway = None  # who asks for another batch goes past one that raised
+        progress.arrived()  # who asks for another batch goes past one that raised
         try:
             # Recording a range costs as much as all the rest of a small batch, so it is done when somebody looks.
             with self._recorder:
@@ -99,15 +107,16 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
                 else:
                     batch = self._next_data()
                     self._num_yielded += 1
-            progress.underway = None
-        except BaseException:
+        except BaseException as error:
+            self._is_torn = self._is_torn and not isinstance(error, Exception)
             meter.leave(in_loop=False)
-            raise
-        else:
-            meter.leave()
-            return batch
-        finally:
             meter.take(self._recorder)
+            raise
+        meter.leave()
+        meter.take(self._recorder)
+        self._is_torn = False
+        progress.arrived()
+        return batch
 
     def _draws_later(self, loader: DataLoader[Any]) -> bool:
         """Whether torch's part of a new iterator draws nothing yet that this epoch consists of."""
@@ -237,7 +246,7 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         It stays under way until the caller has it, or goes past it: till then, a state begins with it.
         """
         progress, meter = self._progress, self._meter
-        progress.underway = None if self._is_iterable else number  # first: Ctrl-C may come between any two lines
+        progress.underway = number  # first: Ctrl-C may come between any two lines
         progress.hand_out(number, None if self._is_iterable else index)
         meter.batches += 1
         if (foresight := self._foresight()) is not None:

@@ -108,7 +108,9 @@ class ProcessIterator(AheadIterator):
         return [worker.process for worker in self._crew.workers]
 
     def _reset(self, loader: DataLoader[Any], first_iter: bool = False) -> None:
-        shared_seed = self._shared_seed
+        shared_seed, was_torn, self._is_torn = self._shared_seed, self._is_torn, True
+        if was_torn:
+            self._crew.stop()  # what lies in the channels may have no beginning any more
         if not first_iter:
             self._prepare(loader, REOPENING)
         order = snapshot_order(loader) if self._ledger.resume is None else None
@@ -137,6 +139,7 @@ class ProcessIterator(AheadIterator):
             for worker_id, begin_one in enumerate(begin):
                 self._crew.begin(worker_id, begin_one)
         self._dispatch(self._depth.batches * self._num_workers)
+        self._is_torn = False
 
     def _hire(self, begin: list[BeginEpoch], shared_seed: int | None) -> Crew:
         job = Job(
@@ -233,8 +236,9 @@ class ProcessIterator(AheadIterator):
             self._depth.waited()
         while True:
             wake_s = min(until_s, *(worker.heard_s + self._deadline_s for worker in self._owing()), math.inf)
+            ready = self._wait(self._crew.wait, wake_s)
             try:
-                events = self._crew.wait(None if wake_s == math.inf else max(0.0, wake_s - time.monotonic()))
+                events = self._crew.take(ready)
             except Exception as error:
                 # Lost with it is what had arrived, which would be waited for.
                 self._failure = RuntimeError(f"a batch of a DataLoader worker cannot be taken: {error}")
@@ -297,9 +301,7 @@ class ProcessIterator(AheadIterator):
         self._hand_out(number, owed.index)
         progress = self._progress
         if progress.shards:
-            progress.shards[worker.id] += 1
-            progress.shard_states[worker.id] = arrival.dataset_state
-            progress.next_shard = (worker.id + 1) % self._num_workers
+            progress.arriving = worker.id, arrival.dataset_state
         self._note(made.bad_samples)
         if made.status == Status.ERROR:
             owed.unpack().reraise()

@@ -379,7 +379,7 @@ class Leases:
         return lease
 
     def __del__(self) -> None:
-        for number in self._waiting:
+        for number in self.__dict__.get("_waiting", ()):  # an interrupt may have come before there were any
             self._slots.give_back(number)
 
 

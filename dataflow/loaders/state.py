@@ -61,6 +61,7 @@ class Progress:
         shared_seed: For data pipes: what they shuffle by.
         finished: The epoch is over.
         underway: A batch that is counted and has not reached the caller: it is being handed out, or raised instead.
+        arriving: Where workers have datasets of their own: whose batch that is, and the state behind it.
         live_state: Where the dataset iterates in this process: returns its state.
         newest: The newest batch that was handed out in its turn, and what the sampler said is in it.
         landmark: Where there is no such batch: what a loaded state says of it.
@@ -77,6 +78,7 @@ class Progress:
     shared_seed: int | None = None
     finished: bool = False
     underway: int | None = None
+    arriving: tuple[int, Any] | None = None
     live_state: Callable[[], Any] | None = None
     newest: tuple[int, Any] | None = None
     landmark: Landmark | None = None
@@ -92,6 +94,16 @@ class Progress:
             self.ahead.remove(self.batches)
             self.batches += 1
 
+    def arrived(self) -> None:
+        """Count what is under way as the caller's, who has it or goes past it. Ctrl-C may come at any line."""
+        arriving, self.arriving = self.arriving, None
+        if arriving is not None:
+            worker_id, state = arriving
+            self.shards[worker_id] += 1
+            self.shard_states[worker_id] = state
+            self.next_shard = (worker_id + 1) % len(self.shards)
+        self.underway = None
+
     def find_landmark(self) -> Landmark | None:
         """Return a batch that was handed out, or is under way, by which the order can be known again."""
         return self.landmark if self.newest is None else Landmark.of(*self.newest)
@@ -102,7 +114,7 @@ class Progress:
             return self
         batches = min(self.batches, self.underway)
         ahead = {*self.ahead, *range(batches, self.batches)} - {self.underway}
-        return replace(self, batches=batches, ahead=ahead, finished=False, underway=None)
+        return replace(self, batches=batches, ahead=ahead, finished=False, underway=None, arriving=None)
 
     def copied(self) -> Progress:
         """Return one that no iterator moves on."""

@@ -121,7 +121,8 @@ class ThreadIterator(AheadIterator):
             # A thread takes an order unseen; one that is taken from now on is not late before a whole deadline.
             now_s = time.monotonic()
             wake_s = min(until_s, now_s + self._deadline_s, *(begun_s + self._deadline_s for begun_s in self._begun()))
-            result = self._threads.wait(None if wake_s == math.inf else max(0.0, wake_s - now_s))
+            self._wait(self._threads.wait, wake_s)
+            result = self._threads.take()
             if result is not None:
                 self._take(result)
             now_s = time.monotonic()
@@ -188,10 +189,10 @@ class ThreadIterator(AheadIterator):
         self._dispatch(1 + grown * self._num_workers)
         self._hand_out(number, owed.order.index)
         if self._is_iterable:
-            self._progress.shards[0] += 1
-            self._progress.shard_states[0] = made.dataset_state
+            self._progress.arriving = 0, made.dataset_state
         self._note(made.bad_samples)
         if made.error is not None:
+            self._is_torn = False  # also behind an exit of the thread
             raise made.error
         if self._staging is None:
             return made.batch

@@ -9,11 +9,13 @@ which they, as daemons, do not delay.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import queue
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -99,6 +101,7 @@ class Threads:
     ) -> None:
         self._orders: _Orders = queue.SimpleQueue()
         self._results: _Results = queue.SimpleQueue()
+        self._taken: deque[Result] = deque()
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
         self._make_fetch = make_fetch
@@ -132,12 +135,15 @@ class Threads:
         """Have batches made, all by one thread."""
         self._orders.put(orders)
 
-    def wait(self, timeout_s: float | None) -> Result | None:
-        """Return what was made next; None if that takes longer than `timeout_s` (None waits for ever)."""
-        try:
-            return self._results.get(timeout=timeout_s)
-        except queue.Empty:
-            return None
+    def wait(self, timeout_s: float | None) -> None:
+        """Wait until something was made, or for `timeout_s` (None waits for ever). An interrupt loses nothing."""
+        with contextlib.suppress(queue.Empty):
+            if not self._taken:  # one call, in which what was got is kept before a signal's handler may run
+                self._taken.extend(map(self._results.get, [True], [timeout_s]))
+
+    def take(self) -> Result | None:
+        """Return what was made next, if `wait` has found something."""
+        return self._taken.popleft() if self._taken else None
 
 
 def _work(

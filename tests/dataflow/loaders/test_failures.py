@@ -265,7 +265,7 @@ def test_nobody_starts_after_the_failure_of_another_worker_has_ended_all(monkeyp
         process.join()
     iterator._restarts = [3, 0]  # one of them has died too often
     deaths = [Death(worker) for worker in iterator._crew.workers]
-    monkeypatch.setattr(iterator._crew, "wait", lambda timeout_s: deaths)
+    monkeypatch.setattr(iterator._crew, "take", lambda ready: deaths)
     with pytest.raises(RuntimeError, match="exited unexpectedly"):
         list(iterator)
     assert not any(process.is_alive() for process in iterator._workers)

@@ -805,6 +805,30 @@ def test_a_batch_that_raised_is_not_lost_to_who_stops_there_and_resumes(failed, 
         assert len(rest) == 6 - failed
 
 
+class InterruptedStream(IterableDataset):
+    """Numbers from 0 on, of which one cannot be read the first time."""
+
+    def __init__(self, length, fails_at=None):
+        self.length = length
+        self.fails_at = fails_at
+
+    def __iter__(self):
+        for number in range(self.length):
+            if number == self.fails_at:
+                raise TransientError("the origin is away")
+            yield number
+
+
+@pytest.mark.parametrize("maker", [{}, {"num_workers": 1}, {"num_workers": 1, "workers": "thread"}])
+def test_a_batch_of_a_stream_that_raised_is_not_lost_to_who_stops_there_and_resumes(maker):
+    loader = DataLoader(InterruptedStream(12, fails_at=5), batch_size=2, **maker)
+    with pytest.raises(TransientError):
+        seen(loader)
+    resumed = DataLoader(InterruptedStream(12), batch_size=2, **maker)
+    resumed.load_state_dict(loader.state_dict())
+    assert seen(resumed) == [[4, 5], [6, 7], [8, 9], [10, 11]]
+
+
 @pytest.mark.parametrize("maker", MAKERS[:3])
 def test_who_goes_on_behind_a_batch_that_raised_has_passed_it(maker):
     loader = DataLoader(Interrupted(12, 4, 10), batch_size=2, **maker)

@@ -242,7 +242,8 @@ class Echo:
 def test_an_order_says_which_thread_has_it_and_since_when():
     threads, order = Threads(1, Echo), Order(0, "index")
     threads.ask([order])
-    (made,) = threads.wait(None).made
+    threads.wait(None)
+    (made,) = threads.take().made
     assert (made.order, made.batch) == (order, "index")
     assert order.thread in workers()
     assert order.begun_s < math.inf
@@ -269,7 +270,9 @@ def test_a_batch_that_the_caller_lets_go_of_is_gone_while_the_next_one_is_made()
     threads = Threads(1, OneAtATime)
     threads.ask([Order(number, number) for number in range(2)])
     threads.wait(None)
-    (made,) = threads.wait(None).made
+    threads.take()
+    threads.wait(None)
+    (made,) = threads.take().made
     assert made.batch is True
     threads.close()
 

@@ -1,0 +1,154 @@
+"""Ctrl-C at any line of the trainer's part: a batch is never passed over unsaid, and nobody waits for what is lost."""
+
+import itertools
+import json
+import os
+import sys
+
+import pytest
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+import dataflow
+from dataflow.loaders import DataLoader
+from dataflow.loaders.testing import Numbers
+
+PACKAGE = os.path.dirname(dataflow.__file__)
+# On a batch's last steps to the caller it is counted as the caller's; and what a finalizer raises, nobody hears.
+PASSED_OVER = {"arrived", "__next__", "__del__"}
+# Every so many lines; with no divisor in common with what a batch takes.
+STEP = 7
+
+
+class Counting(IterableDataset):
+    """A stream that knows where it is; each worker reads every so many-th group of four."""
+
+    def __init__(self, length):
+        self.length = length
+        self.at = 0
+
+    def __iter__(self):
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info is not None else (0, 1)
+        while self.at < self.length:
+            number, self.at = self.at, self.at + 1
+            if number // 4 % workers == worker:
+                yield torch.tensor(number)
+
+    def state_dict(self):
+        return {"at": self.at}
+
+    def load_state_dict(self, state):
+        self.at = state["at"]
+
+
+class InterruptAt:
+    """A trace function that raises KeyboardInterrupt before a line of the package, so many lines after it is set."""
+
+    def __init__(self, number):
+        self.left = number
+
+    def __call__(self, frame, event, argument):
+        is_ours = frame.f_code.co_filename.startswith(PACKAGE)
+        return self.trace_lines if is_ours and frame.f_code.co_name not in PASSED_OVER else None
+
+    def trace_lines(self, frame, event, argument):
+        if event == "line":
+            self.left -= 1
+            if not self.left:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return self.trace_lines
+
+
+def shuffled(**options):
+    return DataLoader(Numbers(80), batch_size=2, shuffle=True, generator=torch.Generator().manual_seed(3), **options)
+
+
+def streamed(**options):
+    return DataLoader(Counting(80), batch_size=2, **options)
+
+
+def values(batch):
+    return (batch[0] if isinstance(batch, list) else batch).tolist()
+
+
+def take_until_interrupted(batches, number, most):
+    """Return the batches, at most so many, that come before the interrupt, and whether it came."""
+    taken = []
+    try:
+        for _ in range(most):
+            sys.settrace(InterruptAt(number))
+            batch = next(batches)
+            sys.settrace(None)
+            taken.append(values(batch))
+    except KeyboardInterrupt:
+        return taken, True
+    finally:
+        sys.settrace(None)
+    return taken, False
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (shuffled, {"num_workers": 2}),
+        (shuffled, {"num_workers": 2, "in_order": False}),
+        (shuffled, {"num_workers": 2, "workers": "thread"}),
+        (streamed, {"num_workers": 2}),
+        (streamed, {"num_workers": 2, "workers": "thread"}),
+    ],
+    ids=["processes", "unordered", "threads", "stream in processes", "stream in a thread"],
+)
+def test_ctrl_c_at_any_line_loses_no_batch_unsaid(make, options):
+    expected = [values(batch) for batch in make(**options)]
+    keeps_order = options.get("in_order", True)
+
+    def as_promised(batches):
+        return batches if keeps_order else sorted(batches)
+
+    for number in itertools.count(1, STEP):
+        loader = make(**options)
+        batches = iter(loader)
+        taken, came = take_until_interrupted(batches, number, most=8)
+        if not came:
+            break
+        resumed = make(**options)
+        resumed.load_state_dict(json.loads(json.dumps(loader.state_dict())))
+        assert as_promised(taken + [values(batch) for batch in resumed]) == as_promised(expected)
+        if batches._is_torn:
+            with pytest.raises(RuntimeError, match=r"call iter\(\) on the loader again"):
+                next(batches)
+        else:
+            assert as_promised(taken + [values(batch) for batch in batches]) == as_promised(expected)
+    assert number > 3 * STEP
+
+
+def test_workers_that_stay_are_of_use_after_ctrl_c_at_any_line():
+    loader = shuffled(num_workers=2, persistent_workers=True)
+    for number in itertools.count(1, STEP):
+        _, came = take_until_interrupted(iter(loader), number, most=8)
+        assert sorted(torch.cat(list(loader)).flatten().tolist()) == list(range(80))
+        if not came:
+            break
+    assert number > 3 * STEP
+
+
+@pytest.mark.parametrize("workers", ["process", "thread"])
+def test_who_is_interrupted_while_waiting_goes_on(workers, monkeypatch):
+    loader = shuffled(num_workers=2, workers=workers)
+    expected = [values(batch) for batch in shuffled()]
+    batches = iter(loader)
+    taken = [values(next(batches))]
+    crew = batches._crew if workers == "process" else batches._threads
+    wait = type(crew).wait
+
+    def interrupted(self, timeout_s):
+        wait(self, timeout_s)  # something has come when the handler runs
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(crew), "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            taken.extend(map(values, batches))
+    assert taken + [values(batch) for batch in batches] == expected
