@@ -30,6 +30,8 @@ __all__ = ["SHUFFLES", "Choice", "check_choice", "choose"]
 SHUFFLES = ("full", "block")
 # Blocks that `block` mixes with each other: as many as a job holds without trouble.
 WINDOW_BLOCKS = 64
+# Shares that are rounded to two digits, such as three of .33, still are the whole.
+_ROUNDING = 0.02
 # Numbers that are looked at together: about 100 MB while they are.
 AT_ONCE = 1 << 20
 
@@ -157,3 +159,8 @@ def check_choice(*, sample_fraction: float, split: Mapping[str, float], shuffle:
             raise BadInputError(f"a part's name consists of letters, digits, - and _, got {name!r}")
         if not 0 < weight < math.inf:
             raise BadInputError(f"the weight of part {name!r} must be above 0, got {weight}")
+    if split and (total := sum(split.values())) < 1 - _ROUNDING:
+        raise BadInputError(
+            f"the parts of the split are {total:.3g} in all, but every sample goes to one of them: name another part for "
+            f"the rest ({1 - total:.3g}), or write fewer samples by sample_fraction"
+        )

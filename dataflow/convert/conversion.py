@@ -122,7 +122,8 @@ def convert(
         rules: Cleaning rules, in the order of their application (`read_rules`, `parse_rule`).
         sample_fraction: Write only that part of the samples, drawn by `seed`; exact to the sample.
         split: Write several datasets instead of one, to folders of these names below `dst`, with sizes in proportion to
-            the weights, exact to the sample; no sample is in two.
+            the weights, exact to the sample; no sample is in two. Weights that are shares of less than 1 in all are
+            refused.
         shuffle: `full` for any order of the samples, `block` for blocks in any order, mixed 64 at a time, which reads
             a remote source once; None for the order of the source.
         seed: Decides over everything that is drawn.

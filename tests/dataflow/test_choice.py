@@ -104,9 +104,16 @@ def test_another_seed_draws_others() -> None:
         {"split": {"..": 1}},
         {"split": {"a": 0}},
         {"split": {"a": float("inf")}},
+        {"split": {"a": 0.9}},
+        {"split": {"a": 0.7, "b": 0.15}},
     ],
     ids=str,
 )
 def test_what_cannot_be_chosen_is_refused(settings: dict) -> None:
     with pytest.raises(BadInputError):
         check_choice(**({"sample_fraction": 1.0, "split": {}, "shuffle": None} | settings))
+
+
+@pytest.mark.parametrize("split", [{"a": 0.33, "b": 0.33, "c": 0.33}, {"a": 0.1, "b": 0.9}, {"a": 8, "b": 1}, {"a": 1}])
+def test_weights_and_rounded_shares_are_taken(split: dict) -> None:
+    check_choice(sample_fraction=1.0, split=split, shuffle=None)
