@@ -161,6 +161,6 @@ def check_choice(*, sample_fraction: float, split: Mapping[str, float], shuffle:
             raise BadInputError(f"the weight of part {name!r} must be above 0, got {weight}")
     if split and (total := sum(split.values())) < 1 - _ROUNDING:
         raise BadInputError(
-            f"the parts of the split are {total:.3g} in all, but every sample goes to one of them: name another part for "
-            f"the rest ({1 - total:.3g}), or write fewer samples by sample_fraction"
+            f"the parts of the split are {total:.3g} in all, but every sample goes to one of them: name another "
+            f"part for the rest ({1 - total:.3g}), or write fewer samples by sample_fraction"
         )
