@@ -72,6 +72,7 @@ class ThreadIterator(AheadIterator):
         self._reset(loader, first_iter=True)
 
     def _reset(self, loader: DataLoader[Any], first_iter: bool = False) -> None:
+        self._is_torn = True
         if not first_iter:
             self._threads.close()
             self._prepare(loader, REOPENING)
@@ -85,6 +86,7 @@ class ThreadIterator(AheadIterator):
         self._threads = self._start()
         self._due = 0
         self._dispatch(self._depth.batches * self._num_workers)
+        self._is_torn = False
 
     def _start(self) -> Threads:
         progress = self._progress

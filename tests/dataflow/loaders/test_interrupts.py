@@ -124,8 +124,9 @@ def test_ctrl_c_at_any_line_loses_no_batch_unsaid(make, options):
     assert number > 3 * STEP
 
 
-def test_workers_that_stay_are_of_use_after_ctrl_c_at_any_line():
-    loader = shuffled(num_workers=2, persistent_workers=True)
+@pytest.mark.parametrize("workers", ["process", "thread"])
+def test_workers_that_stay_are_of_use_after_ctrl_c_at_any_line(workers):
+    loader = shuffled(num_workers=2, persistent_workers=True, workers=workers)
     for number in itertools.count(1, STEP):
         _, came = take_until_interrupted(iter(loader), number, most=8)
         assert sorted(torch.cat(list(loader)).flatten().tolist()) == list(range(80))
