@@ -1,6 +1,7 @@
 """Datasets that show what a loader does with them, for tests of loaders; importable in spawned workers."""
 
 from dataflow.loaders.testing.datasets import (
+    Counter,
     Draws,
     Failing,
     Hanging,
@@ -16,6 +17,7 @@ from dataflow.loaders.testing.datasets import (
 from dataflow.loaders.testing.processes import children, dies_within, slot_mappings
 
 __all__ = [
+    "Counter",
     "Draws",
     "Failing",
     "Hanging",

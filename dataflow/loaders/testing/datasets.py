@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 __all__ = [
+    "Counter",
     "Draws",
     "Failing",
     "Hanging",
@@ -213,3 +214,31 @@ class Stream(IterableDataset[torch.Tensor]):
         first, step = (0, 1) if info is None else (info.id, info.num_workers)
         for index in range(first, self.length, step):
             yield torch.full((self.width,), index)
+
+
+class Counter(IterableDataset[torch.Tensor]):
+    """A stream that can say where it is, and does not like to be read twice: the next pass begins where one is left.
+
+    Args:
+        length: Number of samples of each worker; those of worker i count from 1,000 i + 1.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.position = 0
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        info = get_worker_info()
+        worker = 0 if info is None else info.id
+        while self.position < self.length:
+            self.position += 1
+            yield torch.tensor([worker * 1000 + self.position])
+        self.position = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how many samples were read."""
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on behind so many samples."""
+        self.position = state["position"]

@@ -7,39 +7,16 @@ import sys
 
 import pytest
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
 
 import dataflow
 from dataflow.loaders import DataLoader
-from dataflow.loaders.testing import Numbers
+from dataflow.loaders.testing import Counter, Numbers
 
 PACKAGE = os.path.dirname(dataflow.__file__)
 # On a batch's last steps to the caller it is counted as the caller's; and what a finalizer raises, nobody hears.
 PASSED_OVER = {"arrived", "__next__", "__del__"}
-# Every so many lines; with no divisor in common with what a batch takes.
+# Every so many lines.
 STEP = 7
-
-
-class Counting(IterableDataset):
-    """A stream that knows where it is; each worker reads every so many-th group of four."""
-
-    def __init__(self, length):
-        self.length = length
-        self.at = 0
-
-    def __iter__(self):
-        info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info is not None else (0, 1)
-        while self.at < self.length:
-            number, self.at = self.at, self.at + 1
-            if number // 4 % workers == worker:
-                yield torch.tensor(number)
-
-    def state_dict(self):
-        return {"at": self.at}
-
-    def load_state_dict(self, state):
-        self.at = state["at"]
 
 
 class InterruptAt:
@@ -66,7 +43,7 @@ def shuffled(**options):
 
 
 def streamed(**options):
-    return DataLoader(Counting(80), batch_size=2, **options)
+    return DataLoader(Counter(40), batch_size=2, **options)
 
 
 def values(batch):
@@ -124,12 +101,16 @@ def test_ctrl_c_at_any_line_loses_no_batch_unsaid(make, options):
     assert number > 3 * STEP
 
 
+@pytest.mark.parametrize("resumes", [False, True])
 @pytest.mark.parametrize("workers", ["process", "thread"])
-def test_workers_that_stay_are_of_use_after_ctrl_c_at_any_line(workers):
+def test_workers_that_stay_are_of_use_after_ctrl_c_at_any_line(workers, resumes):
     loader = shuffled(num_workers=2, persistent_workers=True, workers=workers)
     for number in itertools.count(1, STEP):
-        _, came = take_until_interrupted(iter(loader), number, most=8)
-        assert sorted(torch.cat(list(loader)).flatten().tolist()) == list(range(80))
+        taken, came = take_until_interrupted(iter(loader), number, most=8)
+        if resumes:
+            loader.load_state_dict(loader.state_dict())
+        seen = [*(taken if resumes else []), *map(values, loader)]
+        assert sorted(itertools.chain(*seen)) == [[number] for number in range(80)]
         if not came:
             break
     assert number > 3 * STEP

@@ -22,14 +22,13 @@ from torch.utils.data import (
     SequentialSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
-    get_worker_info,
 )
 from torch.utils.data.datapipes.iter import IterableWrapper
 
 from connectors.errors import BadInputError, TransientError
 from dataflow.loaders import DataLoader, ElasticBatchSampler
 from dataflow.loaders.state import Progress
-from dataflow.loaders.testing import Draws, Noisy, Numbers, Stream
+from dataflow.loaders.testing import Counter, Draws, Noisy, Numbers, Stream
 
 LENGTH = 40
 
@@ -354,28 +353,6 @@ def test_no_sample_is_read_to_get_to_the_position():
 
 
 # --- iterable datasets
-
-
-class Counter(IterableDataset):
-    """A stream that can say where it is, and does not like to be read twice."""
-
-    def __init__(self, length):
-        self.length = length
-        self.position = 0
-
-    def __iter__(self):
-        info = get_worker_info()
-        worker = 0 if info is None else info.id
-        while self.position < self.length:
-            self.position += 1
-            yield torch.tensor([worker * 1000 + self.position])
-        self.position = 0
-
-    def state_dict(self):
-        return {"position": self.position}
-
-    def load_state_dict(self, state):
-        self.position = state["position"]
 
 
 class Shuffled(Stream):
