@@ -71,8 +71,10 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         BadInputError: `on_worker_failure` or `worker_deadline_s` is out of range, or `bad_samples` cannot be followed.
     """
 
+    # Public attributes of an instance are arguments, as torch's are: frameworks build another loader from them.
     device: str | torch.device | None = None
     workers: str = "process"
+    use_stateful_dataloader = True  # Accelerate asks for it, and keeps this loader's state
 
     def __init__(
         self,
@@ -136,10 +138,9 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         )
         self.in_order = in_order
         _check_bad_samples(self)
-        # Names that Accelerate asks for. It takes this loader as it is where batches are dealt to the ranks already (it
-        # would deal each part to all ranks once more, and lose the rest), and keeps this loader's state.
+        # Accelerate asks for it, and takes this loader as it is where batches are dealt to the ranks already: it would
+        # deal each part to all ranks once more, and lose the rest.
         self._is_accelerate_prepared = is_elastic(self.batch_sampler)
-        self.use_stateful_dataloader = True
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy is made of, also by pickle: it stands where this loader does and has its own workers."""

@@ -42,7 +42,7 @@ class InlineIterator(LoaderIterator):
         if isinstance(self._dataset, (IterDataPipe, MapDataPipe)):
             graph_settings.apply_sharding(self._dataset, self._world_size, self._rank)
         self._begin(loader, self._sampler_iter, order)
-        self._may_join = is_elastic(sampler)
+        self._may_join = self._draws_tail = is_elastic(sampler)
         # A dataset that is told where it was may set the process's generators, so it is told when the caller's are
         # back. Any other is opened at once, as in torch.
         is_told = any(state is not None for state in self._progress.shard_states)

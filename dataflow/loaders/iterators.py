@@ -7,11 +7,10 @@ as in torch.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import operator
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import graph_settings
@@ -38,7 +37,7 @@ from dataflow.loaders.order_state import (
 from dataflow.loaders.recycling import Recycler, keep_freed_memory
 from dataflow.loaders.rehearsal import INLINE_OPENING, REOPENING, Setting
 from dataflow.loaders.rereading import warn_of_rereading
-from dataflow.loaders.state import Ledger, Progress
+from dataflow.loaders.state import Ledger, Progress, Tail
 from dataflow.loaders.torch_private import BaseIterator, DatasetKind, index_sampler, profiler_is_on
 from dataflow.observe.stages import Recorder
 
@@ -73,6 +72,8 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
     _staging: Staging | None = None  # also where torch's part of __init__ fails
     # Whether it is in the middle of work that cannot be taken up again where an interrupt leaves it.
     _is_torn = False
+    # Whether the sampler is asked for what lies behind its last index before the caller asks for it.
+    _draws_tail = True
     # What torch does to begin an epoch in a new iterator.
     _opening = INLINE_OPENING
 
@@ -256,8 +257,9 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         # What stands for a batch may be anything that the dataset understands: a slice, a key, an iterator.
         meter.samples += operator.length_hint(index, 1) if self._auto_collation else 1
         if progress.batches == self._length:
-            # A sampler may draw once more behind its last index; the state of a finished epoch comes after that.
-            self._sampler_iter, progress.finished = _looked_ahead(self._sampler_iter)
+            self._sampler_iter = progress.tail = Tail(self._sampler_iter)
+            if self._draws_tail:
+                progress.is_over()
 
     def _most_ahead(self, batches: int) -> int:
         """Return how many batches a worker may make ahead that nobody asked for, at most so many.
@@ -293,17 +295,3 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         """
         if found and self._ledger.rejects is not None:
             self._meter.add({}, {"samples.bad": self._ledger.rejects.add(found)})
-
-
-def _looked_ahead(indices: Iterator[Any]) -> tuple[Iterator[Any], bool]:
-    """Draw the next index; return what yields it, or raises what that raised, and whether there is none."""
-    try:
-        return itertools.chain([next(indices)], indices), False
-    except StopIteration:
-        return indices, True
-    except Exception as error:  # not the fault of the batch that is about to be handed out
-        return map(_raise, [error]), False
-
-
-def _raise(error: Exception) -> NoReturn:
-    raise error

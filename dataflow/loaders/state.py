@@ -13,10 +13,11 @@ States are JSON, except for what foreign samplers and datasets put into theirs.
 from __future__ import annotations
 
 import copy
+import itertools
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from connectors.errors import BadInputError
 from dataflow.loaders.bad_samples import Rejects
@@ -39,9 +40,43 @@ if TYPE_CHECKING:
     from dataflow.loaders.dataloader import DataLoader
     from dataflow.loaders.foresight import Foresight
 
-__all__ = ["STATE_VERSION", "Ledger", "Progress", "load_state", "make_state", "read_state"]
+__all__ = ["STATE_VERSION", "Ledger", "Progress", "Tail", "load_state", "make_state", "read_state"]
 
 STATE_VERSION = 1
+
+
+class Tail(Iterator[Any]):
+    """What a sampler yields behind an epoch's last index: nothing, but it may draw or count its epochs then.
+
+    torch's loader has it do that when the caller asks for another batch, if there are no workers, and before the last
+    one if there are. A state of the next epoch comes after it, so who wants one has it done, too.
+
+    Args:
+        indices: That iterator, which has yielded as many as an epoch has.
+    """
+
+    def __init__(self, indices: Iterator[Any]) -> None:
+        self._indices = indices
+        self._is_drawing = False
+
+    def __next__(self) -> Any:
+        self._is_drawing = True
+        try:
+            return next(self._indices)
+        finally:
+            self._is_drawing = False
+
+    def is_empty(self) -> bool:
+        """Draw what is there; it is not lost by that. A sampler that is about to say it has no more is believed."""
+        if self._is_drawing:  # this is a signal handler that wants a state
+            return True
+        try:
+            self._indices = itertools.chain([next(self)], self._indices)
+        except StopIteration:
+            return True
+        except Exception as error:  # the fault of no batch that was handed out
+            self._indices = map(_raise, [error])
+        return False
 
 
 @dataclass
@@ -60,6 +95,7 @@ class Progress:
         epoch: The epoch's number: the sampler's own where it has one, else counted by the loader.
         shared_seed: For data pipes: what they shuffle by.
         finished: The epoch is over.
+        tail: What the sampler has behind the last batch, once that was handed out.
         underway: A batch that is counted and has not reached the caller: it is being handed out, or raised instead.
         arriving: Where workers have datasets of their own: whose batch that is, and the state behind it.
         live_state: Where the dataset iterates in this process: returns its state.
@@ -77,6 +113,7 @@ class Progress:
     epoch: int = 0
     shared_seed: int | None = None
     finished: bool = False
+    tail: Tail | None = None
     underway: int | None = None
     arriving: tuple[int, Any] | None = None
     live_state: Callable[[], Any] | None = None
@@ -108,13 +145,19 @@ class Progress:
         """Return a batch that was handed out, or is under way, by which the order can be known again."""
         return self.landmark if self.newest is None else Landmark.of(*self.newest)
 
+    def is_over(self) -> bool:
+        """Whether the epoch has no more batches. May have the sampler draw once more."""
+        if self.tail is not None:
+            self.finished, self.tail = self.tail.is_empty(), None
+        return self.finished
+
     def reached(self) -> Progress:
         """Return how far the caller is, who has not got what is under way."""
         if self.underway is None:
             return self
         batches = min(self.batches, self.underway)
         ahead = {*self.ahead, *range(batches, self.batches)} - {self.underway}
-        return replace(self, batches=batches, ahead=ahead, finished=False, underway=None, arriving=None)
+        return replace(self, batches=batches, ahead=ahead, finished=False, tail=None, underway=None, arriving=None)
 
     def copied(self) -> Progress:
         """Return one that no iterator moves on."""
@@ -125,6 +168,7 @@ class Progress:
             except Exception:  # is raised where somebody asks for the loader's state
                 states = [ExceptionWrapper(where="in a dataset")]
         reached = self.reached()
+        reached.is_over()
         # An index need not be one that can be pickled.
         reached = replace(reached, ahead={*reached.ahead}, newest=None, landmark=self.find_landmark())
         return replace(reached, shards=[*self.shards], shard_states=[*states], live_state=None)
@@ -208,7 +252,7 @@ def make_state(loader: DataLoader[Any], ledger: Ledger) -> dict[str, Any]:
     state, sampler = _identity(loader), index_sampler(loader)
     progress = ledger.progress or ledger.resume
     if progress is not None:
-        progress = None if (reached := progress.reached()).finished else reached
+        progress = None if (reached := progress.reached()).is_over() else reached
     if not is_elastic(sampler):
         if progress is None:
             order = snapshot_order(loader, between_epochs=True)
@@ -302,3 +346,7 @@ def _describe(state: Any) -> str:
     if isinstance(state, Mapping):
         return f"a mapping with the keys {', '.join(sorted(map(str, state))[:8]) or '(none)'}"
     return f"a {type(state).__qualname__}"
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error

@@ -203,6 +203,15 @@ def test_batch_i_comes_from_worker_i_mod_n(loader_class):
     assert [batch["id"].tolist() for batch in loader] == [[i % 2] * 3 for i in range(10)]
 
 
+def test_public_attributes_are_arguments_so_that_frameworks_build_another_loader_of_them(loader_class):
+    loader = loader_class(Numbers(8), batch_size=2)
+    arguments = {name: value for name, value in vars(loader).items() if not name.startswith("_")}
+    for name in ("batch_size", "sampler", "drop_last", "dataset_kind"):
+        arguments.pop(name, None)
+    rebuilt = type(loader)(**arguments | {"batch_sampler": [[6, 1], [3]]})
+    assert first_values(rebuilt) == [[6, 1], [3]]
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_shuffle_draws_the_same_order_from_a_generator(num_workers):
     orders = []
@@ -360,6 +369,37 @@ def test_the_sampler_is_drawn_no_further_ahead_than_the_prefetch(loader_class):
     assert len(drawn) == 6
     next(iterator)
     assert len(drawn) == 7
+
+
+def test_the_sampler_is_told_of_the_end_no_sooner_than_by_torch(loader_class):
+    ended = []
+
+    def draw():
+        yield from range(4)
+        ended.append(True)
+
+    class Sampler(torch.utils.data.Sampler):
+        def __iter__(self):
+            return draw()
+
+        def __len__(self):
+            return 4
+
+    iterator = iter(loader_class(Numbers(4), sampler=Sampler(), batch_size=2))
+    next(iterator), next(iterator)
+    assert not ended
+    assert not list(iterator)
+    assert ended
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_loops_that_stop_at_the_last_batch_shuffle_as_torchs(num_workers):
+    def shuffled(loader_class):
+        generator = torch.Generator().manual_seed(5)
+        loader = loader_class(Numbers(8), 2, shuffle=True, generator=generator, num_workers=num_workers)
+        return [[batch.tolist() for _, batch in zip(range(4), loader, strict=False)] for _ in range(3)]
+
+    assert shuffled(OURS) == shuffled(TORCH)
 
 
 def test_out_of_order_loading_hands_out_every_batch_once(loader_class):

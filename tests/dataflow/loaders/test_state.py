@@ -185,7 +185,7 @@ def test_any_chain_of_resumes_sees_each_batch_once(way, stops, workers):
     iterator, batches = iter(loader), []
     for stop, num_workers in zip(stops, workers[1:], strict=False):
         batches += seen(itertools.islice(iterator, stop))
-        if loader._ledger.progress.finished:
+        if loader._ledger.progress.is_over():
             return  # the next epoch is the caller's
         state = through_json(loader.state_dict())
         disturb()
@@ -217,6 +217,21 @@ def test_states_before_at_the_end_of_and_between_epochs_begin_an_epoch(num_worke
         resumed = make("shuffle by generator", num_workers)
         resumed.load_state_dict(through_json(state))
         assert seen(resumed) == epoch
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_state_wanted_while_the_sampler_comes_to_its_end_begins_the_next_epoch(num_workers):
+    states = []
+
+    class Sampler(SequentialSampler):
+        def __iter__(self):
+            yield from range(4)
+            states.append(loader.state_dict())  # as a signal handler does, if it comes now
+
+    loader = DataLoader(Numbers(4), sampler=Sampler(range(4)), batch_size=2, num_workers=num_workers)
+    iterator = iter(loader)
+    assert len([next(iterator), next(iterator), *iterator]) == 2
+    assert [state["epoch"] is None for state in states] == [num_workers == 0]
 
 
 def test_a_state_counts_batches_handed_out_not_drawn_ahead():
