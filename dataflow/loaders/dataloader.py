@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
@@ -68,7 +69,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
 
     Raises:
         ValueError, TypeError: As torch does.
-        BadInputError: `on_worker_failure` or `worker_deadline_s` is out of range, or `bad_samples` cannot be followed.
+        BadInputError: `on_worker_failure` or `worker_deadline_s` is out of range, `bad_samples` cannot be followed, or
+            `multiprocessing_context` makes no processes.
     """
 
     # Public attributes of an instance are arguments, as torch's are: frameworks build another loader from them.
@@ -106,7 +108,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
             raise BadInputError(f'on_worker_failure must be "restart" or "raise", got {on_worker_failure!r}')
         if worker_deadline_s is not None and not worker_deadline_s > 0:
             raise BadInputError(f"worker_deadline_s must be a time above 0, got {worker_deadline_s!r}")
-        _check_workers(workers, worker_init_fn)
+        _check_workers(workers, worker_init_fn, multiprocessing_context)
         # Subclasses written for torch's may have attributes of these names already.
         if device is not None:
             self.device = torch.device(device)
@@ -249,11 +251,17 @@ def _check_bad_samples(loader: DataLoader[Any]) -> None:
         )
 
 
-def _check_workers(workers: str, worker_init_fn: Callable[[int], None] | None) -> None:
+def _check_workers(workers: str, worker_init_fn: Callable[[int], None] | None, context: Any) -> None:
     if workers not in ("process", "thread", "auto"):
         raise BadInputError(f'workers must be "process", "thread" or "auto", got {workers!r}')
     if workers == "thread" and worker_init_fn is not None:
         raise BadInputError("worker_init_fn sets up a process of its own, which a worker thread is not")
+    process = getattr(context, "Process", None)
+    if isinstance(process, type) and issubclass(process, threading.Thread):  # as MONAI's `use_thread_workers` passes
+        raise BadInputError(
+            f"multiprocessing_context makes threads ({process.__qualname__}) where processes are expected: leave it out, "
+            'and ask for worker threads by workers="thread"'
+        )
 
 
 def _find_rank(sampler: Any) -> int:

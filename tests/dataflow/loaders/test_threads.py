@@ -9,6 +9,7 @@ import textwrap
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.context import SpawnContext
 
 import pytest
 import torch
@@ -388,3 +389,12 @@ def test_what_does_not_fit_together_is_refused():
         open_loader(workers="fibre")
     with pytest.raises(BadInputError, match="worker_init_fn"):
         open_loader(worker_init_fn=id)
+
+
+@pytest.mark.parametrize("workers", ["process", "thread"])
+def test_a_context_whose_processes_are_threads_is_refused(workers):
+    class Context(SpawnContext):
+        Process = threading.Thread
+
+    with pytest.raises(BadInputError, match=r"threads \(Thread\).*workers=.thread."):
+        DataLoader(Numbers(8), num_workers=2, multiprocessing_context=Context(), workers=workers)
