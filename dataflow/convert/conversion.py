@@ -292,13 +292,12 @@ def _begin(work: Work, run: _Run, destination: Destination, *, overwrite: bool, 
 def _finished(work: Work, run: _Run, destination: Destination) -> dict[str, Part]:
     """Return what an earlier run of the same conversion finished; make sure that nothing else is there."""
     sizes = destination.sizes()
-    recorded = any(name.endswith(PART_SUFFIX) for name in sizes)
     for name in sizes:
         if not run.owns(work.target, name):
             raise BadInputError(f"{work.url} holds {name}, which no conversion left there", uri=work.url)
-        # Killed between the manifest and the removal of the records: both are done again.
-        if name.rpartition("/")[2] == work.target.manifest_name and not recorded:
-            raise BadInputError(f"{work.url} is a finished dataset already; nothing to resume", uri=work.url)
+    # Killed between the manifest and the removal of the records, both are done again.
+    if sizes and not any(name.endswith(PART_SUFFIX) or SURVEY_NAME.fullmatch(name) for name in sizes):
+        raise BadInputError(f"{work.url} is a finished dataset already; nothing to resume", uri=work.url)
     return read_records(destination, sizes, work.plan)
 
 

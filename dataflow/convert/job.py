@@ -1,7 +1,8 @@
-"""The parts of a conversion that run in any process: a job writes what it found, then its record.
+"""The parts of a conversion that run in any process: a job writes the record of what it found, then its shard.
 
-The shard goes first, then its record, both atomically. Killed before the record, the job is done again by the next run,
-with the same bytes; killed after it, it is kept.
+Both appear whole, and the record first: where every shard is a dataset by itself, it tells readers that more is to
+come. It counts once everything that it names is there with its size, so a job that was killed between the two is done
+again by the next run, with the same bytes.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from dataflow.formats.destination import PART_SUFFIX, Destination
 from dataflow.formats.protocol import GridTarget
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
+    from connectors.protocols import Buffer
     from dataflow.convert.choice import Choice
     from dataflow.convert.cleaning import Cleaning
     from dataflow.convert.expression import Expression
     from dataflow.convert.functions import Function
-    from dataflow.convert.mapping import Mapping
+    from dataflow.convert.mapping import Mapping as SampleMapping
     from dataflow.convert.reading import Numbered
     from dataflow.convert.rejects import FaultPolicy
     from dataflow.convert.rules import Facts
@@ -72,7 +74,7 @@ class Work:
     schema: pa.Schema | None = None
     filter: Expression | Function | None = None
     cleaning: Cleaning | None = None
-    mapping: Mapping | None = None
+    mapping: SampleMapping | None = None
     facts: dict[str, Facts] = field(default_factory=dict)
     choices: tuple[Choice, ...] = ()
     verify: bool = False
@@ -98,15 +100,17 @@ class Job(Protocol):
         """Name of the record, without `PART_SUFFIX`; of a shard it is the shard's own."""
         ...
 
-    def run(self, work: Work, destination: Destination) -> Part:
-        """Do it, and return what is remembered of it; equal for equal work."""
+    def run(self, work: Work, destination: Destination) -> tuple[Part, Mapping[str, list[Buffer]]]:
+        """Do it; return what is remembered of it, equal for equal work, and what is to be written behind that."""
         ...
 
 
 def run_job(work: Work, job: Job, destination: Destination) -> Part:
-    """Do a job and leave its record; return the record's content."""
-    part = job.run(work, destination)
+    """Do a job and leave its record and what that names; return the record's content."""
+    part, objects = job.run(work, destination)
     destination.put(job.record + PART_SUFFIX, [msgspec.json.encode(PartRecord(work.plan, part))])
+    for name, chunks in objects.items():
+        destination.put(name, chunks)
     return part
 
 
@@ -135,8 +139,8 @@ class ShardJob:
         """Name of the shard."""
         return self.name
 
-    def run(self, work: Work, destination: Destination) -> Part:
-        """Build and write the shard; without samples there is none."""
+    def run(self, work: Work, destination: Destination) -> tuple[Part, Mapping[str, list[Buffer]]]:
+        """Build the shard; without samples there is none."""
         assert work.schema is not None
         rejects, counted = Rejects(work.source, work.policy, work.origin), [0]
         batches = self._batches(work, rejects, counted)
@@ -144,24 +148,21 @@ class ShardJob:
         batches = stream.through(batches) if work.verify else batches
         first = next(batches, None)
         part: Part = {"size_bytes": 0}
+        objects: Mapping[str, list[Buffer]] = {}
         if first is not None:
-            part = self._build(work, itertools.chain([first], batches), destination)
+            part, objects = self._build(work, itertools.chain([first], batches))
         name = f"write-{self.name.rpartition('/')[0]}{self.number:05d}"
         found: Part = {"shard": part, "num_samples": counted[0]} | write_rejects(work, rejects, name)
-        return found | ({"stream": stream.result()} if work.verify else {})
+        return found | ({"stream": stream.result()} if work.verify else {}), objects
 
-    def _build(self, work: Work, batches: Iterator[pa.RecordBatch], destination: Destination) -> Part:
-        """Build and write the shard."""
+    def _build(self, work: Work, batches: Iterator[pa.RecordBatch]) -> tuple[Part, Mapping[str, list[Buffer]]]:
         assert work.schema is not None
         if not isinstance(work.target, GridTarget):
             part, chunks = work.target.build(work.schema, batches, self.first)
-            destination.put(self.name, chunks)
-            return part
+            return part, {self.name: chunks}
         part, objects = work.target.build_objects(work.schema, batches, self.number, self.first)
         named = {work.choices[self.choice].prefix + name: content for name, content in objects.items()}
-        for name, content in named.items():
-            destination.put(name, content)
-        return part | {"objects": {name: sum(map(len, content)) for name, content in named.items()}}
+        return part | {"objects": {name: sum(map(len, content)) for name, content in named.items()}}, named
 
     def _batches(self, work: Work, rejects: Rejects, counted: list[int]) -> Iterator[pa.RecordBatch]:
         choice = work.choices[self.choice]

@@ -27,10 +27,11 @@ from dataflow.convert.result import RuleCount
 from dataflow.order import Permutation, Selection
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import numpy.typing as npt
 
+    from connectors.protocols import Buffer
     from dataflow.convert.job import Work
     from dataflow.convert.reading import Numbered
     from dataflow.convert.rules import Facts
@@ -73,7 +74,7 @@ class MeasureJob(_RangeJob):
         """Name of what is remembered of the finished job."""
         return f"survey-measure-{self.number:05d}"
 
-    def run(self, work: Work, destination: Destination) -> Part:
+    def run(self, work: Work, destination: Destination) -> tuple[Part, Mapping[str, list[Buffer]]]:
         """Return count, mean, sum of squared differences and drawn values of every field."""
         assert work.cleaning is not None
         names, values = work.cleaning.measured, {name: [np.zeros(0)] for name in work.cleaning.measured}
@@ -87,7 +88,7 @@ class MeasureJob(_RangeJob):
                 column = pc.cast(batch.column(name), pa.float64(), safe=False).to_numpy(zero_copy_only=False)
                 values[name].append(column)
         ranks = Permutation(0, 0, "quartiles").apply(np.concatenate(numbers), max(1, len(work.source)))
-        return {"fields": {name: _measure(np.concatenate(values[name]), ranks < MAX_VALUES) for name in names}}
+        return {"fields": {name: _measure(np.concatenate(values[name]), ranks < MAX_VALUES) for name in names}}, {}
 
 
 class CleanJob(_RangeJob):
@@ -105,8 +106,8 @@ class CleanJob(_RangeJob):
         """Name of the digests of its samples."""
         return f"{self.record}.digests"
 
-    def run(self, work: Work, destination: Destination) -> Part:
-        """Return which samples stay, and what the rules did."""
+    def run(self, work: Work, destination: Destination) -> tuple[Part, Mapping[str, list[Buffer]]]:
+        """Return which samples stay, and what the rules did; the digests, whose size no record says, go before it."""
         cleaning, rejects = work.cleaning, Rejects(work.source, work.policy, work.origin)
         kept = np.zeros(self.last - self.first, np.bool_)
         rules = cleaning.rules if cleaning else ()
@@ -137,7 +138,7 @@ class CleanJob(_RangeJob):
             content = np.sort(np.concatenate([sample_digests(None, None), *digests]))
             destination.put(self.digests, [content.tobytes()])
             part["buckets"] = bucket_sizes(content).tolist()
-        return part | write_rejects(work, rejects, self.record.removeprefix("survey-"))
+        return part | write_rejects(work, rejects, self.record.removeprefix("survey-")), {}
 
 
 def _filtered(work: Work, names: Sequence[str], first: int, last: int, rejects: Rejects) -> Iterator[Numbered]:

@@ -82,7 +82,12 @@ class Destination:
             BadInputError: It holds something that may not be removed.
         """
         found = self.insist_on_room(overwrite=overwrite, owns=owns)
-        self.delete(sorted(found, key=lambda name: not is_manifest(name)))
+        # Killed meanwhile, what is left is no dataset and no part of the next: records that vouch for nothing say so.
+        marks = {name.rpartition("/")[0]: name + PART_SUFFIX for name in found if owns(name + PART_SUFFIX)}
+        for mark in marks.values():
+            self.put(mark, [])
+        names = {*found, *marks.values()}
+        self.delete(sorted(names, key=lambda name: (not is_manifest(name), name.endswith(PART_SUFFIX), name)))
         self.sweep()
 
     def sweep(self, *, recursive: bool = True) -> None:

@@ -2,8 +2,12 @@
 
 import gc
 import io
+import itertools
 import json
+import shutil
 import tarfile
+from collections.abc import Coroutine
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +18,8 @@ import tfrecord
 import webdataset
 from PIL import Image
 
-from connectors.errors import BadInputError
+from connectors.bridge import run_sync
+from connectors.errors import BadInputError, DataError
 from dataflow.convert import Progress, convert
 from dataflow.dataset import open_dataset
 from dataflow.formats import audio_field, field_kind, image_field, tensor_field, video_field
@@ -330,6 +335,57 @@ def test_every_format_is_resumable_and_the_same_from_any_number_of_workers(
     assert content("one") == content("two") == content("three")
     convert(source, tmp_path / "one", overwrite=True, **settings)
     assert content("one") == content("two")
+
+
+@pytest.mark.parametrize("to", WRITABLE)
+def test_a_finished_data_set_is_not_resumed(source: Path, tmp_path: Path, to: str) -> None:
+    settings = {"to": to, "fields": ["many"] if to == "megatron" else ["label"]}
+    convert(source, tmp_path / "out", **SIZES, **settings)
+    before = tree(tmp_path / "out")
+    with pytest.raises(BadInputError, match="finished dataset already"):
+        convert(source, tmp_path / "out", resume=True, sample_fraction=0.5, **settings)
+    assert tree(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("to", ["arrow", "mds", "megatron", "webdataset", "zarr"])
+def test_broken_off_at_any_write_or_removal_nothing_less_than_all_is_a_data_set(
+    source: Path, tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"to": to, "fields": ["many"] if to == "megatron" else ["label"], "block_size_bytes": 100}
+    old, new, path = tmp_path / "old", tmp_path / "new", tmp_path / "out"
+    size_bytes = 100 if to == "zarr" else 1200
+    convert(source, old, **settings, shard_size_bytes=size_bytes)
+    settings |= {"shard_size_bytes": 2 * size_bytes}
+    convert(source, new, **settings)
+
+    def broken_off(last_step: int) -> bool:
+        steps = itertools.count()
+
+        def step(work: Coroutine[object, object, object]) -> object:
+            if next(steps) == last_step:
+                work.close()
+                raise KeyError("broken off")
+            return run_sync(work)
+
+        with monkeypatch.context() as patch, suppress(KeyError):
+            patch.setattr("dataflow.formats.destination.run_sync", step)
+            convert(source, path, overwrite=True, **settings)
+            return False
+        return True
+
+    for last_step in itertools.count():
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(old, path)
+        if not broken_off(last_step):
+            break
+        with suppress(DataError):
+            assert len(open_dataset(path)) == COUNT
+        with suppress(DataError):
+            convert(source, path, resume=True, **settings)
+            assert tree(path) == tree(new)
+    assert len(tree(old)) > len(tree(new))
+    assert last_step > len(tree(old))
+    assert tree(path) == tree(new)
 
 
 @pytest.mark.parametrize("to", ["arrow", "mds", "zarr"])
