@@ -259,8 +259,8 @@ def _check_workers(workers: str, worker_init_fn: Callable[[int], None] | None, c
     process = getattr(context, "Process", None)
     if isinstance(process, type) and issubclass(process, threading.Thread):  # as MONAI's `use_thread_workers` passes
         raise BadInputError(
-            f"multiprocessing_context makes threads ({process.__qualname__}) and no processes: leave it out, and ask for "
-            'worker threads by workers="thread"'
+            f"multiprocessing_context makes threads ({process.__qualname__}), not processes: leave it out, and ask for "
+            'them by workers="thread"'
         )
 
 
