@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet as pq
 import xxhash
 
 from connectors.errors import BadInputError, CorruptError
 from dataflow.formats.fields import storable_schema
-from dataflow.formats.json_records import insist_on_depth
+from dataflow.formats.json_records import insist_on_depth, read_json
 from dataflow.formats.large_integers import with_large_integers
 
 if TYPE_CHECKING:
@@ -156,7 +155,7 @@ def _find(name: str | None, folder: str, files: dict[str, ObjectMeta]) -> Object
 def _parse(data: bytes, suffix: str, uri: str) -> pa.Table:
     if suffix == ".parquet":
         table = pq.read_table(pa.BufferReader(data))
-        table.validate(full=True)  # the reader takes strings that are no UTF-8, as the parser of JSON below
+        table.validate(full=True)  # the reader takes strings that are no UTF-8
         return table
     if suffix in JSON_SUFFIXES:
         insist_on_depth(memoryview(data), uri=uri, offset=0)
@@ -168,20 +167,16 @@ def _parse(data: bytes, suffix: str, uri: str) -> pa.Table:
     def parse(schema: pa.Schema) -> pa.Table:
         return _parse_text(data, suffix, dict(zip(schema.names, schema.types, strict=True)))
 
-    exact = with_large_integers(table, parse, uri=uri)
+    exact = with_large_integers(table, parse, data if suffix in JSON_SUFFIXES else None, uri=uri)
     return table if exact.equals(table.schema) else parse(exact)
 
 
 def _parse_text(data: bytes, suffix: str, types: dict[str, Any]) -> pa.Table:
-    source, block_size = pa.BufferReader(data), len(data) + 1
     if suffix in JSON_SUFFIXES:
-        options = pyarrow.json.ParseOptions(explicit_schema=pa.schema(types.items()) if types else None)
-        table = pyarrow.json.read_json(source, pyarrow.json.ReadOptions(block_size=block_size), options)
-        table.validate(full=True)
-        return table
+        return read_json(data, pa.schema(types.items()) if types else None, unexpected="infer", use_threads=True)
     return pyarrow.csv.read_csv(
-        source,
-        pyarrow.csv.ReadOptions(block_size=block_size),
+        pa.BufferReader(data),
+        pyarrow.csv.ReadOptions(block_size=len(data) + 1),
         pyarrow.csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True),
         pyarrow.csv.ConvertOptions(column_types=types),
     )

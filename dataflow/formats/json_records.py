@@ -1,4 +1,4 @@
-"""How deep JSON lines are nested, found before they are parsed.
+"""Records of JSON: parsed, and before that looked at for how deep they are nested.
 
 pyarrow's parser goes down by recursion: some ten thousand levels end the process. Arrow itself stores 64, so what is
 deeper is found here, by counting brackets. Most lines have few of them, in strings or not, and are passed by that
@@ -8,23 +8,103 @@ so lines can be counted on their own; an object may go over several.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.json
 
 from connectors.errors import BadInputError
 
-__all__ = ["MAX_DEPTH", "insist_on_depth", "line_too_deep"]
+__all__ = ["MAX_DEPTH", "insist_on_depth", "line_too_deep", "numbers_in", "read_json", "with_leaves"]
 
 # What an Arrow record batch can hold: pyarrow refuses to write more.
 MAX_DEPTH = 64
 
 _CHUNK_BYTES = 1 << 20
+_VISIBLE = re.compile(r"\S")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}\n"))
 _NO_MARKS = bytes(set(range(256)) - set(b'[]{}"\n'))
 _STEPS = np.zeros(256, np.int8)
 _STEPS[list(b"[{")] = 1
 _STEPS[list(b"]}")] = -1
+# The one type that Arrow casts to null, and strings to.
+_CASTS_TO_NULL = pa.dictionary(pa.int32(), pa.string())
+
+
+def read_json(
+    records: bytes | memoryview, schema: pa.Schema | None, *, unexpected: Literal["error", "infer"], use_threads: bool
+) -> pa.Table:
+    """Parse records.
+
+    Args:
+        records: JSON objects, usually one a line.
+        schema: Types of fields.
+        unexpected: What is done about other fields.
+        use_threads: Whether other threads may help.
+
+    Raises:
+        pa.ArrowException: They cannot be parsed, do not fit the schema, or have strings that are no UTF-8.
+    """
+
+    def parse(schema: pa.Schema | None) -> pa.Table:
+        options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior=unexpected)
+        reading = pyarrow.json.ReadOptions(use_threads=use_threads, block_size=len(records) + 1)
+        return pyarrow.json.read_json(pa.BufferReader(pa.py_buffer(records)), reading, options)
+
+    table = parse(schema)
+    try:
+        table.validate(full=True)  # the parser takes strings that are no UTF-8
+    except pa.ArrowInvalid:
+        # Of lists that begin with nulls before the parser knows what they hold, it loses some; now all is known, and
+        # nothing but nulls is as good as strings: https://github.com/apache/arrow/issues/51305
+        known = parse(_with_nulls_as(table.schema, pa.string()))
+        known.validate(full=True)
+        table = known.cast(_with_nulls_as(table.schema, _CASTS_TO_NULL)).cast(table.schema)
+    return table
+
+
+def with_leaves(kind: pa.DataType, wanted: Callable[[pa.DataType], bool], leaf: pa.DataType) -> pa.DataType:
+    """Return a type as JSON has them, with `leaf` wherever a wanted type stands, also inside of lists and structs."""
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(with_leaves(field.type, wanted, leaf)) for field in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(with_leaves(kind.value_type, wanted, leaf)))
+    return leaf if wanted(kind) else kind
+
+
+def numbers_in(records: bytes | memoryview, names: Sequence[str]) -> Iterator[str]:
+    """Yield the numbers of a field as they are written: `1e20` is none of the integers.
+
+    Args:
+        records: JSON objects, usually one a line.
+        names: Of the field, and of those in it on the way to the numbers; lists are passed through.
+
+    Raises:
+        ValueError: They are no JSON to Python.
+    """
+    text, position = str(records, "utf-8-sig"), 0
+    decoder = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)
+    while begin := _VISIBLE.search(text, position):
+        record, position = decoder.raw_decode(text, begin.start())
+        yield from _numbers(record, names)
+
+
+def _numbers(value: Any, names: Sequence[str]) -> Iterator[str]:
+    if isinstance(value, list):
+        for item in value:
+            yield from _numbers(item, names)
+    elif names and value is not None:
+        yield from _numbers(value.get(names[0]), names[1:])
+    elif value is not None:
+        yield value
+
+
+def _with_nulls_as(schema: pa.Schema, leaf: pa.DataType) -> pa.Schema:
+    return pa.schema([field.with_type(with_leaves(field.type, pa.types.is_null, leaf)) for field in schema])
 
 
 def insist_on_depth(records: memoryview, *, uri: str, offset: int) -> None:

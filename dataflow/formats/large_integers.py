@@ -13,22 +13,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from connectors.errors import BadInputError
+from dataflow.formats.json_records import numbers_in
 
 __all__ = ["agree_on_sign", "with_large_integers"]
 
 _LARGE = float(1 << 63)
-_ANY_SIZE = pa.decimal128(38, 0)
 
 # Where a value is: the numbers of its field, of that in it, and so on; lists are passed through.
 _Path = tuple[int, ...]
 
 
-def with_large_integers(found: pa.Table, parse: Callable[[pa.Schema], pa.Table], *, uri: str) -> pa.Schema:
+def with_large_integers(
+    found: pa.Table, parse: Callable[[pa.Schema], pa.Table], json: bytes | memoryview | None, *, uri: str
+) -> pa.Schema:
     """Return the schema of records in which integers stay what they are.
 
     Args:
         found: The records as pyarrow understands them.
         parse: Parses them again with another schema; raises `pa.ArrowInvalid` where a value does not fit.
+        json: The records, where they are JSON; None for CSV.
         uri: Where they lie.
 
     Raises:
@@ -39,8 +42,10 @@ def with_large_integers(found: pa.Table, parse: Callable[[pa.Schema], pa.Table],
         unsigned = _replaced(schema, path, pa.uint64())
         if _parsed(parse, unsigned) is not None:
             schema = unsigned
-        elif (exact := _parsed(parse, _replaced(schema, path, _ANY_SIZE))) is not None:
-            _insist_on_floats(exact, path, uri)
+        else:
+            names = list(_names(schema, path))
+            numbers = _texts(found, names[0], parse) if json is None else numbers_in(json, names)
+            _insist_on_floats(numbers, names[0], uri)
     return schema
 
 
@@ -110,13 +115,42 @@ def _parsed(parse: Callable[[pa.Schema], pa.Table], schema: pa.Schema) -> pa.Tab
         return None
 
 
-def _insist_on_floats(exact: pa.Table, path: _Path, uri: str) -> None:
-    """Refuse integers that are others as floats."""
-    for value in map(int, _values(exact, path).to_pylist()):
-        if abs(value) >= _LARGE and int(float(value)) != value:
+def _names(fields: Iterable[pa.Field], path: _Path) -> Iterator[str]:
+    """Yield the name of the field that each number of a path stands for."""
+    for number in path:
+        field = list(fields)[number]
+        yield field.name
+        kind = field.type
+        while pa.types.is_list(kind):
+            kind = kind.value_type
+        fields = kind if pa.types.is_struct(kind) else ()
+
+
+def _texts(found: pa.Table, name: str, parse: Callable[[pa.Schema], pa.Table]) -> list[str]:
+    """Return the values of a column of CSV as they are written, but for the missing ones."""
+    place = found.column_names.index(name)
+    texts = parse(_replaced(found.schema, (place,), pa.string())).column(place)
+    return cast("list[str]", texts.filter(found.column(place).is_valid()).to_pylist())
+
+
+def _insist_on_floats(numbers: Iterable[str], name: str, uri: str) -> None:
+    """Refuse integers that are others as floats, unless there are fractions among them."""
+    try:
+        integers = [int(number) for number in numbers]
+    except ValueError:
+        return
+    for value in integers:
+        if abs(value) >= _LARGE and not _is_float(value):
             raise BadInputError(
-                f"field {exact.schema.field(path[0]).name!r} of {uri} has the integer {value}: integers are kept from "
+                f"field {name!r} of {uri} has the integer {value}: integers are kept from "
                 "-2^63 to 2^63 - 1, or from 0 to 2^64 - 1; write the values of this field as text, in quotes, or as "
                 "floats",
                 uri=uri,
             )
+
+
+def _is_float(value: int) -> bool:
+    try:
+        return float(value) == value
+    except OverflowError:
+        return False

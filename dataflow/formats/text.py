@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import codecs
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -19,11 +20,10 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.json
 
 from connectors.errors import BadInputError, CorruptError, DataError
 from dataflow.formats.csv_records import header_end, record_end
-from dataflow.formats.json_records import insist_on_depth
+from dataflow.formats.json_records import insist_on_depth, read_json, with_leaves
 from dataflow.formats.large_integers import agree_on_sign, with_large_integers
 from dataflow.formats.scan import BLOCK_BYTES, BlockTable, Scan, remembered
 from dataflow.formats.scanned import open_scanned
@@ -40,6 +40,8 @@ __all__ = ["TextFormat", "TextSource"]
 BOM = codecs.BOM_UTF8
 # No text in UTF-8 begins so.
 _BOMS_OF_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_CR_ALONE = re.compile(rb"\r(?=[^\r\n])")
+_QUOTED = re.compile(rb'"[^"]*"')
 # A larger record is refused.
 MAX_RECORD_BYTES = 256 << 20
 
@@ -165,7 +167,7 @@ class TextFormat:
             body = records[header_end(bytes(records), _delimiter(uri)) :] if self.name == "csv" else records
             return _PARSERS[self.name](body, schema, _delimiter(uri))
 
-        exact = with_large_integers(found, parse_as, uri=uri)
+        exact = with_large_integers(found, parse_as, records if self.name == "jsonl" else None, uri=uri)
         return found.num_rows, self._unified(schema, exact, lenient=lenient, uri=uri, offset=offset)
 
     def _unified(self, schema: pa.Schema, found: pa.Schema, *, lenient: bool, uri: str, offset: int) -> pa.Schema:
@@ -213,6 +215,8 @@ class TextFormat:
             except CorruptError as error:
                 place.pass_over(meta, 0, meta.size_bytes, error)
                 return
+            if delimiter:
+                _header_end(bytes(records), delimiter, uri)
             if len(records):
                 yield 0, meta.size_bytes, records
             return
@@ -220,10 +224,8 @@ class TextFormat:
         for offset, piece in _split(place, meta, delimiter):
             begin = 0
             if delimiter and not offset:
-                begin = header_end(piece, delimiter)
+                begin = _header_end(piece, delimiter, uri)
                 header = piece[:begin]
-                if not begin and b"\r" in piece:
-                    raise BadInputError(f"the lines of {uri} end in CR alone, as on old Macs; they need LF", uri=uri)
             if begin < len(piece):
                 yield offset + begin, len(piece) - begin, memoryview(header + piece[begin:])
 
@@ -242,6 +244,18 @@ def _split(place: Place, meta: ObjectMeta, delimiter: str | None) -> Iterator[tu
             raise BadInputError(f"{uri} has a record of more than {MAX_RECORD_BYTES} bytes at offset {offset}", uri=uri)
     if left:
         yield offset, left
+
+
+def _header_end(data: bytes, delimiter: str, uri: str) -> int:
+    """Return where the header of a CSV file ends; 0 where it is all there is.
+
+    Raises:
+        BadInputError: Records would be part of it, since their lines end in CR alone.
+    """
+    end = header_end(data, delimiter)
+    if _CR_ALONE.search(_QUOTED.sub(b"", data[: end or len(data)])):
+        raise BadInputError(f"the lines of {uri} end in CR alone, as on old Macs; they need LF", uri=uri)
+    return end
 
 
 def _record_end(data: bytes, begin: int, least: int, delimiter: str | None) -> int:
@@ -273,12 +287,7 @@ def _parse(kind: str, records: memoryview, schema: pa.Schema | None, *, uri: str
 
 
 def _parse_jsonl(records: memoryview, schema: pa.Schema | None, delimiter: str) -> pa.Table:  # noqa: ARG001
-    unexpected = "infer" if schema is None else "error"
-    options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior=unexpected)
-    reading = pyarrow.json.ReadOptions(use_threads=False, block_size=len(records) + 1)
-    table = pyarrow.json.read_json(pa.BufferReader(pa.py_buffer(records)), reading, options)
-    table.validate(full=True)  # the parser takes strings that are no UTF-8
-    return table
+    return read_json(records, schema, unexpected="infer" if schema is None else "error", use_threads=False)
 
 
 def _parse_csv(records: memoryview, schema: pa.Schema | None, delimiter: str) -> pa.Table:
@@ -333,10 +342,4 @@ def _is_number(kind: pa.DataType) -> bool:
 
 def _plain(kind: pa.DataType) -> pa.DataType:
     """Return the type without guesses: what looks like a date or a time is text."""
-    if pa.types.is_temporal(kind):
-        return pa.string()
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_plain(field.type)) for field in kind])
-    if pa.types.is_list(kind):
-        return pa.list_(kind.value_field.with_type(_plain(kind.value_type)))
-    return kind
+    return with_leaves(kind, pa.types.is_temporal, pa.string())

@@ -153,7 +153,7 @@ def test_integers_of_64_bits_in_csv_stay_integers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
-@pytest.mark.parametrize("pair", [(LARGE + 2, 1), (-(2**63) - 1, 1), (LARGE, -1)])
+@pytest.mark.parametrize("pair", [(LARGE + 2, 1), (-(2**63) - 1, 1), (LARGE, -1), (2**128 - 1, 1), (10**400, 1)])
 def test_integers_that_neither_64_bits_nor_floats_hold_are_refused(
     tmp_path: Path, suffix: str, pair: tuple[int, int]
 ) -> None:
@@ -169,12 +169,39 @@ def test_large_integers_beside_fractions_are_floats(tmp_path: Path) -> None:
     assert dataset.get_batch(range(3))["x"].tolist() == [1e20, 0.5, 1e300]
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_large_numbers_with_an_exponent_are_floats(tmp_path: Path, suffix: str) -> None:
+    numbers = ["1e23", "9.223372036854776e+18", "3"]
+    lines = [f'{{"n":{number}}}' for number in numbers] if suffix == ".jsonl" else ["n", *numbers]
+    put(tmp_path / f"a{suffix}", "\n".join(lines))
+    assert open_dataset(tmp_path).get_batch(range(3))["n"].tolist() == list(map(float, numbers))
+
+
 def test_a_negative_integer_in_another_block_than_large_ones_is_never_another_number(tmp_path: Path) -> None:
     put(tmp_path / "a.jsonl", f'{{"n":{LARGE},"pad":"{"x" * 200}"}}\n{{"n":-5,"pad":""}}\n')
     dataset = open_dataset(tmp_path)
     assert dataset[0]["n"] == LARGE
     with pytest.raises(CorruptError, match=r"a\.jsonl .*uint64.*-5"):
         dataset[1]
+
+
+@pytest.mark.parametrize(
+    "lists",
+    [
+        [[None, 1], [2]],
+        [[], [None, None, "2020-01-01"]],
+        [[None, None], [None]],
+        [[None, {"x": None}], [{"x": [None, None]}]],
+    ],
+)
+def test_lists_that_begin_with_nulls_come_back(tmp_path: Path, lists: list) -> None:
+    records = [{"l": items, "o": {"l": [items]}, "pad": "x" * 200} for items in lists]
+    put(tmp_path / "apart.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    put(tmp_path / "together.jsonl.gz", "".join(json.dumps(record) + "\n" for record in records))
+    dataset = open_dataset(tmp_path)
+    assert [value for block in range(3) for value in decode(dataset, block, "l")] == lists * 2
+    found = [value["l"] for block in range(3) for value in decode(dataset, block, "o")]
+    assert found == [[items] for items in lists * 2]
 
 
 @pytest.mark.parametrize("packed", ["", ".zst"])
@@ -262,10 +289,18 @@ def test_a_mark_at_the_front_is_no_part_of_the_first_line(tmp_path: Path, packed
     assert found == ["one", "\ufefftwo", "three"]
 
 
-def test_lines_of_csv_that_end_in_cr_alone_are_refused(tmp_path: Path) -> None:
-    put(tmp_path / "a.csv", "a,b\r1,2\r")
-    with pytest.raises(BadInputError, match=r"a\.csv end in CR alone"):
+@pytest.mark.parametrize("packed", ["", ".gz"])
+@pytest.mark.parametrize("content", ["a,b\r1,2\r", "a,b\r1,2\r3,4\n", "a,b\r1,2\r3,4\n5,6\n"])
+def test_lines_of_csv_that_end_in_cr_alone_are_refused(tmp_path: Path, content: str, packed: str) -> None:
+    put(tmp_path / f"a.csv{packed}", content)
+    with pytest.raises(BadInputError, match=rf"a\.csv{packed} end in CR alone"):
         open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["a,b\r\r\n1,2\r\r\n", '"a","b"\r\n1,2\r\n', '"a","b"\n"1",2'])
+def test_cr_before_lf_ends_a_line_of_csv(tmp_path: Path, content: str) -> None:
+    put(tmp_path / "a.csv", content)
+    assert rows(open_dataset(tmp_path)) == [{"a": 1, "b": 2}]
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
