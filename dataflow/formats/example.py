@@ -43,7 +43,10 @@ def decode_example(record: memoryview) -> Example:
         ValueError: Not a serialised example.
     """
     try:
-        features = [value for number, value in _fields(record) if number == 1]
+        parts = list(_fields(record))
+        if others := {number for number, _ in parts} - {1}:  # a SequenceExample has more, which would be lost
+            raise ValueError(f"it has a field {min(others)}")
+        features = [value for _, value in parts]
         entries = [value for feature in features for number, value in _fields(feature) if number == 1]
         return dict(map(_entry, entries))
     except (IndexError, struct.error, TypeError, UnicodeDecodeError) as error:
@@ -64,8 +67,8 @@ class FeatureKinds:
 
     def __init__(self) -> None:
         self._num_examples = 0
-        # Of each feature: its kind, the set of its numbers of values (two are enough), and in how many examples it
-        # occurs.
+        # Of each feature: its kind, the set of its numbers of values (two are enough, but for none and one), and in
+        # how many examples it occurs.
         self._seen: dict[str, tuple[str, set[int], int]] = {}
 
     def add(self, example: Example, where: str) -> None:
@@ -79,7 +82,7 @@ class FeatureKinds:
             before, lengths, count = self._seen.get(name, (kind, set(), 0))
             if before != kind and values and lengths - {0}:
                 raise BadInputError(f"feature {name!r} is {kind} in a record of {where} and {before} in those before")
-            if len(lengths) < 2:
+            if len(lengths) < 2 or lengths == {0, 1}:
                 lengths.add(len(values))
             self._seen[name] = (kind if values else before, lengths, count + 1)
 

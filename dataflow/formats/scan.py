@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 # What a block of a scanned format aims at: the same as for native shards.
 BLOCK_BYTES = 1 << 20
 # Part of the name of a kept scan: to be raised when what scans find changes.
-SCAN_VERSION = 5
+SCAN_VERSION = 6
 
 
 class BlockTable:

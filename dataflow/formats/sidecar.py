@@ -32,7 +32,7 @@ __all__ = ["FileScan", "Sidecar", "known_parts", "make_sidecar"]
 
 KIND = "dataflow-sidecar"
 # To be raised when what scans find changes: a sidecar of another version is not used.
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)

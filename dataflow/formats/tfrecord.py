@@ -257,4 +257,7 @@ def _decode(record: memoryview, uri: str) -> dict[str, tuple[str, list[Any]]]:
 def _value(feature: tuple[str, list[Any]] | None, kind: pa.DataType) -> Any:
     if feature is None or (not feature[1] and not pa.types.is_nested(kind)):
         return None
-    return feature[1] if pa.types.is_nested(kind) else feature[1][0]
+    if pa.types.is_nested(kind):
+        return feature[1]
+    (value,) = feature[1]
+    return value

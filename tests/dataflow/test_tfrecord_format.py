@@ -12,6 +12,7 @@ from dataflow.convert import convert
 from dataflow.dataset import open_dataset
 from dataflow.formats import place
 from dataflow.formats import tfrecord as ours
+from dataflow.formats.example import encode_example
 
 COUNT = 60
 
@@ -80,6 +81,22 @@ def test_records_that_are_no_examples_come_as_bytes(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path)
     assert dataset.schema.field("record").type == pa.binary()
     assert dataset.get_batch(range(3))["record"] == records
+
+
+@pytest.mark.parametrize("counts", [(0, 1, 3), (1, 0, 2), (3, 0, 1)])
+def test_a_feature_of_none_and_one_and_more_values_is_a_list(tmp_path: Path, counts: tuple[int, ...]) -> None:
+    records = [{"x": ("bytes", [b"a", b"b", b"c"][:count]), "y": ("int64", [7])} for count in counts]
+    (tmp_path / "a.tfrecord").write_bytes(b"".join(raw(encode_example(record)) for record in records))
+    assert open_dataset(tmp_path).get_batch(range(3))["x"] == [record["x"][1] for record in records]
+
+
+def test_sequence_examples_come_whole(tmp_path: Path) -> None:
+    context, feature_lists = encode_example({"id": ("int64", [7])}), b"\x12\x05\x0a\x03\x0a\x01x"
+    (tmp_path / "a.tfrecord").write_bytes(raw(context + feature_lists))
+    assert open_dataset(tmp_path)[0]["record"] == context + feature_lists
+    (tmp_path / "a.tfrecord").write_bytes(raw(context) + raw(context + feature_lists))
+    with pytest.raises(CorruptError, match=r"a\.tfrecord is no tf\.train\.Example: it has a field 2"):
+        open_dataset(tmp_path)
 
 
 def test_a_feature_that_a_record_lacks_is_null(tmp_path: Path) -> None:
