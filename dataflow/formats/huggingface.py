@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from connectors.errors import BadInputError, CorruptError
-from dataflow.formats.fields import label_field, media_field, storable_schema
+from dataflow.formats.fields import field_kind, label_field, media_field, storable_schema
 from dataflow.formats.record_batches import read_batch, scan_batches
 from dataflow.formats.scan import BlockTable, Scan, remembered
 
@@ -66,7 +67,8 @@ class HuggingfaceFormat:
 
         Raises:
             CorruptError: A file is missing or damaged; names it and the offset.
-            BadInputError: It is a dict of datasets, empty, has an index of its own, or dictionary-encoded fields.
+            BadInputError: It is a dict of datasets, a cache of several splits, empty, has an index of its own, or
+                dictionary-encoded fields.
         """
         found = {meta.key: meta for meta in place.files}
         if SPLITS in found:
@@ -103,7 +105,19 @@ class HuggingfaceFormat:
             return []
         # Beside the dataset lie results of `map` and the like, which the library calls cache-*.
         streams = place.files_named((".arrow",))
-        return [meta for meta in streams if "/" not in meta.key and not meta.key.startswith("cache-")]
+        streams = [meta for meta in streams if "/" not in meta.key and not meta.key.startswith("cache-")]
+        splits = _splits_among(streams, _read_json(place, found[INFO]).get("splits"))
+        if len(splits) > 1:
+            raise BadInputError(
+                f"{place.url} is a cache of the splits {splits}; call save_to_disk on one of them, and open that"
+            )
+        return streams
+
+
+def _splits_among(streams: Sequence[ObjectMeta], splits: Any) -> list[str]:
+    """Return the splits, out of those that the description of a cache names, of which there are streams."""
+    ends = {name: re.compile(rf"-{re.escape(name)}(-\d+-of-\d+)?\.arrow\Z") for name in splits or ()}
+    return [name for name, end in ends.items() if any(end.search(meta.key) for meta in streams)]
 
 
 def _read_json(place: Place, meta: ObjectMeta) -> dict[str, Any]:
@@ -148,8 +162,8 @@ def _field(entry: pa.Field, feature: Any) -> pa.Field:
 
 
 def _column(column: pa.Array, entry: pa.Field, uri: str) -> pa.Array:
-    if column.type == entry.type:
-        return column
+    if field_kind(entry) is None:
+        return column if column.type == entry.type else column.cast(entry.type)
     # A media file: its bytes, without the bytes below a missing struct.
     content = column.flatten()[column.type.get_field_index("bytes")]
     if content.null_count > column.null_count:

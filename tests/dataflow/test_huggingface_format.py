@@ -139,6 +139,31 @@ def test_dictionaries_are_refused(tmp_path: Path) -> None:
         open_dataset(tmp_path / "set")
 
 
+def test_views_are_plain(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    batch = pa.record_batch(
+        {"s": pa.array(["é" * 20, None], pa.string_view()), "b": pa.array([[b"x"], []], pa.list_(pa.binary_view()))}
+    )
+    with pa.ipc.new_stream(tmp_path / "set" / "a.arrow", batch.schema) as writer:
+        writer.write_batch(batch)
+    (tmp_path / "set" / "dataset_info.json").write_text("{}")
+    dataset = open_dataset(tmp_path / "set")
+    assert dataset.schema.types == [pa.string(), pa.list_(pa.binary())]
+    assert dataset.get_batch([0, 1]) == {"s": ["é" * 20, None], "b": [[b"x"], []]}
+
+
+def test_a_cache_of_several_splits_is_refused(copy: Path) -> None:
+    (copy / "state.json").unlink()
+    (copy / "data-00000-of-00002.arrow").rename(copy / "set-train.arrow")
+    (copy / "data-00001-of-00002.arrow").rename(copy / "set-test-00000-of-00001.arrow")
+    info = json.loads((copy / "dataset_info.json").read_text())
+    (copy / "dataset_info.json").write_text(json.dumps(info | {"splits": {"train": {}, "extra": {}, "test": {}}}))
+    with pytest.raises(BadInputError, match=r"a cache of the splits \['train', 'test'\]; call save_to_disk"):
+        open_dataset(copy)
+    (copy / "set-test-00000-of-00001.arrow").unlink()
+    assert 0 < len(open_dataset(copy)) < COUNT
+
+
 def test_arrow_files_without_the_library_s_marks_are_no_dataset(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "set", pa.schema({"n": pa.int64()})) as writer:
         writer.write({"n": 1})
