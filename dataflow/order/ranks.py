@@ -42,8 +42,9 @@ def rank_from_environment(environ: Mapping[str, str]) -> tuple[int, int] | None:
             found = (0, 0)
         if not 0 <= found[0] < found[1]:
             raise BadInputError(
-                f"the environment has {rank_name}={rank} and {size_name}={size}; set both, with 0 <= rank < world size, "
-                "or neither, or pass rank= and world_size=, or wait with this until torch.distributed is initialised"
+                f"the environment has {rank_name}={rank} and {size_name}={size}; set both, with "
+                "0 <= rank < world size, or neither, or pass rank= and world_size=, or wait with this "
+                "until torch.distributed is initialised"
             )
         return found
     return None
