@@ -35,6 +35,8 @@ SIGNATURE_BYTES = 28  # behind a footer that can be read, of a file with encrypt
 TRAILER_BYTES = 8  # length of the footer and the magic
 TAIL_BYTES = 64 << 10  # footers are smaller, most of the time
 TAILS_AT_ONCE = 256
+# Text and bytes of one row group beyond this have 64-bit offsets, for a block is one array a column.
+MAX_ARRAY_BYTES = (1 << 31) - 1
 # Columns that lie so near to each other are read together with what is between them: a request costs more.
 GAP_BYTES = 16 << 10
 
@@ -44,7 +46,8 @@ class ParquetSource:
     """One set of Parquet files, opened; see `dataflow.formats.protocol.Source`.
 
     Attributes:
-        schema: Fields of a sample, dictionary-encoded ones and views made plain.
+        schema: Fields of a sample, dictionary-encoded ones and views made plain, text and bytes with 64-bit offsets
+            where a row group needs them.
         index: One block per row group.
         footers: The end of every file.
         first_block: Number of the first row group of every file.
@@ -121,6 +124,7 @@ class ParquetFormat:
             return None
         footers = _footers(place, files)
         table, schema, first_block = BlockTable(), None, []
+        large: set[str] = set()
         for shard, (meta, footer) in enumerate(zip(files, footers, strict=True)):
             uri = place.uri(meta)
             try:
@@ -144,9 +148,12 @@ class ParquetFormat:
                     f"the footer of {uri} is damaged: it counts {metadata.num_rows} rows, its groups {sum(counts)}",
                     uri=uri,
                 )
-            for group, count in enumerate(counts):
-                table.add(shard, *_span(metadata.row_group(group)), count)
+            for number, count in enumerate(counts):
+                group = metadata.row_group(number)
+                table.add(shard, *_span(group), count)
+                large |= _large_columns(group)
         assert schema is not None
+        schema = pa.schema([_with_large_offsets(entry) if entry.name in large else entry for entry in schema])
         shards, blocks = shard_table(files), table.finish()
         index = Index(place.root, listing_fingerprint(shards, blocks, schema), shards, blocks)
         index.check()
@@ -189,6 +196,20 @@ def _span(group: Any) -> tuple[int, int]:
     bounds = [_bounds(group.column(position)) for position in range(group.num_columns)]
     start = min(start for start, _ in bounds)
     return start, max(1, max(end for _, end in bounds) - start)
+
+
+def _large_columns(group: Any) -> set[str]:
+    """Return the columns of a row group that may have more bytes than one array of 32-bit offsets holds."""
+    if group.total_byte_size <= MAX_ARRAY_BYTES:
+        return set()
+    columns = [group.column(position) for position in range(group.num_columns)]
+    return {column.path_in_schema for column in columns if column.total_uncompressed_size > MAX_ARRAY_BYTES}
+
+
+def _with_large_offsets(entry: pa.Field) -> pa.Field:
+    if pa.types.is_string(entry.type):
+        return entry.with_type(pa.large_string())
+    return entry.with_type(pa.large_binary()) if pa.types.is_binary(entry.type) else entry
 
 
 def _spans(group: Any, columns: Sequence[int]) -> list[tuple[int, int]]:

@@ -72,6 +72,16 @@ def test_views_as_polars_writes_them_are_plain(tmp_path: Path, to: str) -> None:
     assert open_dataset(tmp_path / "out").get_batch(range(3))["text"] == texts
 
 
+def test_more_text_than_one_array_holds_has_64_bit_offsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "MAX_ARRAY_BYTES", 500)
+    parts = [pa.table({"s": ["x" * size] * 2, "b": [b"y"] * 2, "n": range(2)}) for size in (5, 300)]
+    for number, part in enumerate(parts):
+        pq.write_table(part, tmp_path / f"{number}.parquet", use_dictionary=False)
+    dataset = open_dataset(tmp_path)
+    assert dataset.schema.types == [pa.large_string(), pa.binary(), pa.int64()]
+    assert [sample["s"] for sample in dataset] == ["x" * 5] * 2 + ["x" * 300] * 2
+
+
 def test_a_footer_larger_than_the_first_guess_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "TAIL_BYTES", 20)
     monkeypatch.setattr(parquet, "TAILS_AT_ONCE", 2)
