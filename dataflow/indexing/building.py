@@ -279,5 +279,6 @@ def _write(target: str | None, name: str, data: bytes, *, may_fall_back: bool) -
             return target
     path = kept.keep(name, data)
     if path is None:
-        raise DataError(f"the index can neither be written beside the data nor to {kept.kept_folder()}: name a place")
+        folder = kept.kept_folder()
+        raise DataError(f"the index can neither be written beside the data nor to {folder}: name a place with --out")
     return path.as_uri()

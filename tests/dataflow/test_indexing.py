@@ -14,7 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.access import open_reader
-from connectors.errors import BadInputError, ChangedError, CorruptError, NotFoundError, PermissionDeniedError
+from connectors.errors import (
+    BadInputError,
+    ChangedError,
+    CorruptError,
+    DataError,
+    NotFoundError,
+    PermissionDeniedError,
+)
 from connectors.objects import ObjectMeta
 from dataflow.cli.main import main
 from dataflow.convert import convert
@@ -325,6 +332,10 @@ def test_where_the_data_cannot_be_written_to_the_index_goes_to_the_cache_folder(
     assert scanned == []
     with pytest.raises(PermissionDeniedError):
         build_index(place, workers=0, out=place / "here.arrow")
+    shutil.rmtree(kept_scans)
+    kept_scans.touch()
+    with pytest.raises(DataError, match="name a place with --out"):
+        build_index(place, workers=0)
 
 
 def test_a_single_file_has_its_index_in_the_cache_folder(place: Path, scanned: list[str]) -> None:
