@@ -19,6 +19,7 @@ from connectors.folders import list_folder
 from connectors.objects import ObjectMeta, join_uri, split_uri
 from connectors.registry import open_store
 from dataflow.formats.destination import PART_SUFFIX
+from dataflow.formats.unpacking import suffixed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -150,12 +151,12 @@ class Place:
         return any(meta.key.endswith(PART_SUFFIX) for meta in self.files)
 
     def files_named(self, suffixes: tuple[str, ...]) -> list[ObjectMeta]:
-        """Return the visible files whose names end in one of `suffixes`, in any case.
+        """Return the visible files whose names end in one of `suffixes`, in any case, or in one and a number of many.
 
         Raises:
             CorruptError: One of them has no bytes.
         """
-        files = [meta for meta in self.visible if meta.key.lower().endswith(suffixes)]
+        files = [meta for meta in self.visible if suffixed(meta.key).endswith(suffixes)]
         for meta in files:
             if meta.size_bytes == 0:
                 uri = self.uri(meta)

@@ -28,7 +28,7 @@ from dataflow.formats.large_integers import agree_on_sign, with_large_integers
 from dataflow.formats.scan import BLOCK_BYTES, BlockTable, Scan, remembered
 from dataflow.formats.scanned import open_scanned
 from dataflow.formats.sidecar import FileScan
-from dataflow.formats.unpacking import COMPRESSIONS, compression_of, unpack
+from dataflow.formats.unpacking import COMPRESSIONS, compression_of, suffixed, unpack
 
 if TYPE_CHECKING:
     from connectors.objects import ObjectMeta
@@ -266,7 +266,7 @@ def _record_end(data: bytes, begin: int, least: int, delimiter: str | None) -> i
 
 
 def _delimiter(name: str) -> str:
-    return "\t" if ".tsv" in name.lower()[-8:] else ","
+    return "\t" if ".tsv" in suffixed(name)[-8:] else ","
 
 
 def _parse(kind: str, records: memoryview, schema: pa.Schema | None, *, uri: str, offset: int) -> pa.Table:

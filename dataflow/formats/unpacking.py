@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import re
+
 import pyarrow as pa
 
 from connectors.errors import BadInputError, CorruptError
 
-__all__ = ["COMPRESSIONS", "STEP_BYTES", "compression_of", "decompress", "unpack"]
+__all__ = ["COMPRESSIONS", "STEP_BYTES", "compression_of", "decompress", "suffixed", "unpack"]
 
 COMPRESSIONS = {".bz2": "bz2", ".gz": "gzip", ".lz4": "lz4", ".tgz": "gzip", ".zst": "zstd"}
 # A file that unpacks to more is refused: it would be unpacked again and again, and held whole.
 MAX_UNPACKED_BYTES = 1 << 30
 STEP_BYTES = 8 << 20
+# What TensorFlow Datasets and Beam put behind a suffix: `train.tfrecord-00000-of-00010`.
+_NUMBER = re.compile(r"-\d+-of-\d+\Z")
+
+
+def suffixed(name: str) -> str:
+    """Return the name of a file so that it ends in its suffix, in small letters."""
+    return _NUMBER.sub("", name).lower()
 
 
 def compression_of(name: str) -> str | None:
     """Return how a file is compressed, by its name; None where it is not."""
-    return next((compression for suffix, compression in COMPRESSIONS.items() if name.lower().endswith(suffix)), None)
+    return next((compression for suffix, compression in COMPRESSIONS.items() if suffixed(name).endswith(suffix)), None)
 
 
 def unpack(data: memoryview, uri: str, compression: str | None = None) -> memoryview:

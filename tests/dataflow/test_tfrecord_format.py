@@ -69,6 +69,15 @@ def test_a_compressed_file_is_one_block(tmp_path: Path) -> None:
     check(dataset[42], 42)
 
 
+def test_files_may_have_a_number_behind_their_suffix(tmp_path: Path) -> None:
+    write(tmp_path / "set" / "train.tfrecord-00000-of-00002", range(COUNT // 2))
+    content = write(tmp_path / "plain", range(COUNT // 2, COUNT)).read_bytes()
+    (tmp_path / "set" / "train.tfrecord.gz-00001-of-00002").write_bytes(gzip.compress(content))
+    dataset = open_dataset(tmp_path / "set")
+    assert len(dataset) == COUNT
+    check(dataset[COUNT - 1], COUNT - 1)
+
+
 def raw(record: bytes) -> bytes:
     head = len(record).to_bytes(8, "little")
     parts = [head, ours.masked_crc(head).to_bytes(4, "little"), record, ours.masked_crc(record).to_bytes(4, "little")]
