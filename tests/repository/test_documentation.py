@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codeop
 import re
 import shlex
 from pathlib import Path
@@ -37,6 +38,17 @@ def test_examples_of_a_page_run_in_the_order_they_are_read(
     monkeypatch.chdir(tmp_path)
     for example in EXAMPLES.parse(page).examples():
         example.evaluate()
+
+
+def test_the_tutorial_can_be_typed_line_by_line_at_the_prompt_of_python() -> None:
+    typed = codeop.CommandCompiler()
+    for example in EXAMPLES.parse(ROOT / "docs" / "tutorials" / "first-run.md").examples():
+        statement: list[str] = []
+        for line in [*str(example.parsed).splitlines(), ""]:
+            statement.append(line)
+            if typed("\n".join(statement), symbol="single") is not None:
+                statement = []
+        assert statement == []
 
 
 def test_examples_are_found_at_all() -> None:
