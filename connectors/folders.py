@@ -24,6 +24,7 @@ from pathlib import Path
 from connectors.objects import ObjectMeta, split_uri
 
 __all__ = [
+    "boot_name",
     "create_partial",
     "file_version",
     "has_changed_folders",
@@ -55,7 +56,7 @@ def create_partial(folder: str) -> tuple[str, int]:
         OSError: As the system calls fail.
     """
     while True:
-        path = os.path.join(folder, f"{_PARTIAL_PREFIX}{_boot()}-{secrets.token_hex(8)}{_PARTIAL_SUFFIX}")
+        path = os.path.join(folder, f"{_PARTIAL_PREFIX}{boot_name()}-{secrets.token_hex(8)}{_PARTIAL_SUFFIX}")
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -81,7 +82,7 @@ def sweep_partials(folder: str | os.PathLike[str], *, recursive: bool = True) ->
     swept = 0
     for parent, _, names in islice(os.walk(folder), None if recursive else 1):
         for name in names:
-            if not (is_partial(name) and name.startswith(f"{_PARTIAL_PREFIX}{_boot()}-")):
+            if not (is_partial(name) and name.startswith(f"{_PARTIAL_PREFIX}{boot_name()}-")):
                 continue
             path = os.path.join(parent, name)
             with suppress(OSError):  # in use, published or swept meanwhile, or not ours
@@ -118,7 +119,7 @@ def has_changed_folders(url: str, names: Iterable[str], *, since: str) -> bool:
 
 
 @cache
-def _boot() -> str:
+def boot_name() -> str:
     """Name this boot of this machine; containers share it, as they share the locks."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")

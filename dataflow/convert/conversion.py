@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ import pyarrow as pa
 from cache.access import open_reader
 from connectors.errors import BadInputError
 from connectors.objects import normalise_url
+from connectors.scratch import scratch_folder
 from dataflow.convert.choice import check_choice, choose
 from dataflow.convert.cleaning import Cleaning
 from dataflow.convert.cluster import connected
@@ -355,7 +355,7 @@ def _result(work: Work, found: Survey, jobs: list[ShardJob], parts: list[Part], 
 
 
 def _temporary(stack: ExitStack) -> str:
-    return normalise_url(stack.enter_context(tempfile.TemporaryDirectory(prefix="dataflow-")))
+    return normalise_url(stack.enter_context(scratch_folder()))
 
 
 def _insist_on_distance(*urls: str) -> None:

@@ -11,7 +11,6 @@ Problems are collected, and the pass goes on behind each.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ import pyarrow as pa
 from crc32c import crc32c
 
 from connectors.errors import BadInputError, DataError
+from connectors.scratch import scratch_folder
 from dataflow.dataset.keys import KeyCheck
 from dataflow.dataset.layout import layout_problems
 from dataflow.formats import FORMATS
@@ -93,7 +93,7 @@ def verify(
     with ExitStack() as stack:
         check = _Pass(dataset, key if key in names else None)
         if check.key is not None:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dataflow-"))
+            folder = stack.enter_context(scratch_folder())
             check.keys = KeyCheck(stack.enter_context(Destination(folder)))
         check.run(progress)
         return check.result()

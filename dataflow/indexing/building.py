@@ -279,6 +279,6 @@ def _write(target: str | None, name: str, data: bytes, *, may_fall_back: bool) -
             return target
     path = kept.keep(name, data)
     if path is None:
-        folder = kept.kept_folder()
-        raise DataError(f"the index can neither be written beside the data nor to {folder}: name a place with --out")
+        elsewhere = kept.kept_folder()
+        raise DataError(f"the index can neither be written beside the data nor to {elsewhere}: name a place with --out")
     return path.as_uri()

@@ -46,7 +46,7 @@ def test_what_is_being_written_stays(tmp_path: Path) -> None:
 def test_what_another_machine_writes_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, descriptor = create_partial(str(tmp_path))
     os.close(descriptor)
-    monkeypatch.setattr(folders, "_boot", lambda: "f" * 32)
+    monkeypatch.setattr(folders, "boot_name", lambda: "f" * 32)
     assert sweep_partials(tmp_path) == 0
     assert Path(path).exists()
 
