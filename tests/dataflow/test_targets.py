@@ -414,6 +414,7 @@ def test_killed_after_the_manifest_it_can_still_be_finished(source: Path, tmp_pa
         ("webdataset", pa.list_(pa.binary()), "webdataset cannot hold field 'x'.*JSON, which has no bytes"),
         ("webdataset", pa.struct([("a", pa.large_binary())]), "webdataset cannot hold field 'x'"),
         ("tfrecord", pa.timestamp("s"), "tfrecord cannot hold field 'x'"),
+        ("parquet", pa.list_(pa.struct([])), "parquet cannot hold field 'x' .*no child field"),
         ("mds", pa.list_(pa.int8()), "mds cannot hold field 'x'"),
         ("megatron", pa.int8(), "megatron cannot hold field 'x'"),
         ("zarr", pa.list_(pa.int8()), "zarr cannot hold field 'x'"),

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from dataflow.formats.arrow.blocks import BlockCutter
 from dataflow.formats.arrow.writing import fit_batch
 from dataflow.formats.fields import storable_schema
-from dataflow.formats.targets.files import FileTarget
+from dataflow.formats.targets.files import FileTarget, refuse
 
 if TYPE_CHECKING:
     from connectors.protocols import Buffer
@@ -36,8 +36,18 @@ class ParquetTarget(FileTarget):
     suffix: ClassVar[str] = ".parquet"
 
     def stored_schema(self, schema: pa.Schema) -> pa.Schema:
-        """Return `schema` with dictionary-encoded fields made plain."""
-        return storable_schema(schema)
+        """Return `schema` with dictionary-encoded fields made plain.
+
+        Raises:
+            BadInputError: A field has a type that Parquet lacks.
+        """
+        plain = storable_schema(schema)
+        for field in plain:
+            try:
+                pq.ParquetWriter(pa.BufferOutputStream(), pa.schema([field])).close()
+            except pa.ArrowNotImplementedError as error:
+                raise refuse(field, self.format, str(error)) from error
+        return plain
 
     def build(
         self, schema: pa.Schema, batches: Iterable[pa.RecordBatch], first_sample: int
