@@ -198,6 +198,7 @@ def convert(
             plan="",
             verify=verify,
             policy=policy,
+            location=location,
             origin=origin,
             bad=bad,
             fields=tuple(select_fields(source.schema, fields).names),

@@ -50,6 +50,7 @@ class Work:
         quarantine_url: Where rejected samples go.
         plan: Digest of the conversion.
         policy: What is done about bad samples.
+        location: URL of the source, as it was named.
         origin: What the samples came from where that is no URL.
         bad: Ranges of the source that no sample could be made of.
         fields: Fields of the source that are written, or mapped.
@@ -68,6 +69,7 @@ class Work:
     quarantine_url: str
     plan: str
     policy: FaultPolicy
+    location: str
     origin: str | None
     bad: tuple[BadRange, ...]
     fields: tuple[str, ...]

@@ -19,7 +19,7 @@ def lineage_of(work: Work, found: Survey, num_lost: int) -> dict[str, Any]:
     """Say where the data came from. No time and no host: equal conversions give equal manifests."""
     index = work.source.index
     source = {
-        "url": work.origin or without_credentials(index.url),
+        "url": work.origin or without_credentials(work.location),
         "format": "python" if work.origin else work.source.source.format,
         "fingerprint": index.fingerprint,
     }

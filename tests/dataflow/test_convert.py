@@ -96,6 +96,13 @@ def test_native_shards_convert_to_other_native_shards(images: Path, tmp_path: Pa
     assert two.source.lineage["source"]["lineage"]["source"]["format"] == "folder"
 
 
+def test_a_data_set_remembers_the_file_that_it_was_made_of_and_not_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "one.jsonl").write_text('{"n": 1}\n')
+    (tmp_path / "other.jsonl").write_text('{"n": 2}\n')
+    convert(tmp_path / "one.jsonl", tmp_path / "out")
+    assert open_dataset(tmp_path / "out").source.lineage["source"]["url"] == (tmp_path / "one.jsonl").as_uri()
+
+
 def test_an_empty_dataset_converts_to_one(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "one", pa.schema([("n", pa.int64())])):
         pass
