@@ -191,6 +191,19 @@ def test_a_cut_off_file_is_named_with_the_offset(copy: Path, keep: int) -> None:
         open_dataset(copy)
 
 
+@pytest.mark.parametrize("name", [b"outer", b"inner"])
+def test_a_name_of_a_field_that_is_no_text_is_damage(tmp_path: Path, name: bytes) -> None:
+    (tmp_path / "set").mkdir()
+    batch = pa.RecordBatch.from_pylist([{"outer": {"inner": 1}}])
+    with pa.ipc.new_stream(tmp_path / "set" / "a.arrow", batch.schema) as writer:
+        writer.write_batch(batch)
+    data = (tmp_path / "set" / "a.arrow").read_bytes()
+    (tmp_path / "set" / "a.arrow").write_bytes(data.replace(name, name[:-1] + b"\xff"))
+    (tmp_path / "set" / "dataset_info.json").write_text("{}")
+    with pytest.raises(CorruptError, match=r"a\.arrow has no readable schema"):
+        open_dataset(tmp_path / "set")
+
+
 def test_any_flipped_byte_is_an_error_or_changes_values_only(copy: Path) -> None:
     """The format has no checksums: what structure there is must hold, and nothing else may be raised."""
     data = (copy / NAME).read_bytes()
