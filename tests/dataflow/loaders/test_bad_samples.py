@@ -136,19 +136,21 @@ def test_a_data_set_without_a_good_sample_is_the_error_of_a_sample():
 
 @pytest.mark.parametrize("others", [{}, {1: ValueError()}], ids=["in the batch", "behind a bad sample"])
 @pytest.mark.parametrize("error", [ThrottledError("slow down"), MemoryError()], ids=["store", "memory"])
-def test_a_sample_is_not_blamed_for_the_store_or_the_machine(error, others):
-    loader = DataLoader(Failing(8, {2: error} | others), batch_size=4, bad_samples=BadSamples("skip"))
+@pytest.mark.parametrize(("batch_size", "action"), [(4, "skip"), (None, "substitute")])
+def test_a_sample_is_not_blamed_for_the_store_or_the_machine(error, others, batch_size, action):
+    loader = DataLoader(Failing(8, {2: error} | others), batch_size=batch_size, bad_samples=BadSamples(action))
     with pytest.raises(type(error)):
-        batches_of(loader)
+        list(loader)
 
 
-def test_a_sample_is_not_blamed_for_the_collate_function():
+@pytest.mark.parametrize(("batch_size", "action"), [(4, "skip"), (None, "substitute")])
+def test_a_sample_is_not_blamed_for_the_collate_function(batch_size, action):
     def collate(samples):
         raise ZeroDivisionError
 
-    loader = DataLoader(Numbers(8), batch_size=4, collate_fn=collate, bad_samples=BadSamples("skip"))
+    loader = DataLoader(Numbers(8), batch_size, collate_fn=collate, bad_samples=BadSamples(action))
     with pytest.raises(ZeroDivisionError):
-        batches_of(loader)
+        list(loader)
 
 
 class FailingBatches(WholeBatches):
