@@ -332,6 +332,18 @@ def test_getitems_is_asked_for_whole_batches(load):
     assert [batch.tolist() for batch in loader] == [[[0, 3], [1, 3], [2, 3]], [[3, 2], [4, 2]]]
 
 
+class Sums(Numbers):
+    """Whole batches, each of which is one number."""
+
+    def __getitems__(self, indices):
+        return [sum(indices)]
+
+
+def test_batches_of_any_number_of_indices_are_asked_for(load):
+    indices = [list(range(first, first + 300_000)) for first in range(3)]  # megabytes, so a socket takes a part only
+    assert [int(batch) for batch in load(Sums(8), batch_sampler=indices)] == [sum(batch) for batch in indices]
+
+
 def test_without_batches_a_sampler_may_yield_whole_ones(load):
     loader = load(torch.arange(9), batch_size=None, sampler=[[8, 1], [3], [4, 5, 6]])
     assert [batch.tolist() for batch in loader] == [[8, 1], [3], [4, 5, 6]]
