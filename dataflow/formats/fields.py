@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "audio_field",
     "class_names",
+    "decode_names",
     "field_kind",
     "image_field",
     "inferred_field",
@@ -144,6 +145,18 @@ def storable_schema(schema: pa.Schema) -> pa.Schema:
     if len(set(schema.names)) != len(schema):
         raise BadInputError(f"a schema needs distinct names, got {schema.names}")
     return pa.schema([_storable(field) for field in schema], metadata=schema.metadata)
+
+
+def decode_names(fields: Iterable[pa.Field]) -> None:
+    """Ask for the names of all fields, also of those inside, which Arrow decodes only then.
+
+    Raises:
+        UnicodeDecodeError: One is not UTF-8.
+    """
+    for field in fields:
+        _ = field.name
+        if pa.types.is_nested(field.type):
+            decode_names(field.type.field(position) for position in range(field.type.num_fields))
 
 
 def _storable(field: pa.Field) -> pa.Field:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from connectors.errors import BadInputError, CorruptError
-from dataflow.formats.fields import storable_schema
+from dataflow.formats.fields import decode_names, storable_schema
 from dataflow.formats.json_records import insist_on_depth, read_json
 from dataflow.formats.large_integers import with_large_integers
 
@@ -104,10 +104,10 @@ def _read(place: Place, meta: ObjectMeta, files: dict[str, ObjectMeta], *, media
     data = place.reader.read_object(uri).data
     try:
         table = _parse(data, posixpath.splitext(meta.key)[1].lower(), uri)
-        found = table.column_names  # decoded when they are asked for
+        decode_names(table.schema)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise CorruptError(f"{uri} cannot be read as a table: {error}", uri=uri) from error
-    names = [name for name in found if name.lower().endswith("_" + FILE_NAME)]
+    names = [name for name in table.column_names if name.lower().endswith("_" + FILE_NAME)]
     if names:
         raise BadInputError(
             f"{uri} names several files a row ({', '.join(names)}), and a sample has one: choose one and call it "

@@ -10,12 +10,13 @@ https://arrow.apache.org/docs/format/Columnar.html#encapsulated-message-format a
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from connectors.errors import BadInputError, CorruptError
+from dataflow.formats.fields import decode_names
 from dataflow.formats.ranges import RangeFile
 
 if TYPE_CHECKING:
@@ -134,15 +135,7 @@ def _scalar(buffer: bytes, table: int, slot: int, kind: str) -> int:
 def _read_schema(message: bytes, uri: str) -> pa.Schema:
     try:
         schema = pa.ipc.read_schema(pa.py_buffer(message))
-        _decode_names(schema)
+        decode_names(schema)
     except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
         raise CorruptError(f"{uri} has no readable schema: {error}", uri=uri) from error
     return schema
-
-
-def _decode_names(fields: Iterable[pa.Field]) -> None:
-    """Ask for all names, which are decoded only then: `UnicodeDecodeError` is raised where one is no text."""
-    for field in fields:
-        _ = field.name
-        if pa.types.is_nested(field.type):
-            _decode_names(field.type.field(position) for position in range(field.type.num_fields))

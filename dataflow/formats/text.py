@@ -23,6 +23,7 @@ import pyarrow.csv
 
 from connectors.errors import BadInputError, CorruptError, DataError
 from dataflow.formats.csv_records import header_end, record_end
+from dataflow.formats.fields import decode_names
 from dataflow.formats.json_records import insist_on_depth, read_json, with_leaves
 from dataflow.formats.large_integers import agree_on_sign, with_large_integers
 from dataflow.formats.scan import BLOCK_BYTES, BlockTable, Scan, remembered
@@ -275,7 +276,7 @@ def _parse(kind: str, records: memoryview, schema: pa.Schema | None, *, uri: str
         records = records[len(BOM) :]
     try:
         table = _PARSERS[kind](records, schema, _delimiter(uri))
-        _ = table.column_names  # decoded when they are asked for
+        decode_names(table.schema)
     except (pa.ArrowException, UnicodeDecodeError) as error:
         reason: object = error
         if records[:2] in _BOMS_OF_UTF16:

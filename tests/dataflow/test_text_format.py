@@ -261,6 +261,13 @@ def test_text_that_is_not_utf_8_is_named(tmp_path: Path, name: str) -> None:
         open_dataset(tmp_path)
 
 
+@pytest.mark.parametrize("record", [b'{"\xe9": 1}', b'{"x": {"\xe9": 1}}', b'{"x": [{"y": {"\xe9": 1}}]}'])
+def test_a_name_that_is_not_utf_8_is_named(tmp_path: Path, record: bytes) -> None:
+    (tmp_path / "a.jsonl").write_bytes(record + b"\n")
+    with pytest.raises(CorruptError, match=r"a\.jsonl cannot be parsed"):
+        open_dataset(tmp_path)
+
+
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.csv"])
 def test_text_in_utf_16_is_refused_by_that_name(tmp_path: Path, name: str, encoding: str) -> None:
