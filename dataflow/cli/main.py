@@ -73,14 +73,18 @@ class _LazyGroup(click.Group):
             formatter.write_dl([(name, COMMANDS[name].help) for name in self.list_commands(ctx)])
 
     def invoke(self, ctx: click.Context) -> object:
+        try:
+            return self._invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(EXIT_INTERRUPTED)
+
+    def _invoke(self, ctx: click.Context) -> object:
         # Imported here because `--help` and `--version` never come this far.
         from connectors.errors import BadInputError, DataError
 
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
-            ctx.exit(EXIT_INTERRUPTED)
         except DataError as error:
             if ctx.params["debug"]:
                 raise

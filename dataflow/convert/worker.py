@@ -18,6 +18,7 @@ __all__ = ["main"]
 def main(descriptor: int, serve: Callable[[Connection], None]) -> None:
     """Serve the parent at the other end of `descriptor` until it asks to end, or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # held back until now by who started it
     threading.Thread(target=_end_with_parent, args=(descriptor,), daemon=True).start()
     with Connection(descriptor) as connection:
         serve(connection)

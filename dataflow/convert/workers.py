@@ -9,6 +9,7 @@ parent dies, none is left; interrupts are the parent's business alone.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Generator, Iterable
@@ -87,7 +88,14 @@ class _Worker:
             command = [sys.executable, "-P", "-m", module, str(theirs.fileno())]
             # The parent has reached the stores; one that is away when a worker comes to it will be back.
             patient = {FIRST_ANSWER_VARIABLE: f"{DEFAULT_LIMITS.retry_timeout_s:g}", **os.environ}
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=patient)
+            # Inherited: an interrupt before it can ignore them would end it with a traceback.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=patient
+                )
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def begin(self, job: Any) -> bool:
         """Hand out a job; False where there is none left."""

@@ -89,6 +89,16 @@ def test_ctrl_c_ends_with_the_code_that_shells_expect(monkeypatch: pytest.Monkey
     assert result.stderr == "interrupted\n"
 
 
+def test_ctrl_c_while_a_command_is_still_imported_does_so_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted:
+        def __getattr__(self, name: str) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "connectors.errors", Interrupted())
+    result = CliRunner().invoke(cli.main, ["formats"])
+    assert (result.exit_code, result.stderr) == (130, "interrupted\n")
+
+
 def test_a_reader_that_goes_away_is_not_an_error_message() -> None:
     command = Path(sys.executable).with_name("dataflow")
     with subprocess.Popen([command, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

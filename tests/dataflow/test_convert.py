@@ -355,6 +355,25 @@ def test_workers_wait_for_a_store_that_their_parent_has_reached(
     assert found == (FIRST_ANSWER_VARIABLE, told)
 
 
+INTERRUPTED = """
+import os, signal, sys
+os.kill(os.getpid(), signal.SIGINT)
+from dataflow.convert.worker import main
+main(int(sys.argv[1]), lambda connection: connection.send(connection.recv()))
+"""
+
+
+def test_an_interrupt_while_workers_start_is_their_parents_business(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    (found,) = run_in_processes("work", ["job"], workers=1, module="interrupted")
+    assert found == ("job", "work")
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
 def test_credentials_in_a_url_are_not_kept() -> None:
     assert without_credentials("https://me:secret@host/set?signature=x") == "https://host/set"
     assert without_credentials("file:///a%20b/c") == "file:///a%20b/c"
