@@ -25,6 +25,7 @@ __all__ = ["MAX_DEPTH", "insist_on_depth", "line_too_deep", "numbers_in", "read_
 MAX_DEPTH = 64
 
 _CHUNK_BYTES = 1 << 20
+_NULL_FIRST = re.compile(rb"(?:\xef\xbb\xbf)?\s*null")
 _VISIBLE = re.compile(r"\S")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}\n"))
 _NO_MARKS = bytes(set(range(256)) - set(b'[]{}"\n'))
@@ -49,6 +50,8 @@ def read_json(
     Raises:
         pa.ArrowException: They cannot be parsed, do not fit the schema, or have strings that are no UTF-8.
     """
+    if _NULL_FIRST.match(records):  # it ends the process: https://github.com/apache/arrow/issues/47409
+        raise pa.ArrowInvalid("the first record is null, and no object")
 
     def parse(schema: pa.Schema | None) -> pa.Table:
         options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior=unexpected)

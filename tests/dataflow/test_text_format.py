@@ -247,6 +247,15 @@ def test_records_that_disagree_are_named(tmp_path: Path) -> None:
         open_dataset(tmp_path)
 
 
+@pytest.mark.parametrize("front", ["", "\ufeff \n ", '{"x": "' + "x" * 200 + '"}\n'])
+def test_a_null_where_a_block_begins_is_an_error_and_not_the_end_of_the_process(tmp_path: Path, front: str) -> None:
+    put(tmp_path / "a.jsonl", front + 'null\n{"x": "y"}\n')
+    with pytest.raises(CorruptError, match=r"a\.jsonl cannot be parsed .* the first record is null, and no object"):
+        open_dataset(tmp_path)
+    convert(tmp_path, f"{tmp_path}-out", on_error="skip")
+    assert open_dataset(f"{tmp_path}-out")[-1] == {"x": "y"}
+
+
 @pytest.mark.parametrize("line", ['{"x": ', "[1]", "nonsense"])
 def test_a_line_that_is_no_object_is_named(tmp_path: Path, line: str) -> None:
     put(tmp_path / "a.jsonl", '{"x": 1}\n' * 100 + line)
