@@ -126,11 +126,11 @@ def _names(fields: Iterable[pa.Field], path: _Path) -> Iterator[str]:
         fields = kind if pa.types.is_struct(kind) else ()
 
 
-def _texts(found: pa.Table, name: str, parse: Callable[[pa.Schema], pa.Table]) -> list[str]:
-    """Return the values of a column of CSV as they are written, but for the missing ones."""
+def _texts(found: pa.Table, name: str, parse: Callable[[pa.Schema], pa.Table]) -> Iterator[str]:
+    """Yield the values of a column of CSV as they are written, but for the missing ones; `ValueError` as pyarrow's."""
     place = found.column_names.index(name)
     texts = parse(_replaced(found.schema, (place,), pa.string())).column(place)
-    return cast("list[str]", texts.filter(found.column(place).is_valid()).to_pylist())
+    yield from texts.filter(found.column(place).is_valid()).to_pylist()
 
 
 def _insist_on_floats(numbers: Iterable[str], name: str, uri: str) -> None:

@@ -313,6 +313,12 @@ def test_lines_of_csv_that_end_in_cr_alone_are_refused(tmp_path: Path, content: 
         open_dataset(tmp_path)
 
 
+def test_cr_between_stray_quotes_of_a_csv_header_loses_nothing_in_silence(tmp_path: Path) -> None:
+    put(tmp_path / "a.csv", 'x"\r""\ninf')
+    with pytest.raises(CorruptError, match=r"a\.csv has 1 records at offset 5, its scan found 2"):
+        open_dataset(tmp_path)[0]
+
+
 @pytest.mark.parametrize("content", ["a,b\r\r\n1,2\r\r\n", '"a","b"\r\n1,2\r\n', '"a","b"\n"1",2'])
 def test_cr_before_lf_ends_a_line_of_csv(tmp_path: Path, content: str) -> None:
     put(tmp_path / "a.csv", content)
