@@ -52,6 +52,7 @@ __all__ = [
     "sampler_length",
     "sampler_parts",
     "snapshot_order",
+    "take_rank",
 ]
 
 # These draw nothing, or from a generator of their own that is seeded by the epoch.
@@ -155,6 +156,8 @@ def _snapshot_part(part: Any) -> dict[str, Any]:
         snapshot["generators"] = {name: encode_generator(other) for name, other in others.items()}
     if isinstance(epoch := getattr(part, "epoch", None), int) and hasattr(part, "set_epoch"):
         snapshot["epoch"] = epoch
+    if (dealt := _dealing(part)) is not None:
+        snapshot["dealt"] = dealt
     if is_stateful(part):
         try:
             snapshot["state"] = copy.deepcopy(part.state_dict())
@@ -200,6 +203,38 @@ def check_generators(loader: DataLoader[Any], order: Mapping[str, Any]) -> None:
                 f"{'had' if 'generator' in snapshot else 'lacked'} a generator of its own, unlike this loader's: it "
                 "would go on with other batches; build the loader as it was"
             )
+
+
+def take_rank(loader: DataLoader[Any], order: Mapping[str, Any]) -> bool:
+    """Make the order of the rank that saved it this rank's, and say whether that was another one.
+
+    Samplers as torch's distributed one deal an epoch out to ranks, and often one rank saves the state for all.
+
+    Raises:
+        BadInputError: It was dealt to another number of ranks.
+    """
+    is_other = False
+    for part, snapshot in zip(sampler_parts(index_sampler(loader)), order["parts"], strict=True):
+        own, saved = _dealing(part), snapshot.get("dealt")
+        if own is None or saved is None:
+            continue
+        if own["ranks"] != saved["ranks"]:
+            raise BadInputError(
+                f"the loader state was saved in an epoch that {type(part).__qualname__} dealt to "
+                f"{saved['ranks']} ranks and this loader's deals it to {own['ranks']}: going on would repeat samples and "
+                "leave others out; begin without the state, or let ElasticBatchSampler deal, which goes on with any number "
+                "of ranks"
+            )
+        is_other = is_other or own != saved
+        snapshot["dealt"] = own
+    return is_other
+
+
+def _dealing(part: Any) -> dict[str, int] | None:
+    """Return which part of an epoch a sampler deals out, of how many, where it names them as torch's or others do."""
+    rank = getattr(part, "rank", None)
+    ranks = getattr(part, "num_replicas", getattr(part, "world_size", None))
+    return {"rank": rank, "ranks": ranks} if isinstance(rank, int) and isinstance(ranks, int) else None
 
 
 def load_samplers(loader: DataLoader[Any], order: Mapping[str, Any], *, generators: bool) -> None:

@@ -32,6 +32,7 @@ from dataflow.loaders.order_state import (
     sampler_length,
     sampler_parts,
     snapshot_order,
+    take_rank,
 )
 from dataflow.loaders.stats import Meter
 from dataflow.loaders.torch_private import DatasetKind, ExceptionWrapper, dataset_kind, index_sampler
@@ -290,7 +291,7 @@ def load_state(loader: DataLoader[Any], state: Any) -> Progress | None:
         progress, order = read_state(state)
         check_order(loader, order)
         if progress is not None:
-            _check_place(loader, progress)
+            _take_place(loader, progress)
         load_samplers(loader, order, generators=progress is None)
     except BadInputError:
         raise
@@ -315,8 +316,8 @@ def read_state(state: Mapping[str, Any]) -> tuple[Progress | None, dict[str, Any
     return progress, {**order, "parts": [{**part} for part in order["parts"]]}
 
 
-def _check_place(loader: DataLoader[Any], progress: Progress) -> None:
-    """Refuse a place in an epoch of another order, or of a stream that is dealt out otherwise."""
+def _take_place(loader: DataLoader[Any], progress: Progress) -> None:
+    """Make a place in an epoch this rank's; refuse that of another order, or of a stream dealt out otherwise."""
     is_stream = dataset_kind(loader) == DatasetKind.Iterable
     if is_stream and len(progress.shards) not in (0, loader.num_stream_readers):
         raise BadInputError(
@@ -325,6 +326,8 @@ def _check_place(loader: DataLoader[Any], progress: Progress) -> None:
             "goes on with the same samples"
         )
     check_generators(loader, progress.order)
+    if take_rank(loader, progress.order):
+        progress.landmark = None  # is a batch of that rank
 
 
 def _identity(loader: DataLoader[Any]) -> dict[str, Any]:

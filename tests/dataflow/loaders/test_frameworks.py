@@ -71,12 +71,18 @@ def run_lightning(folder, rank):
         trainer.fit(model, loader, ckpt_path=from_checkpoint)
         return model.seen
 
-    own = {"use_distributed_sampler": False}
-    whole = fit(open_loader(), max_epochs=2, enable_checkpointing=False, **own)
-    keeper = ModelCheckpoint(folder, "middle", every_n_train_steps=SAVED_AT)
-    fit(open_loader(), max_steps=SAVED_AT + 1, callbacks=[keeper], **own)
-    resumed = fit(open_loader(), folder / "middle.ckpt", max_epochs=2, enable_checkpointing=False, **own)
-    return {"whole": whole, "resumed": resumed, "dealt": fit(plain_loader(), max_epochs=1, enable_checkpointing=False)}
+    def interrupt(open_loader, name, **options):
+        whole = fit(open_loader(), max_epochs=2, enable_checkpointing=False, **options)
+        keeper = ModelCheckpoint(folder, name, every_n_train_steps=SAVED_AT)
+        fit(open_loader(), max_steps=SAVED_AT + 1, callbacks=[keeper], **options)
+        # The first rank has saved for all.
+        resumed = fit(open_loader(), folder / f"{name}.ckpt", max_epochs=2, enable_checkpointing=False, **options)
+        assert resumed == whole[SAVED_AT:]
+        return whole, resumed
+
+    whole, resumed = interrupt(open_loader, "own", use_distributed_sampler=False)
+    dealt, _ = interrupt(plain_loader, "dealt")
+    return {"whole": whole, "resumed": resumed, "dealt": dealt[:STEPS_AN_EPOCH]}
 
 
 def plain_loader():

@@ -451,3 +451,47 @@ def test_digests_are_those_of_every_process():
     program = "from dataflow.loaders.landmark import digest_index; print(digest_index(({'a', 'b', 'c'}, 'é', [3, 1])))"
     found = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True).stdout
     assert found.strip() == digest_index(({"a", "b", "c"}, "é", [3, 1]))
+
+
+def open_rank(rank, num_replicas=2):
+    sampler = DistributedSampler(range(LENGTH), num_replicas, rank)
+    return DataLoader(Numbers(LENGTH), batch_size=8 // num_replicas, sampler=sampler)
+
+
+def test_one_rank_of_torchs_distributed_sampler_saves_for_all():
+    saver = open_rank(0)
+    iterators = [iter(saver), iter(open_rank(1))]
+    for iterator in iterators:
+        next(iterator)
+    state = saver.state_dict()
+    for rank, iterator in enumerate(iterators):
+        resumed = open_rank(rank)
+        resumed.load_state_dict(state)
+        going_on = iter(resumed)
+        assert next(going_on).tolist() == next(iterator).tolist()
+        again = open_rank(rank)
+        again.load_state_dict(resumed.state_dict())  # what such a rank saves is its own
+        assert [batch.tolist() for batch in again] == [batch.tolist() for batch in iterator]
+
+
+def test_a_rank_that_takes_the_state_of_another_still_compares_its_own_batches():
+    iterator = iter(saver := open_rank(0))
+    next(iterator)
+    resumed = open_rank(1)
+    resumed.load_state_dict(saver.state_dict())
+    next(iter(resumed))
+    changed = open_rank(1)
+    changed.load_state_dict(resumed.state_dict())
+    changed.sampler.seed = 5
+    with pytest.raises(BadInputError, match="DistributedSampler draws other batches"):
+        iter(changed)
+
+
+def test_an_epoch_that_was_dealt_to_another_number_of_ranks_is_refused():
+    iterator = iter(saver := open_rank(0, 2))
+    next(iterator)
+    state = saver.state_dict()
+    changed = open_rank(0, 4)
+    state |= {"batch_size": changed.batch_size, "length": len(changed)}
+    with pytest.raises(BadInputError, match=r"dealt to 2 ranks and this loader's deals it to 4.*ElasticBatchSampler"):
+        changed.load_state_dict(state)
