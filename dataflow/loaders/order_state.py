@@ -220,10 +220,9 @@ def take_rank(loader: DataLoader[Any], order: Mapping[str, Any]) -> bool:
             continue
         if own["ranks"] != saved["ranks"]:
             raise BadInputError(
-                f"the loader state was saved in an epoch that {type(part).__qualname__} dealt to "
-                f"{saved['ranks']} ranks and this loader's deals it to {own['ranks']}: going on would repeat samples and "
-                "leave others out; begin without the state, or let ElasticBatchSampler deal, which goes on with any number "
-                "of ranks"
+                f"the loader state was saved in an epoch that {type(part).__qualname__} dealt to {saved['ranks']} ranks"
+                f" and this loader's deals it to {own['ranks']}: going on would repeat samples and leave others out; "
+                "begin without the state, or let ElasticBatchSampler deal, which goes on with any number of ranks"
             )
         is_other = is_other or own != saved
         snapshot["dealt"] = own
