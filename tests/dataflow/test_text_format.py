@@ -315,7 +315,7 @@ def test_lines_of_csv_that_end_in_cr_alone_are_refused(tmp_path: Path, content: 
 
 def test_cr_between_stray_quotes_of_a_csv_header_loses_nothing_in_silence(tmp_path: Path) -> None:
     put(tmp_path / "a.csv", 'x"\r""\ninf')
-    with pytest.raises(CorruptError, match=r"a\.csv has 1 records at offset 5, its scan found 2"):
+    with pytest.raises(CorruptError, match=r"a\.csv has 1 records at offset 6, its scan found 2"):
         open_dataset(tmp_path)[0]
 
 
