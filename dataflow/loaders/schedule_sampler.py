@@ -102,7 +102,8 @@ class ScheduleSampler(Sampler[list[Any]]):
 
     Every iterator walks the next epoch; the first walks epoch 0, or the one that `set_epoch` named, or goes on where a
     loaded state says. An iterator takes its epoch when it is drawn from first: torch's loader makes one that it never
-    uses. Not thread-safe. Ranks are looked up once, here: initialise torch.distributed before.
+    uses. Not thread-safe. Ranks are looked up once, here: initialise torch.distributed before. Iterating raises
+    `BadInputError` where it was initialised later, and says another rank.
 
     Args:
         schedule: The global batches; the same on every rank.
@@ -127,6 +128,7 @@ class ScheduleSampler(Sampler[list[Any]]):
         mesh: Mesh | None = None,
         division: Division = EqualParts(),  # noqa: B008  frozen and empty
     ) -> None:
+        self._is_told = rank is not None
         self.rank, self.world_size = _find_rank(rank, world_size)
         if mesh is not None and mesh.num_ranks != self.world_size:
             raise BadInputError(f"the mesh has {mesh.num_ranks} ranks and the job {self.world_size}; they must agree")
@@ -147,7 +149,18 @@ class ScheduleSampler(Sampler[list[Any]]):
         return len(self._run.plan) if known is None else known
 
     def __iter__(self) -> Iterator[list[Any]]:
-        """Walk the next epoch."""
+        """Walk the next epoch.
+
+        Raises:
+            BadInputError: The sampler looked up its rank before torch.distributed was initialised, and found another.
+        """
+        found = None if self._is_told else _job_rank()
+        if found is not None and found != (self.rank, self.world_size):
+            raise BadInputError(
+                f"this sampler was made before torch.distributed was initialised, for rank {self.rank} of "
+                f"{self.world_size}, and the process is rank {found[0]} of {found[1]}: make it afterwards, or pass "
+                "rank= and world_size="
+            )
         self._run = self._next
         return _Walk(self._draw())
 
@@ -397,11 +410,16 @@ def _find_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
     if (rank is None) != (world_size is None):
         raise BadInputError(f"give rank and world_size together or neither, got rank={rank}, world_size={world_size}")
     if rank is None or world_size is None:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return torch.distributed.get_rank(), torch.distributed.get_world_size()
-        return rank_from_environment(os.environ) or (0, 1)
+        return _job_rank() or rank_from_environment(os.environ) or (0, 1)
     if not 0 <= rank < world_size:
         raise BadInputError(
             f"rank must lie in [0, world_size), got rank {rank} of world size {world_size}: ranks count from 0"
         )
     return operator.index(rank), operator.index(world_size)
+
+
+def _job_rank() -> tuple[int, int] | None:
+    """Return rank and world size of this process, where torch.distributed knows them."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return None

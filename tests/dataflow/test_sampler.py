@@ -339,6 +339,22 @@ def test_an_initialised_process_group_overrules_the_environment(monkeypatch: pyt
     assert (sampler.rank, sampler.world_size) == (0, 1)
 
 
+def test_a_rank_that_turns_out_to_be_another_is_refused_and_one_that_was_given_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    found, given = ElasticBatchSampler(Numbers(9), 8), ElasticBatchSampler(Numbers(9), 8, rank=1, world_size=2)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(BadInputError, match=r"for rank 1 of 2, and the process is rank 0 of 1: make it afterwards"):
+            iter(found)
+        assert len(list(given)) == 2
+    finally:
+        torch.distributed.destroy_process_group()
+    assert len(list(found)) == 2
+
+
 def test_a_dataset_without_index_is_shuffled_whole_and_says_so() -> None:
     sampler = ElasticBatchSampler(Numbers(40), 8)
     assert sampler.shuffle == sampler.state_dict()["shuffle"] == "full"
