@@ -14,9 +14,10 @@ import pytest
 
 from cache.config import CacheConfig, TierConfig
 from dataflow import DataLoader, Dataset, ShardWriter, open_dataset
-from dataflow.loaders import ElasticBatchSampler, announcer
+from dataflow.loaders import ElasticBatchSampler, ScheduleSampler, announcer
 from dataflow.loaders.announcer import block_table
 from dataflow.loaders.foresight import ScheduleForesight, foresee
+from dataflow.order import BucketBatches, Schedule, Shuffle
 from dataflow.testing import PlannedReader
 
 SAMPLES = 600
@@ -81,6 +82,20 @@ def test_what_is_read_was_announced_in_that_order(dataset: Dataset, shuffle: str
         assert read <= announced
         assert max(announced.values()) <= 3 + 1, "once an epoch, and ahead"
     assert plan.position <= len(plan.blocks) <= plan.position + 3 * 40
+
+
+def test_every_step_of_each_window_of_a_schedule_is_announced(dataset: Dataset) -> None:
+    lengths = np.random.default_rng(0).integers(1, 60, SAMPLES)
+    source = Shuffle(SAMPLES, dataset.index.blocks.first_sample, "block", 2, 3)
+    schedule = Schedule(source, BucketBatches(lengths, 480, 6, None, None, window_samples=90, seed=1))
+    sampler = ScheduleSampler(schedule, fingerprint=dataset.fingerprint, rank=0, world_size=1)
+    loader, reader = DataLoader(dataset, batch_sampler=sampler), reader_of(dataset)
+    for _ in range(2):
+        assert sorted(numbers(loader)) == list(range(SAMPLES))
+    (plan,) = reader.plans
+    read = Counter([ref for request in reader.requests for ref in request])
+    assert read <= Counter(plan.refs)
+    assert "replace" not in plan.calls
 
 
 def test_the_next_epoch_is_announced_before_this_one_ends(dataset: Dataset) -> None:
