@@ -278,6 +278,13 @@ class Asking(Numbers):
         raise AssertionError
 
 
+class Telling(Numbers):
+    """A dataset that nobody can tell where it was."""
+
+    def state_dict(self):
+        raise AssertionError
+
+
 class Module(torch.nn.Module, Dataset):
     """A dataset that is a module: its state are its parameters."""
 
@@ -296,7 +303,7 @@ class Module(torch.nn.Module, Dataset):
 
 
 @pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
-@pytest.mark.parametrize("dataset", [Asking(20), Module()], ids=["asking", "module"])
+@pytest.mark.parametrize("dataset", [Asking(20), Telling(20), Module()], ids=["asking", "telling", "module"])
 def test_a_map_style_dataset_whose_state_is_no_place_is_not_asked(dataset, options):
     state, rest = stopped(DataLoader(dataset, batch_size=2, **options))
     assert "shard_states" not in state["epoch"]
