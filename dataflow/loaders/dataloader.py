@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
-import torch.distributed
+import torch
 import torch.utils.data
 from torch.utils.data import Dataset, Sampler, default_collate
 
@@ -21,11 +20,11 @@ from dataflow.loaders.generators import generators_kept
 from dataflow.loaders.inline import InlineIterator
 from dataflow.loaders.order_state import is_elastic, sampler_parts
 from dataflow.loaders.process_iterator import ProcessIterator
+from dataflow.loaders.schedule_sampler import find_rank
 from dataflow.loaders.state import Ledger, load_state, make_state
 from dataflow.loaders.stats import LoaderStats
 from dataflow.loaders.thread_iterator import ThreadIterator
 from dataflow.loaders.torch_private import DatasetKind, dataset_kind, index_sampler
-from dataflow.order import rank_from_environment
 
 __all__ = ["DataLoader"]
 
@@ -267,11 +266,7 @@ def _check_workers(workers: str, worker_init_fn: Callable[[int], None] | None, c
 def _find_rank(sampler: Any) -> int:
     """Return the rank that a sampler deals to, or else that of this process."""
     rank = getattr(sampler, "rank", None)
-    if isinstance(rank, int):
-        return rank
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank()
-    return (rank_from_environment(os.environ) or (0, 1))[0]
+    return rank if isinstance(rank, int) else find_rank()[0]
 
 
 # torch has it since 2.6; before that, batches always come in order and so they do here unless asked otherwise.

@@ -34,7 +34,7 @@ from dataflow.order import (
     rank_from_environment,
 )
 
-__all__ = ["Part", "ScheduleSampler", "look_up"]
+__all__ = ["Part", "ScheduleSampler", "find_rank", "look_up"]
 
 _log = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ class ScheduleSampler(Sampler[list[Any]]):
         division: Division = EqualParts(),  # noqa: B008  frozen and empty
     ) -> None:
         self._is_told = rank is not None
-        self.rank, self.world_size = _find_rank(rank, world_size)
+        self.rank, self.world_size = find_rank(rank, world_size)
         if mesh is not None and mesh.num_ranks != self.world_size:
             raise BadInputError(f"the mesh has {mesh.num_ranks} ranks and the job {self.world_size}; they must agree")
         self.replica = self.rank if mesh is None else mesh.replica_of(self.rank)
@@ -406,7 +406,12 @@ def _as_list(units: _Units) -> list[Any]:
     return units.tolist() if isinstance(units, np.ndarray) else units
 
 
-def _find_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
+def find_rank(rank: int | None = None, world_size: int | None = None) -> tuple[int, int]:
+    """Return rank and world size of this process: as given, else as torch.distributed, the launcher or nobody says.
+
+    Raises:
+        BadInputError: One is given without the other, or they do not fit together.
+    """
     if (rank is None) != (world_size is None):
         raise BadInputError(f"give rank and world_size together or neither, got rank={rank}, world_size={world_size}")
     if rank is None or world_size is None:
