@@ -40,7 +40,7 @@ def with_large_integers(
     schema = found.schema
     for path in [path for path in _floats(schema) if _has_large(found, path)]:
         unsigned = _replaced(schema, path, pa.uint64())
-        if _parsed(parse, unsigned) is not None:
+        if _fits(parse, unsigned):
             schema = unsigned
         else:
             names = list(_names(schema, path))
@@ -108,11 +108,12 @@ def _replaced_in(kind: pa.DataType, path: _Path, leaf: pa.DataType) -> pa.DataTy
     return pa.struct(fields)
 
 
-def _parsed(parse: Callable[[pa.Schema], pa.Table], schema: pa.Schema) -> pa.Table | None:
+def _fits(parse: Callable[[pa.Schema], pa.Table], schema: pa.Schema) -> bool:
     try:
-        return parse(schema)
+        parse(schema)
     except pa.ArrowInvalid:
-        return None
+        return False
+    return True
 
 
 def _names(fields: Iterable[pa.Field], path: _Path) -> Iterator[str]:
