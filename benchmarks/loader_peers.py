@@ -121,12 +121,8 @@ def litdata(workload: str, folder: Path, num_workers: int) -> Iterable:
         source = Source(workload, folder)
         package.optimize(source.read, list(_stored(source)), str(where), chunk_bytes="64MB", num_workers=1)
 
-    class Finished(package.StreamingDataset):
-        def __getitem__(self, number: Any) -> Any:
-            return finish(workload, super().__getitem__(number))
-
     return package.StreamingDataLoader(
-        Finished(str(where), shuffle=True),
+        package.StreamingDataset(str(where), shuffle=True, transform=functools.partial(finish, workload)),
         batch_size=BATCH_SIZES[workload],
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
