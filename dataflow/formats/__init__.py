@@ -10,7 +10,7 @@ from dataflow.formats.fields import (
     video_field,
 )
 from dataflow.formats.protocol import Format, Source
-from dataflow.formats.registry import FORMATS, open_source
+from dataflow.formats.registry import FORMATS, formats_called, open_source
 
 __all__ = [
     "FORMATS",
@@ -19,6 +19,7 @@ __all__ = [
     "audio_field",
     "class_names",
     "field_kind",
+    "formats_called",
     "image_field",
     "label_field",
     "open_source",

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from cache.keys import BlockRef
 from connectors.errors import BadInputError, CorruptError
 from dataflow.formats.fields import storable_schema
+from dataflow.formats.partitions import with_partitions
 from dataflow.formats.pieces import pieces_of
 from dataflow.formats.scan import BlockTable, listing_fingerprint, shard_table
 from dataflow.index import Index
@@ -26,6 +27,7 @@ from dataflow.index import Index
 if TYPE_CHECKING:
     from connectors.objects import ObjectMeta
     from dataflow.formats.place import Place
+    from dataflow.formats.protocol import Source
 
 __all__ = ["ParquetFormat", "ParquetSource"]
 
@@ -112,7 +114,7 @@ class ParquetFormat:
 
     name = "parquet"
 
-    def open(self, place: Place) -> ParquetSource | None:
+    def open(self, place: Place) -> Source | None:
         """Read the footers; None where there are no Parquet files.
 
         Raises:
@@ -157,7 +159,7 @@ class ParquetFormat:
         shards, blocks = shard_table(files), table.finish()
         index = Index(place.root, listing_fingerprint(shards, blocks, schema), shards, blocks)
         index.check()
-        return ParquetSource(schema, index, tuple(footers), tuple(first_block))
+        return with_partitions(ParquetSource(schema, index, tuple(footers), tuple(first_block)))
 
 
 def _footers(place: Place, files: Sequence[ObjectMeta]) -> list[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from connectors.errors import BadInputError, NotFoundError
@@ -17,15 +18,21 @@ from dataflow.formats.protocol import ConfigurableFormat
 from dataflow.formats.scanned import open_given, open_indexed
 from dataflow.formats.text import TextFormat
 from dataflow.formats.tfrecord import TfrecordFormat
+from dataflow.formats.unpacking import COMPRESSIONS
 from dataflow.formats.webdataset import WebdatasetFormat
 from dataflow.formats.zarr import ZarrFormat
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cache.access import BlockReader
     from dataflow.formats.protocol import Format, Source
 
-__all__ = ["FORMATS", "open_source"]
+__all__ = ["FORMATS", "formats_called", "open_source"]
 
+# Others name their lines `.json`, too. A file of that name that is not compressed may as well describe others.
+PACKED_JSON = tuple(".json" + packed for packed in COMPRESSIONS)
+JSON_LINES = TextFormat("jsonl", (".jsonl", ".ndjson"), otherwise=PACKED_JSON)
 # In the order in which they are tried: what says by itself what it is comes first.
 FORMATS: tuple[Format, ...] = (
     ArrowFormat(),
@@ -38,7 +45,7 @@ FORMATS: tuple[Format, ...] = (
     FolderFormat(),
     ParquetFormat(),
     TfrecordFormat(),
-    TextFormat("jsonl", (".jsonl", ".ndjson")),
+    JSON_LINES,
     TextFormat("csv", (".csv", ".tsv")),
     TextFormat("text", (".txt",)),
     FolderFormat("text-folder", ("text",)),
@@ -48,6 +55,7 @@ _HINT = "`dataflow formats` lists what is read"
 # What people come with that no format reads, by how its names end.
 _HINTS = {
     ".zarray": "zarr is read from version 3 on, to which `zarr migrate v3` brings it without writing a chunk anew",
+    ".json": 'lines of JSON in files of such names are read by `format="jsonl"`, or `--from jsonl`',
     ".npy": "`ShardWriter.write_columns` makes a dataset of arrays",
 }
 
@@ -75,7 +83,7 @@ def open_source(
         BadInputError: No format recognises it, or `name` is none of ours.
         CorruptError: It is a dataset, and damaged.
     """
-    formats = FORMATS if name is None else [_format(name)]
+    formats = formats_called(name)
     if revision is not None:
         formats = [entry for entry in formats if entry.name == ArrowFormat.name]
     place = Place(url, reader, bad, revision)
@@ -103,17 +111,25 @@ def open_source(
     )
 
 
-def _format(text: str) -> Format:
-    """Return the format of a name, with the options behind it."""
+def formats_called(text: str | None) -> Sequence[Format]:
+    """Return the format of a name, with the options behind it; for None all that find out what lies at a place.
+
+    Raises:
+        BadInputError: None is called so, or it has no such options.
+    """
+    if text is None:
+        return FORMATS
     name, _, settings = text.partition(":")
     found = next((entry for entry in FORMATS if entry.name == name), None)
     if found is None:
         raise BadInputError(f"no format is called {name!r}; there are {', '.join(entry.name for entry in FORMATS)}")
+    if found is JSON_LINES:
+        found = replace(JSON_LINES, otherwise=(".json", *PACKED_JSON))
     if not settings:
-        return found
+        return [found]
     if not isinstance(found, ConfigurableFormat):
         raise BadInputError(f"format {name} has no options, got {settings!r}")
-    return found.with_options(dict(part.partition("=")[::2] for part in settings.split(",")))
+    return [found.with_options(dict(part.partition("=")[::2] for part in settings.split(",")))]
 
 
 def _insist_on_end(place: Place) -> None:

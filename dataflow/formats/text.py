@@ -15,7 +15,7 @@ import codecs
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ from dataflow.formats.csv_records import header_end, record_end
 from dataflow.formats.fields import decode_names
 from dataflow.formats.json_records import insist_on_depth, read_json, with_leaves
 from dataflow.formats.large_integers import agree_on_sign, with_large_integers
+from dataflow.formats.partitions import with_partitions
 from dataflow.formats.scan import BLOCK_BYTES, BlockTable, Scan, remembered
 from dataflow.formats.scanned import open_scanned
 from dataflow.formats.sidecar import FileScan
@@ -34,6 +35,7 @@ from dataflow.formats.unpacking import COMPRESSIONS, compression_of, suffixed, u
 if TYPE_CHECKING:
     from connectors.objects import ObjectMeta
     from dataflow.formats.place import Place
+    from dataflow.formats.protocol import Source
     from dataflow.index import Index
 
 __all__ = ["TextFormat", "TextSource"]
@@ -84,12 +86,14 @@ class TextFormat:
         name: `jsonl` (one JSON object a line), `csv` (with a header line; tabs in `.tsv`), or `text` (one string a
             line, in the field `text`). Blank lines are no samples.
         suffixes: How such files are named, before a suffix of compression.
+        otherwise: How they are named, with it, where no file is named so.
     """
 
     name: str
     suffixes: tuple[str, ...]
+    otherwise: tuple[str, ...] = ()
 
-    def open(self, place: Place) -> TextSource | None:
+    def open(self, place: Place) -> Source | None:
         """Scan the files of this kind; None where there are none.
 
         Raises:
@@ -97,7 +101,7 @@ class TextFormat:
             BadInputError: Records disagree about a field, or one is too large.
         """
         if not place.lenient:
-            return cast("TextSource | None", open_scanned(self, place))
+            return open_scanned(self, place)
         files = self.files(place)
         if not files:
             return None
@@ -107,7 +111,8 @@ class TextFormat:
 
     def files(self, place: Place) -> list[ObjectMeta]:
         """Return the files of this kind."""
-        return place.files_named(tuple(kind + packed for kind in self.suffixes for packed in ("", *COMPRESSIONS)))
+        suffixes = tuple(kind + packed for kind in self.suffixes for packed in ("", *COMPRESSIONS))
+        return place.files_named(suffixes) or (place.files_named(self.otherwise) if self.otherwise else [])
 
     def scan_file(self, place: Place, meta: ObjectMeta) -> FileScan:
         """Parse all records of one file; what is learned is their schema."""
@@ -124,9 +129,9 @@ class TextFormat:
                 schema = self._unified(schema, found, lenient=False, uri=place.uri(meta), offset=0)
         return schema, {}
 
-    def source(self, index: Index, schema: pa.Schema, facts: dict[str, str]) -> TextSource:
+    def source(self, index: Index, schema: pa.Schema, facts: dict[str, str]) -> Source:
         """Open the dataset with a known index."""
-        return TextSource(self.name, schema, index)
+        return with_partitions(TextSource(self.name, schema, index))
 
     def _scan(self, place: Place, files: Sequence[ObjectMeta]) -> Scan:
         table, schema = BlockTable(), pa.schema([])
@@ -281,6 +286,8 @@ def _parse(kind: str, records: memoryview, schema: pa.Schema | None, *, uri: str
         reason: object = error
         if records[:2] in _BOMS_OF_UTF16:
             reason = "it is in UTF-16, and UTF-8 is needed; `iconv -f UTF-16 -t UTF-8` makes it so"
+        elif kind == "jsonl" and not offset and bytes(records[:64]).lstrip()[:1] == b"[":
+            reason = "it is an array, and a record a line is needed; `jq -c '.[]'` makes it so"
         raise CorruptError(
             f"{uri} cannot be parsed as {kind} in the {len(records)} bytes from offset {offset}: {reason}", uri=uri
         ) from error

@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from crc32c import crc32c
 
 from connectors.errors import BadInputError, CorruptError, DataError
 from dataflow.formats.example import FeatureKinds, decode_example, is_example
+from dataflow.formats.partitions import with_partitions
 from dataflow.formats.ranges import RangeFile
 from dataflow.formats.scan import BLOCK_BYTES, BlockTable, Scan, remembered
 from dataflow.formats.scanned import open_scanned
@@ -30,6 +31,7 @@ from dataflow.formats.unpacking import compression_of, unpack
 if TYPE_CHECKING:
     from connectors.objects import ObjectMeta
     from dataflow.formats.place import Place
+    from dataflow.formats.protocol import Source
     from dataflow.index import Index
 
 __all__ = ["TfrecordFormat", "TfrecordSource", "masked_crc"]
@@ -79,7 +81,7 @@ class TfrecordFormat:
 
     name = "tfrecord"
 
-    def open(self, place: Place) -> TfrecordSource | None:
+    def open(self, place: Place) -> Source | None:
         """Scan the record files; None where there are none.
 
         Raises:
@@ -87,7 +89,7 @@ class TfrecordFormat:
             BadInputError: Records disagree about the kind of a feature.
         """
         if not place.lenient:
-            return cast("TfrecordSource | None", open_scanned(self, place))
+            return open_scanned(self, place)
         files = self.files(place)
         if not files:
             return None
@@ -118,9 +120,9 @@ class TfrecordFormat:
             kinds.merge(text, uri)
         return kinds.schema(), {"raw": "no"}
 
-    def source(self, index: Index, schema: pa.Schema, facts: dict[str, str]) -> TfrecordSource:
+    def source(self, index: Index, schema: pa.Schema, facts: dict[str, str]) -> Source:
         """Open the dataset with a known index."""
-        return TfrecordSource(schema, index, raw=facts["raw"] == "yes")
+        return with_partitions(TfrecordSource(schema, index, raw=facts["raw"] == "yes"))
 
 
 def masked_crc(data: bytes | memoryview) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 from cache.access import open_reader
 from connectors.errors import BadInputError, DataError, NotFoundError
 from connectors.objects import join_uri, normalise_url
-from dataflow.formats import FORMATS
+from dataflow.formats import formats_called
 from dataflow.formats.destination import Destination
 from dataflow.formats.folder import FolderFormat
 from dataflow.formats.place import Place
@@ -185,10 +185,7 @@ def _list(form: FolderFormat, place: Place, target: str | None, *, beside: bool)
 
 def _form(place: Place, name: str | None) -> ScannedFormat | FolderFormat:
     """Return the format of the files at a place, which must be one that has no index of its own."""
-    formats = [entry for entry in FORMATS if name in (None, entry.name)]
-    if not formats:
-        raise BadInputError(f"no format is called {name!r}; there are {', '.join(entry.name for entry in FORMATS)}")
-    for entry in formats:
+    for entry in formats_called(name):
         if not hasattr(entry, "scan_file"):
             if entry.open(place) is not None:
                 if isinstance(entry, FolderFormat) and not place.is_file:

@@ -16,6 +16,7 @@ from connectors.errors import BadInputError, ChangedError, CorruptError
 from dataflow.convert import convert
 from dataflow.dataset import Dataset, open_dataset
 from dataflow.formats import text, unpacking
+from dataflow.indexing import build_index
 
 COMPRESSIONS = {"": None, ".bz2": "bz2", ".gz": "gzip", ".lz4": "lz4", ".zst": "zstd"}
 
@@ -426,3 +427,29 @@ def test_text_converts_to_native_shards(tmp_path: Path) -> None:
     put(tmp_path / "in" / "a.jsonl", "\n".join(json.dumps(record) for record in RECORDS))
     convert(tmp_path / "in", tmp_path / "out", shard_size_bytes=1000, block_size_bytes=500)
     assert rows(open_dataset(tmp_path / "out")) == RECORDS
+
+
+def test_lines_in_files_called_json(tmp_path: Path) -> None:
+    lines = "".join(json.dumps(record) + "\n" for record in RECORDS)
+    put(tmp_path / "packed" / "part.00000-of-00010.json.gz", lines)
+    assert rows(open_dataset(tmp_path / "packed")) == RECORDS
+    plain = put(tmp_path / "plain" / "part.json", lines).parent
+    with pytest.raises(BadInputError, match='`format="jsonl"`'):
+        open_dataset(plain)
+    assert rows(open_dataset(plain, format="jsonl")) == RECORDS
+    build_index(plain, format="jsonl")
+    assert rows(open_dataset(plain)) == RECORDS
+
+
+@pytest.mark.parametrize("form", [None, "jsonl"])
+def test_json_beside_lines_describes_them(tmp_path: Path, form: str | None) -> None:
+    put(tmp_path / "a.jsonl", '{"x":1}\n')
+    put(tmp_path / "about.json", '{"y":1}\n')
+    put(tmp_path / "about.json.gz", '{"y":1}\n')
+    assert rows(open_dataset(tmp_path, format=form)) == [{"x": 1}]
+
+
+def test_an_array_is_no_lines(tmp_path: Path) -> None:
+    put(tmp_path / "a.json", ' [{"x":1},\n {"x":2}]\n')
+    with pytest.raises(CorruptError, match=r"a\.json .*is an array.*jq"):
+        open_dataset(tmp_path, format="jsonl")
