@@ -43,15 +43,17 @@ def demo(origin: Origin, epochs: int, folder: Path | None) -> None:
         raise BadInputError(f"{folder} is not empty; give --folder a new or an empty folder")
     work = Path(tempfile.mkdtemp(prefix="dataflow-demo-")) if folder is None else folder
     work.mkdir(parents=True, exist_ok=True)
-    done = False
+    failed = False
     try:
         facts = run_demo(
             work.resolve(), origin=origin, epochs=epochs, say=lambda line: console.print(f"[bold]·[/] {line}")
         )
-        done = True
+    except Exception:
+        failed = True
+        raise
     finally:
-        # A failed demo leaves its logs for whoever wants to know why.
-        if folder is None and done:
+        # A failed demo leaves its logs for whoever wants to know why; who breaks it off does not.
+        if folder is None and not failed:
             shutil.rmtree(work)
     console.print(_outcome(facts), _time(facts), _traffic(facts))
     failures = _failures(facts)

@@ -1,10 +1,12 @@
 """The demo is the product's main road; here it runs with fewer epochs, and each of its claims is checked."""
 
+import tempfile
 from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
+from connectors.errors import DataError
 from dataflow.cli.demo import _failures, _is_share_outside
 from dataflow.cli.main import main
 from dataflow.demo.showcase import run_demo
@@ -52,3 +54,15 @@ def test_demo_refuses_a_folder_that_holds_something(tmp_path):
     assert result.exit_code == 2
     assert "not empty" in result.output
     assert (tmp_path / "mine").read_text() == "keep"
+
+
+@pytest.mark.parametrize(("end", "left"), [(KeyboardInterrupt, 0), (DataError, 1)])
+def test_only_a_failed_demo_leaves_its_folder(tmp_path, monkeypatch, end, left):
+    def run(folder, **_options):
+        (folder / "images").mkdir()
+        raise end
+
+    monkeypatch.setattr("dataflow.cli.demo.run_demo", run)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert CliRunner().invoke(main, ["demo"]).exit_code == (130 if end is KeyboardInterrupt else 1)
+    assert len(list(tmp_path.iterdir())) == left
