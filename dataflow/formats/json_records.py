@@ -4,6 +4,8 @@ pyarrow's parser goes down by recursion: some ten thousand levels end the proces
 deeper is found here, by counting brackets. Most lines have few of them, in strings or not, and are passed by that
 alone. Others are counted without strings, which costs less than to parse them. A string holds no line break as it is,
 so lines can be counted on their own; an object may go over several.
+
+Others write one array of all objects. The parser takes no array, but as the value of a field.
 """
 
 from __future__ import annotations
@@ -19,12 +21,13 @@ import pyarrow.json
 
 from connectors.errors import BadInputError
 
-__all__ = ["MAX_DEPTH", "insist_on_depth", "line_too_deep", "numbers_in", "read_json", "with_leaves"]
+__all__ = ["MAX_DEPTH", "insist_on_depth", "is_array", "line_too_deep", "numbers_in", "read_json", "with_leaves"]
 
 # What an Arrow record batch can hold: pyarrow refuses to write more.
 MAX_DEPTH = 64
 
 _CHUNK_BYTES = 1 << 20
+_ARRAY_FIRST = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[")
 _NULL_FIRST = re.compile(rb"(?:\xef\xbb\xbf)?\s*null")
 _VISIBLE = re.compile(r"\S")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}\n"))
@@ -42,7 +45,7 @@ def read_json(
     """Parse records.
 
     Args:
-        records: JSON objects, usually one a line.
+        records: JSON objects, usually one a line, or an array of them.
         schema: Types of fields.
         unexpected: What is done about other fields.
         use_threads: Whether other threads may help.
@@ -52,6 +55,10 @@ def read_json(
     """
     if _NULL_FIRST.match(records):  # it ends the process: https://github.com/apache/arrow/issues/47409
         raise pa.ArrowInvalid("the first record is null, and no object")
+    if begin := _ARRAY_FIRST.match(records):
+        inner = None if schema is None else pa.schema({"": pa.list_(pa.struct(list(schema)))})
+        wrapped = b"".join([b'{"":', records[begin.end() - 1 :], b"}"])
+        return _objects(read_json(wrapped, inner, unexpected=unexpected, use_threads=use_threads))
 
     def parse(schema: pa.Schema | None) -> pa.Table:
         options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior=unexpected)
@@ -68,6 +75,11 @@ def read_json(
         known.validate(full=True)
         table = known.cast(_with_nulls_as(table.schema, _CASTS_TO_NULL)).cast(table.schema)
     return table
+
+
+def is_array(records: bytes | memoryview) -> bool:
+    """Return whether these are the first bytes of an array of records, and not of records one a line."""
+    return _ARRAY_FIRST.match(records) is not None
 
 
 def with_leaves(kind: pa.DataType, wanted: Callable[[pa.DataType], bool], leaf: pa.DataType) -> pa.DataType:
@@ -94,6 +106,16 @@ def numbers_in(records: bytes | memoryview, names: Sequence[str]) -> Iterator[st
     while begin := _VISIBLE.search(text, position):
         record, position = decoder.raw_decode(text, begin.start())
         yield from _numbers(record, names)
+
+
+def _objects(table: pa.Table) -> pa.Table:
+    """Return the objects of an array as records."""
+    items = table.column(0).combine_chunks().flatten()
+    if not len(items):
+        return pa.table({})
+    if items.null_count or not pa.types.is_struct(items.type):
+        raise pa.ArrowInvalid("it is an array of which not every item is an object")
+    return pa.Table.from_struct_array(items)
 
 
 def _numbers(value: Any, names: Sequence[str]) -> Iterator[str]:

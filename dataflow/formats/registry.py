@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "formats_called", "open_source"]
 
-# Others name their lines `.json`, too. A file of that name that is not compressed may as well describe others.
+# Others name their lines `.json`, too. One that is not compressed may as well describe other files, unless it is named.
 PACKED_JSON = tuple(".json" + packed for packed in COMPRESSIONS)
 JSON_LINES = TextFormat("jsonl", (".jsonl", ".ndjson"), otherwise=PACKED_JSON)
+NAMED_JSON = replace(JSON_LINES, otherwise=(".json", *PACKED_JSON))
 # In the order in which they are tried: what says by itself what it is comes first.
 FORMATS: tuple[Format, ...] = (
     ArrowFormat(),
@@ -55,7 +56,7 @@ _HINT = "`dataflow formats` lists what is read"
 # What people come with that no format reads, by how its names end.
 _HINTS = {
     ".zarray": "zarr is read from version 3 on, to which `zarr migrate v3` brings it without writing a chunk anew",
-    ".json": 'lines of JSON in files of such names are read by `format="jsonl"`, or `--from jsonl`',
+    ".json": 'records of JSON in files of such names are read with `format="jsonl"` (`--from jsonl`)',
     ".npy": "`ShardWriter.write_columns` makes a dataset of arrays",
 }
 
@@ -98,6 +99,8 @@ def open_source(
         source = entry.open(place)
         if source is not None:
             return source
+    if name is None and place.is_file and (source := NAMED_JSON.open(place)) is not None:
+        return source
     _insist_on_end(place)
     if revision is not None:
         raise BadInputError(f"only native datasets have versions, and there is none at {url}", uri=url)
@@ -124,7 +127,7 @@ def formats_called(text: str | None) -> Sequence[Format]:
     if found is None:
         raise BadInputError(f"no format is called {name!r}; there are {', '.join(entry.name for entry in FORMATS)}")
     if found is JSON_LINES:
-        found = replace(JSON_LINES, otherwise=(".json", *PACKED_JSON))
+        found = NAMED_JSON
     if not settings:
         return [found]
     if not isinstance(found, ConfigurableFormat):

@@ -1,7 +1,8 @@
 """Lines of text: JSON lines, CSV, plain text; also compressed.
 
 A block is about 1 MiB of whole records. A compressed file can only be read from its front, so it is one block whatever
-its size, and the limit is said where it is met: many files of moderate size shuffle well, one large one does not.
+its size, and the limit is said where it is met: many files of moderate size shuffle well, one large one does not. The
+same holds for a file of JSON that is one array of all records.
 
 The schema is what pyarrow finds in all records, but for large integers, which stay integers: others widen to floats
 beside fractions, a field that a record lacks is null, dates stay the text they are. A field whose values do not agree
@@ -13,8 +14,9 @@ from __future__ import annotations
 import base64
 import codecs
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,13 +26,13 @@ import pyarrow.csv
 from connectors.errors import BadInputError, CorruptError, DataError
 from dataflow.formats.csv_records import header_end, record_end
 from dataflow.formats.fields import decode_names
-from dataflow.formats.json_records import insist_on_depth, read_json, with_leaves
+from dataflow.formats.json_records import insist_on_depth, is_array, read_json, with_leaves
 from dataflow.formats.large_integers import agree_on_sign, with_large_integers
 from dataflow.formats.partitions import with_partitions
 from dataflow.formats.scan import BLOCK_BYTES, BlockTable, Scan, remembered
 from dataflow.formats.scanned import open_scanned
 from dataflow.formats.sidecar import FileScan
-from dataflow.formats.unpacking import COMPRESSIONS, compression_of, suffixed, unpack
+from dataflow.formats.unpacking import COMPRESSIONS, MAX_UNPACKED_BYTES, compression_of, suffixed, unpack
 
 if TYPE_CHECKING:
     from connectors.objects import ObjectMeta
@@ -152,7 +154,7 @@ class TextFormat:
                 count, schema = self._look(records, schema, lenient=place.lenient, uri=uri, offset=offset)
                 runs = [(offset, length, count)]
             except DataError as error:
-                if not place.lenient or compression_of(uri):
+                if not place.lenient or compression_of(uri) or (self.name == "jsonl" and is_array(records)):
                     place.pass_over(meta, offset, length, error)
                     continue
                 runs, schema = self._salvage(place, meta, offset, length, records, schema)
@@ -226,8 +228,13 @@ class TextFormat:
             if len(records):
                 yield 0, meta.size_bytes, records
             return
+        chunks = place.chunks(meta)
+        first = next(chunks)
+        if self.name == "jsonl" and is_array(first):
+            yield 0, meta.size_bytes, _array(first, chunks, meta, uri)
+            return
         header = b""
-        for offset, piece in _split(place, meta, delimiter):
+        for offset, piece in _split(chain([first], chunks), uri, delimiter):
             begin = 0
             if delimiter and not offset:
                 begin = _header_end(piece, delimiter, uri)
@@ -236,17 +243,27 @@ class TextFormat:
                 yield offset + begin, len(piece) - begin, memoryview(header + piece[begin:])
 
 
-def _split(place: Place, meta: ObjectMeta, delimiter: str | None) -> Iterator[tuple[int, bytes]]:
+def _array(first: memoryview, chunks: Iterable[memoryview], meta: ObjectMeta, uri: str) -> memoryview:
+    """Return a file that is one array of records."""
+    if meta.size_bytes > MAX_UNPACKED_BYTES:
+        raise BadInputError(
+            f"{uri} is an array of {meta.size_bytes} bytes, and is read whole, up to {MAX_UNPACKED_BYTES}: write a "
+            "record a line, as `jq -c '.[]'` does",
+            uri=uri,
+        )
+    return memoryview(b"".join([first, *chunks]))
+
+
+def _split(chunks: Iterable[memoryview], uri: str, delimiter: str | None) -> Iterator[tuple[int, bytes]]:
     """Yield a file in pieces of whole records, of CSV where there is a delimiter, each with its offset."""
     left, offset = b"", 0
-    for chunk in place.chunks(meta):
+    for chunk in chunks:
         data, begin = left + chunk, 0
         while (end := _record_end(data, begin, begin + BLOCK_BYTES, delimiter)) > begin:
             yield offset + begin, data[begin:end]
             begin = end
         left, offset = data[begin:], offset + begin
         if len(left) > MAX_RECORD_BYTES:
-            uri = place.uri(meta)
             raise BadInputError(f"{uri} has a record of more than {MAX_RECORD_BYTES} bytes at offset {offset}", uri=uri)
     if left:
         yield offset, left
@@ -286,8 +303,6 @@ def _parse(kind: str, records: memoryview, schema: pa.Schema | None, *, uri: str
         reason: object = error
         if records[:2] in _BOMS_OF_UTF16:
             reason = "it is in UTF-16, and UTF-8 is needed; `iconv -f UTF-16 -t UTF-8` makes it so"
-        elif kind == "jsonl" and not offset and bytes(records[:64]).lstrip()[:1] == b"[":
-            reason = "it is an array, and a record a line is needed; `jq -c '.[]'` makes it so"
         raise CorruptError(
             f"{uri} cannot be parsed as {kind} in the {len(records)} bytes from offset {offset}: {reason}", uri=uri
         ) from error

@@ -436,7 +436,7 @@ def test_lines_in_files_called_json(tmp_path: Path) -> None:
     plain = put(tmp_path / "plain" / "part.json", lines).parent
     with pytest.raises(BadInputError, match='`format="jsonl"`'):
         open_dataset(plain)
-    assert rows(open_dataset(plain, format="jsonl")) == RECORDS
+    assert rows(open_dataset(plain, format="jsonl")) == rows(open_dataset(plain / "part.json")) == RECORDS
     build_index(plain, format="jsonl")
     assert rows(open_dataset(plain)) == RECORDS
 
@@ -449,7 +449,35 @@ def test_json_beside_lines_describes_them(tmp_path: Path, form: str | None) -> N
     assert rows(open_dataset(tmp_path, format=form)) == [{"x": 1}]
 
 
-def test_an_array_is_no_lines(tmp_path: Path) -> None:
-    put(tmp_path / "a.json", ' [{"x":1},\n {"x":2}]\n')
-    with pytest.raises(CorruptError, match=r"a\.json .*is an array.*jq"):
+@pytest.mark.parametrize("packed", COMPRESSIONS)
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_array_of_records_is_one_block(tmp_path: Path, packed: str, indent: int | None) -> None:
+    records = [record | {"large": 2**63 + 1, "list": [None, {"n": record["number"]}]} for record in RECORDS]
+    put(tmp_path / "in" / f"a.json{packed}", "\ufeff " + json.dumps(records, indent=indent))
+    dataset = open_dataset(tmp_path / "in", format="jsonl")
+    assert dataset.index.num_blocks == 1
+    assert rows(dataset) == records
+    convert(tmp_path / "in", tmp_path / "out", format="jsonl", verify=True)
+    assert rows(open_dataset(tmp_path / "out")) == records
+
+
+@pytest.mark.parametrize("array", ['[{"x":1},2]', '[{"x":1},null]', '[[{"x":1}]]', '[{"x":1}]{"x":2}', '[{"x":1}'])
+def test_an_array_of_anything_else_is_refused(tmp_path: Path, array: str) -> None:
+    put(tmp_path / "a.json", array)
+    with pytest.raises(CorruptError, match=r"a\.json cannot be parsed"):
+        open_dataset(tmp_path, format="jsonl")
+
+
+def test_a_damaged_array_is_passed_over_whole(tmp_path: Path) -> None:
+    put(tmp_path / "in" / "a.json", '[{"x":1},\n{"x":2},\n{"x":\n')
+    put(tmp_path / "in" / "b.json", '[{"x":3}]')
+    put(tmp_path / "in" / "c.json", "[]")
+    convert(tmp_path / "in", tmp_path / "out", format="jsonl", on_error="skip")
+    assert rows(open_dataset(tmp_path / "out")) == [{"x": 3}]
+
+
+def test_an_array_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "a.json", '[{"x":1}]')
+    monkeypatch.setattr(text, "MAX_UNPACKED_BYTES", 8)
+    with pytest.raises(BadInputError, match=r"a\.json is an array of 9 bytes.*jq"):
         open_dataset(tmp_path, format="jsonl")
