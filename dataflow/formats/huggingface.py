@@ -2,9 +2,6 @@
 
 What `save_to_disk` writes is recognised by `state.json`, what lies in the library's cache by `dataset_info.json`. Every
 record batch is a block (`record_batches`).
-
-Images, audio and video (structs of bytes and path) become such fields, class labels keep their names; other features
-are what Arrow holds.
 """
 
 from __future__ import annotations
@@ -19,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from connectors.errors import BadInputError, CorruptError
-from dataflow.formats.fields import field_kind, label_field, media_field, storable_schema
+from dataflow.formats.features import as_featured, with_features
+from dataflow.formats.fields import storable_schema
 from dataflow.formats.record_batches import read_batch, scan_batches
 from dataflow.formats.scan import BlockTable, Scan, remembered
 
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["HuggingfaceFormat", "HuggingfaceSource"]
 
 STATE, INFO, SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
-_MEDIA = {"Audio": "audio", "Image": "image", "Video": "video"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +51,7 @@ class HuggingfaceSource:
         ref = self.index.block_ref(block)
         batch = read_batch(data, self.stored, ref)
         pairs = zip(batch.columns, self.schema, strict=True)
-        return pa.RecordBatch.from_arrays([_column(*pair, ref.uri) for pair in pairs], schema=self.schema)
+        return pa.RecordBatch.from_arrays([as_featured(*pair, ref.uri) for pair in pairs], schema=self.schema)
 
 
 class HuggingfaceFormat:
@@ -139,35 +136,4 @@ def _scan(place: Place, files: Sequence[ObjectMeta]) -> Scan:
         stored = stored or found
     assert stored is not None
     encoded = base64.b64encode(stored.serialize().to_pybytes()).decode()
-    return Scan(table.finish(), _schema(stored), {"stored": encoded})
-
-
-def _schema(stored: pa.Schema) -> pa.Schema:
-    """Return the fields of a sample: what the library says of features goes into their metadata."""
-    try:
-        features = json.loads((stored.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, TypeError, ValueError):
-        features = {}
-    fields = [_field(entry, features.get(entry.name)) for entry in stored]
-    return storable_schema(pa.schema(fields))
-
-
-def _field(entry: pa.Field, feature: Any) -> pa.Field:
-    kind = feature.get("_type") if isinstance(feature, dict) else None
-    if kind in _MEDIA and pa.types.is_struct(entry.type) and entry.type.get_field_index("bytes") >= 0:
-        return media_field(entry.name, _MEDIA[kind]).with_nullable(True)
-    if kind == "ClassLabel" and entry.type == pa.int64() and feature.get("names"):
-        return label_field(entry.name, feature["names"]).with_nullable(entry.nullable)
-    return entry.remove_metadata()
-
-
-def _column(column: pa.Array, entry: pa.Field, uri: str) -> pa.Array:
-    if field_kind(entry) is None:
-        return column if column.type == entry.type else column.cast(entry.type)
-    # A media file: its bytes, without the bytes below a missing struct.
-    content = column.flatten()[column.type.get_field_index("bytes")]
-    if content.null_count > column.null_count:
-        raise BadInputError(
-            f"field {entry.name!r} of {uri} has media that lie in files elsewhere; embed them before saving", uri=uri
-        )
-    return content.cast(entry.type)
+    return Scan(table.finish(), storable_schema(with_features(stored)), {"stored": encoded})

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from cache.keys import BlockRef
 from connectors.errors import BadInputError, CorruptError
-from dataflow.formats.fields import storable_schema
+from dataflow.formats.features import as_featured, features_of, with_features
+from dataflow.formats.fields import class_names, field_kind, storable_schema
 from dataflow.formats.partitions import with_partitions
 from dataflow.formats.pieces import pieces_of
 from dataflow.formats.scan import BlockTable, listing_fingerprint, shard_table
@@ -95,10 +96,11 @@ class ParquetSource:
                 group, names = block - self.first_block[shard], self.schema.names
                 table = file.read_row_group(group, columns=names, use_threads=False).select(names)
             columns = [
-                column if column.type.equals(kind) else column.cast(kind)
-                for column, kind in zip(table.columns, self.schema.types, strict=True)
+                [as_featured(chunk, entry, ref.uri) for chunk in column.chunks]
+                for column, entry in zip(table.columns, self.schema, strict=True)
             ]
-            table = pa.table(columns, schema=self.schema).combine_chunks()
+            arrays = [pa.chunked_array(*pair) for pair in zip(columns, self.schema.types, strict=True)]
+            table = pa.table(arrays, schema=self.schema).combine_chunks()
         except (pa.ArrowException, OSError) as error:
             raise CorruptError(
                 f"block {block} ({ref.length} bytes at offset {ref.offset} of {ref.uri}) is not a readable row group: "
@@ -131,14 +133,17 @@ class ParquetFormat:
             uri = place.uri(meta)
             try:
                 metadata = pq.read_metadata(pa.BufferReader(footer))
-                found = storable_schema(metadata.schema.to_arrow_schema().remove_metadata())
+                stored = metadata.schema.to_arrow_schema()
+                if features_of(stored):
+                    stored = with_features(stored)
+                found = storable_schema(stored.remove_metadata())
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise CorruptError(f"the footer of {uri} is damaged: {error}", uri=uri) from error
             except BadInputError as error:
                 raise BadInputError(f"{uri} cannot be a dataset: {error}", uri=uri) from error
             if len(footer) - TRAILER_BYTES - metadata.serialized_size == SIGNATURE_BYTES:
                 raise _encrypted(uri)  # to ask pyarrow about such a column ends the process
-            if schema is not None and found != schema:
+            if schema is not None and (found != schema or _meaning(found) != _meaning(schema)):
                 raise BadInputError(
                     f"{uri} has another schema than the files before it:\n{found}\ninstead of\n{schema}", uri=uri
                 )
@@ -187,6 +192,11 @@ def _footer(place: Place, meta: ObjectMeta, tail: memoryview) -> bytes:
     if length <= len(tail):
         return bytes(tail[-length:])
     return bytes(place.read(meta, meta.size_bytes - length, length))
+
+
+def _meaning(schema: pa.Schema) -> list[tuple[str | None, list[str] | None]]:
+    """Return what the types of fields do not say; other metadata of fields may differ."""
+    return [(field_kind(entry), class_names(entry)) for entry in schema]
 
 
 def _encrypted(uri: str) -> BadInputError:

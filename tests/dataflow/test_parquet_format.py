@@ -1,6 +1,8 @@
 """Parquet, against pyarrow."""
 
 import base64
+import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pq_encryption
 import pytest
+from PIL import Image
 
 from cache.access import open_reader
 from connectors.errors import BadInputError, ChangedError, CorruptError, DataError
 from dataflow.convert import convert
 from dataflow.dataset import Dataset, open_dataset
-from dataflow.formats import open_source, parquet
+from dataflow.formats import class_names, field_kind, open_source, parquet
 from dataflow.testing import CountingReader
 
 COUNT = 100
@@ -277,3 +280,64 @@ def test_a_damaged_column_is_an_error_where_it_is_read(wide: Path) -> None:
     with pytest.raises(CorruptError, match=r"0\.parquet"):
         open_dataset(wide, columns=["media"]).get_batch([0])
     assert open_dataset(wide, columns=["number"]).get_batch([0])["number"].tolist() == [0]
+
+
+FEATURES = {
+    "image": {"_type": "Image"},
+    "clip": {"_type": "Audio", "sampling_rate": 8000},
+    "label": {"_type": "ClassLabel", "names": ["cat", "dog"]},
+    "number": {"_type": "Value", "dtype": "int32"},
+}
+
+
+def put_features(path: Path, *, names: list[str] | None = None, outside: bool = False) -> list[bytes]:
+    """Write a file as the Hub of HuggingFace has them; the third image is missing."""
+    images = [png(size) for size in range(1, 11)]
+    content = [
+        None if place == 2 else {"bytes": None if outside else one, "path": "a.png"} for place, one in enumerate(images)
+    ]
+    features = FEATURES | {"label": {"_type": "ClassLabel", "names": names or ["cat", "dog"]}}
+    media = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    columns = {
+        "image": pa.array(content, media),
+        "clip": pa.array([{"bytes": b"RIFF", "path": None}] * 10, media),
+        "label": pa.array([0, 1] * 5, pa.int64()),
+        "number": pa.array(range(10), pa.int32()),
+    }
+    said = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns).replace_schema_metadata(said), path, row_group_size=4)
+    return images
+
+
+def png(size: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (size, 3), (size, 2, 3)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_features_of_the_huggingface_library_are_fields(tmp_path: Path) -> None:
+    images = put_features(tmp_path / "in" / "train-00000-of-00001.parquet")
+    dataset = open_dataset(tmp_path / "in")
+    assert [field_kind(entry) for entry in dataset.schema] == ["image", "audio", None, None]
+    assert class_names(dataset.schema.field("label")) == ["cat", "dog"]
+    assert dataset[4]["image"].shape == (3, 5, 3)
+    assert dataset[2]["image"] is None
+    assert dataset[0]["clip"] == b"RIFF"
+    narrow = open_dataset(tmp_path / "in", columns=["image"], encoded=["image"])
+    assert [narrow[place]["image"] for place in range(10)] == [*images[:2], None, *images[3:]]
+    convert(tmp_path / "in", tmp_path / "out", to="parquet", verify=True)
+    assert open_dataset(tmp_path / "out")[9]["image"].shape == (3, 10, 3)
+
+
+def test_media_outside_of_the_file_are_refused(tmp_path: Path) -> None:
+    put_features(tmp_path / "a.parquet", outside=True)
+    with pytest.raises(BadInputError, match=r"'image' of .*a\.parquet has media that lie in files elsewhere"):
+        open_dataset(tmp_path)[0]
+
+
+def test_files_that_number_their_classes_otherwise_are_refused(tmp_path: Path) -> None:
+    put_features(tmp_path / "a.parquet")
+    put_features(tmp_path / "b.parquet", names=["dog", "cat"])
+    with pytest.raises(BadInputError, match=r"b\.parquet has another schema"):
+        open_dataset(tmp_path)
