@@ -38,7 +38,7 @@ class EncodedImage(Protocol):
     width: int
     height: int
     scales: tuple[int, ...]
-    """What `decode` can be asked for: so many times smaller, from large to small. All but 1 are for JPEG alone."""
+    """What `decode` can be asked for: so many times smaller, large to small. All but 1 are for lossy JPEG alone."""
 
     def decode(self, region: Region, scale: int = 1) -> npt.NDArray[np.uint8]:
         """Return a region as RGB, `(height, width, 3)`.
@@ -92,8 +92,8 @@ class _PillowImage:
         except UNDECODABLE as error:
             raise CorruptError(f"not a readable image: {error}") from error
         self.width, self.height = self._image.size
-        # MPO: a JPEG with more pictures behind it, as phones and cameras write; the first one is looked at.
-        self.scales: tuple[int, ...] = _JPEG_SCALES if self._image.format in ("JPEG", "MPO") else (1,)
+        # Those of a JPEG that is not lossless, alone or before other pictures (MPO, as phones and cameras write).
+        self.scales: tuple[int, ...] = _JPEG_SCALES if getattr(self._image, "quantization", None) else (1,)
 
     def decode(self, region: Region, scale: int = 1) -> npt.NDArray[np.uint8]:
         image = self._image

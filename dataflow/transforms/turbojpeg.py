@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 # turbojpeg.h
 _DECOMPRESS, _RGB = 1, 0
-_SUBSAMPLING, _WIDTH, _HEIGHT, _PRECISION, _COLORSPACE = 4, 5, 6, 7, 8
+_SUBSAMPLING, _WIDTH, _HEIGHT, _PRECISION, _COLORSPACE, _LOSSLESS = 4, 5, 6, 7, 8, 15
 _CS_RGB, _CS_YCBCR, _CS_GRAY = 0, 1, 2
 # Width of a block of interleaved samples, by subsampling (444, 422, 420, gray, 440, 411, 441).
 _MCU_WIDTH = (8, 16, 16, 8, 8, 32, 8)
@@ -66,25 +66,30 @@ class Turbo:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
-        self._handle = library.tj3Init(_DECOMPRESS)
+        self._handle = None
+        self._renew()
+
+    def __del__(self) -> None:
+        self._library.tj3Destroy(self._handle)
+
+    def _renew(self) -> None:
+        self._library.tj3Destroy(self._handle)  # nothing, where there is none yet
+        self._handle = self._library.tj3Init(_DECOMPRESS)
         if not self._handle:
             raise MemoryError("libjpeg-turbo has no memory for a decompressor")
 
-    def __del__(self) -> None:
-        if getattr(self, "_handle", None):
-            self._library.tj3Destroy(self._handle)
-
     def read_header(self, data: npt.NDArray[np.uint8]) -> Header | None:
-        """Return what the file says, or None for what is not an 8-bit JPEG in colour or grey, or is damaged."""
+        """Return what the file says, or None for one that is damaged or cannot be cut: no 8 bits, CMYK, lossless."""
         library, handle = self._library, self._handle
         library.tj3SetCroppingRegion(handle, _CropRegion(0, 0, 0, 0))
         if library.tj3DecompressHeader(handle, data.ctypes.data, data.size):
+            self._renew()  # it stays inside of a header that breaks off, and would read the next file as its rest
             return None
         subsampling = library.tj3Get(handle, _SUBSAMPLING)
         colorspace = library.tj3Get(handle, _COLORSPACE)
         if not 0 <= subsampling < len(_MCU_WIDTH) or colorspace not in (_CS_RGB, _CS_YCBCR, _CS_GRAY):
             return None
-        if library.tj3Get(handle, _PRECISION) != 8:
+        if library.tj3Get(handle, _PRECISION) != 8 or library.tj3Get(handle, _LOSSLESS):
             return None
         width, height = library.tj3Get(handle, _WIDTH), library.tj3Get(handle, _HEIGHT)
         # Of a file that holds tables and no image the library says nothing.

@@ -1,4 +1,5 @@
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -90,6 +91,18 @@ def test_without_the_library_files_are_scaled_alike(kind: str, monkeypatch: pyte
     assert np.array_equal(image.decode(region, 2), expected)
 
 
+@pytest.mark.parametrize("has_library", [True, False])
+def test_lossless_jpeg_cannot_be_scaled(has_library: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = b"\xff\xc3" + struct.pack(">HBHHBBBB", 11, 8, 32, 40, 1, 1, 0x11, 0)
+    differences = b"\xff\xc4" + struct.pack(">HB16BB", 20, 0, 1, *[0] * 15, 0)  # the code 0, for no difference
+    scan = b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, 1, 0, 1, 0, 0) + bytes(32 * 40 // 8)
+    if not has_library:
+        monkeypatch.setattr(decoding, "turbo", lambda: None)
+    image = open_image(b"\xff\xd8" + frame + differences + scan + b"\xff\xd9")
+    assert image.scales == (1,)
+    assert np.array_equal(image.decode(Region(3, 5, 20, 10)), np.full((10, 20, 3), 128))
+
+
 @pytest.mark.parametrize("scale", [2, 4, 8])
 def test_a_scaled_decode_is_close_to_the_average_of_a_full_one(scale: int) -> None:
     file = encoded(picture(320, 240), quality=95, subsampling="4:2:0")
@@ -146,6 +159,13 @@ def test_a_file_that_ends_early_is_damaged_where_it_is_needed() -> None:
     file = encoded(picture(200, 120), quality=90)
     with pytest.raises(CorruptError, match="not a readable image"):
         open_image(file[: len(file) // 2]).decode(Region(0, 0, 200, 120))
+
+
+def test_after_a_file_that_ends_in_its_header_others_are_decoded_in_part_as_before() -> None:
+    file = encoded(picture(200, 120))
+    with pytest.raises(CorruptError, match="not a readable image"):
+        open_image(file[: file.index(b"\xff\xdb") + 2])  # where its quantisation would follow
+    assert isinstance(open_image(file), decoding._TurboImage)
 
 
 def test_more_than_eight_bits_are_not_cut_down_silently() -> None:
