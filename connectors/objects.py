@@ -188,7 +188,7 @@ def _split_remote(scheme: str, authority: str, key: str) -> tuple[str, str]:
 def _encode(key: str) -> str:
     # fsencode: a file's name may be bytes that are no UTF-8, which Python carries as surrogates.
     try:
-        return quote(os.fsencode(key))
+        return quote(os.fsencode(key), safe="/*")
     except UnicodeEncodeError:
         raise BadInputError(f"{key!r} is not a key: it has code points that no encoding can carry") from None
 

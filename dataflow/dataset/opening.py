@@ -35,7 +35,8 @@ def open_dataset(
     """Open the dataset at `url`: a path, or a URL such as `s3://bucket/prefix`.
 
     Args:
-        url: The folder or prefix of the dataset.
+        url: The folder or prefix of the dataset. `*` stands for any part of a name, `**/` for any folders:
+            `s3://bucket/data/train-*.parquet`.
         cache: Where its bytes are kept near. `"auto"`: files of a local disk are read in place, remote data goes
             through this node's cache daemon, or a private cache where none answers. None: no caching. A string: a
             daemon's address. A `CacheConfig`: a private cache with those tiers.

@@ -5,6 +5,7 @@ Opened leniently, a place collects what cannot be read there instead of failing:
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -33,6 +34,8 @@ T = TypeVar("T")
 
 # What one request of a scan asks for, and what a scan holds of a file at once.
 CHUNK_BYTES = 8 << 20
+_STAR = re.compile(r"(\*\*/|\*\*|\*)")
+_STARS = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*"}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -56,7 +59,8 @@ class Place:
     """A URL and how to read there. Lives while a dataset is being opened.
 
     Args:
-        url: A folder or prefix, normalised; with `file://` also a single file.
+        url: A folder or prefix, normalised; with `file://` also a single file. Or files whose names fit: `*` stands for
+            any part of a name, `**` for any folders.
         reader: Answers.
         bad: Receives what scans pass over; without it, that is an error.
         revision: Which version of a native dataset is meant; None for the newest.
@@ -104,19 +108,32 @@ class Place:
         finally:
             run_sync(store.close())
 
+    @cached_property
+    def _pattern(self) -> tuple[str, re.Pattern[str]] | None:
+        """The folder above the first star of the URL, and the names below it that are meant; None without a star."""
+        store, key = split_uri(self.url)
+        if "*" not in key or self._single is not None:
+            return None
+        parts = key.split("/")
+        above = next(place for place, part in enumerate(parts) if "*" in part)
+        names = "".join(_STARS.get(part, re.escape(part)) for part in _STAR.split("/".join(parts[above:])))
+        return join_uri(store, "/".join(parts[:above])), re.compile(names)
+
     @property
-    def is_file(self) -> bool:
-        """Whether the URL names a single file."""
-        return self._single is not None
+    def names_files(self) -> bool:
+        """Whether the URL says which files are meant, and not only where."""
+        return self._single is not None or self._pattern is not None
 
     @property
     def root(self) -> str:
         """The URL that `files` are relative to."""
-        return self.url.rpartition("/")[0] if self._single else self.url
+        if self._single is not None:
+            return self.url.rpartition("/")[0]
+        return self.url if self._pattern is None else self._pattern[0]
 
     @cached_property
     def files(self) -> list[ObjectMeta]:
-        """What lies there, sorted by key; the file itself where the URL names one.
+        """What lies there, sorted by key; only what is meant where the URL says that.
 
         Raises:
             CorruptError: A symbolic link leads nowhere, so that a file or a whole folder is missing.
@@ -125,25 +142,28 @@ class Place:
             return [self._single]
         lost: list[str] = []
         found = self._walked(lost)
+        if self._pattern is not None:
+            fits = self._pattern[1].fullmatch
+            found, lost = [meta for meta in found if fits(meta.key)], [link for link in lost if fits(link)]
         for link in lost:
-            uri = join_uri(self.url, link)
+            uri = join_uri(self.root, link)
             message = f"{uri} is a symbolic link to what does not exist; remove it, or bring its target back"
             self.pass_over(ObjectMeta(link, 0, ""), 0, 0, CorruptError(message, uri=uri))
         return found
 
     def _walked(self, lost: list[str]) -> list[ObjectMeta]:
         """List a folder here, in one walk, since only that tells what is `lost`; all else as the reader says."""
-        if self.url.startswith("file://"):
+        if self.root.startswith("file://"):
             # Where this process may not read, or has another view of the disks, the cache's server may know.
             with suppress(OSError):
-                if found := list_folder(split_uri(self.url)[1], lost=lost):
+                if found := list_folder(split_uri(self.root)[1], lost=lost):
                     return found
-        return self.reader.list_objects(self.url)
+        return self.reader.list_objects(self.root)
 
     @property
     def visible(self) -> list[ObjectMeta]:
         """The files that may be data: none that is hidden, or in a hidden folder, as `.git` and `._copy.png` are."""
-        return self.files if self.is_file else [meta for meta in self.files if "/." not in f"/{meta.key}"]
+        return self.files if self._single else [meta for meta in self.files if "/." not in f"/{meta.key}"]
 
     @cached_property
     def unfinished(self) -> bool:

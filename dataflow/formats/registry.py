@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from dataflow.formats.parquet import ParquetFormat
 from dataflow.formats.place import BadRange, Place
 from dataflow.formats.protocol import ConfigurableFormat
 from dataflow.formats.scanned import open_given, open_indexed
+from dataflow.formats.splits import mixed_splits
 from dataflow.formats.text import TextFormat
 from dataflow.formats.tfrecord import TfrecordFormat
 from dataflow.formats.unpacking import COMPRESSIONS
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
     from cache.access import BlockReader
     from dataflow.formats.protocol import Format, Source
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["FORMATS", "formats_called", "open_source"]
 
@@ -98,8 +102,10 @@ def open_source(
             _insist_on_end(place)
         source = entry.open(place)
         if source is not None:
+            if (mixed := mixed_splits(place, source)) is not None:
+                logger.warning("%s", mixed)
             return source
-    if name is None and place.is_file and (source := NAMED_JSON.open(place)) is not None:
+    if name is None and place.names_files and (source := NAMED_JSON.open(place)) is not None:
         return source
     _insist_on_end(place)
     if revision is not None:

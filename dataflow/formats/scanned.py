@@ -151,7 +151,7 @@ def open_indexed(place: Place, formats: Sequence[Format]) -> Source | None:
 
     One that does not hold becomes `place.outdated`.
     """
-    if place.is_file:
+    if place.names_files:
         return None
     uri = join_uri(place.url, SIDECAR_NAME)
     try:

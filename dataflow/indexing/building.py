@@ -129,7 +129,7 @@ def build_index(
         place = Place(location, reader)
         form = _form(place, format)
         target = None if out is None else normalise_url(out)
-        if target is None and not place.is_file:
+        if target is None and not place.names_files:
             target = join_uri(place.url, SIDECAR_NAME)
         if isinstance(form, FolderFormat):
             return _list(form, place, target, beside=out is None)
@@ -188,7 +188,7 @@ def _form(place: Place, name: str | None) -> ScannedFormat | FolderFormat:
     for entry in formats_called(name):
         if not hasattr(entry, "scan_file"):
             if entry.open(place) is not None:
-                if isinstance(entry, FolderFormat) and not place.is_file:
+                if isinstance(entry, FolderFormat) and not place.names_files:
                     return entry
                 raise BadInputError(f"{place.url} is a dataset of format {entry.name}, which needs no index")
         elif cast("ScannedFormat", entry).files(place):
