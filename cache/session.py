@@ -55,7 +55,7 @@ from cache.orders import Order
 from cache.reader_plan import ReaderPlan
 from cache.rights import Rights
 from cache.share import UserShare
-from connectors.errors import BadInputError, DataError, ErrorKind
+from connectors.errors import BadInputError, DataError, ErrorKind, TransientError
 
 __all__ = ["MAX_BLOCK_BYTES", "ServerLimits", "Session", "check_sizes", "pack_messages", "slice_refs"]
 
@@ -260,7 +260,12 @@ class Session:
 
     async def _send_object(self, reply: Object) -> None:
         assert reply.data is not None
-        memory = (await asyncio.to_thread(seal_block, b"", reply.data)).memory
+        try:
+            memory = (await asyncio.to_thread(seal_block, b"", reply.data)).memory
+        except OSError as error:
+            reason = f"the cache server has no memory for an object of {reply.size_bytes} bytes: {error}"
+            await self._send(failure_of(TransientError(reason)))
+            return
         await self._send(Object(reply.version, reply.size_bytes, None), [memory.fd])
 
     async def _send_listing(self, reply: Listing) -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import errno
 import os
 import queue
 import socket
@@ -335,6 +336,21 @@ def test_an_object_in_a_descriptor_has_its_size(tmp_path):
         [(reply, [descriptor])] = connection.ask(frames.ReadObject(normalise_url(tmp_path / "big")))
         assert isinstance(reply, Object)
         assert (reply.size_bytes, os.fstat(descriptor.fd).st_size) == (100_000, 100_000)
+        connection.close()
+
+
+def test_an_object_for_which_no_file_is_left_is_an_error_and_the_connection_goes_on(tmp_path, monkeypatch):
+    def seal(key, data):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("cache.session.seal_block", seal)
+    (tmp_path / "big").write_bytes(b"x" * 100_000)
+    with running_server() as running:
+        connection = Connection(running.address, timeout_s=10)
+        reply, _ = connection.ask_once(frames.ReadObject(normalise_url(tmp_path / "big")))
+        assert isinstance(reply, Failed)
+        assert (reply.kind, "Too many open files" in reply.message) == ("transient", True)
+        assert isinstance(connection.ask_once(frames.Stats())[0], frames.Statistics)
         connection.close()
 
 
