@@ -33,7 +33,7 @@ _EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "C
 
 
 class EncodedImage(Protocol):
-    """An image file whose header has been read. Decode it before the same thread opens another one."""
+    """An image file whose header has been read. Used by one thread at a time."""
 
     width: int
     height: int

@@ -8,7 +8,9 @@ The library is that of the system (`libturbojpeg.so.0`, version 3 or later, whic
 `turbojpeg` on PyPI carries. Without either, `load_library` returns None and Pillow decodes whole images instead: the
 same pixels, later.
 
-A handle is used by one thread. ctypes lets go of the interpreter's lock while the library works.
+Each file has a decompressor of its own, which costs a microsecond. One that is used again decodes a file that lacks
+tables, as frames of Motion JPEG do, by those of the file before, and after a header that breaks off goes on inside of
+it. ctypes lets go of the interpreter's lock while the library works.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-import threading
 from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
@@ -58,7 +59,7 @@ class Header:
 
 
 class Turbo:
-    """A decompressor. Used by one thread.
+    """A decompressor of one file. Used by one thread at a time.
 
     Args:
         library: As returned by `load_library`.
@@ -66,24 +67,17 @@ class Turbo:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
-        self._handle = None
-        self._renew()
-
-    def __del__(self) -> None:
-        self._library.tj3Destroy(self._handle)
-
-    def _renew(self) -> None:
-        self._library.tj3Destroy(self._handle)  # nothing, where there is none yet
-        self._handle = self._library.tj3Init(_DECOMPRESS)
+        self._handle = library.tj3Init(_DECOMPRESS)
         if not self._handle:
             raise MemoryError("libjpeg-turbo has no memory for a decompressor")
+
+    def __del__(self) -> None:
+        self._library.tj3Destroy(self._handle)  # nothing, where there is none
 
     def read_header(self, data: npt.NDArray[np.uint8]) -> Header | None:
         """Return what the file says, or None for one that is damaged or cannot be cut: no 8 bits, CMYK, lossless."""
         library, handle = self._library, self._handle
-        library.tj3SetCroppingRegion(handle, _CropRegion(0, 0, 0, 0))
         if library.tj3DecompressHeader(handle, data.ctypes.data, data.size):
-            self._renew()  # it stays inside of a header that breaks off, and would read the next file as its rest
             return None
         subsampling = library.tj3Get(handle, _SUBSAMPLING)
         colorspace = library.tj3Get(handle, _COLORSPACE)
@@ -101,7 +95,7 @@ class Turbo:
         """Return a region of the image as RGB, in C order, or None where the file is damaged.
 
         Args:
-            data: The file, whose header this object has read last.
+            data: The file, whose header this object has read.
             header: That header.
             region: In the pixels of the scaled image.
             scale: 1, 2, 4 or 8: the image is decoded to one over `scale` of its size, rounded up.
@@ -146,17 +140,9 @@ def load_library() -> ctypes.CDLL | None:
 
 
 def turbo() -> Turbo | None:
-    """Return this thread's decompressor, if there is a library for one."""
+    """Return a new decompressor, if there is a library for one."""
     library = load_library()
-    if library is None:
-        return None
-    mine: Turbo | None = getattr(_local, "turbo", None)
-    if mine is None:
-        mine = _local.turbo = Turbo(library)
-    return mine
-
-
-_local = threading.local()
+    return None if library is None else Turbo(library)
 
 
 def _candidates() -> Iterator[str]:

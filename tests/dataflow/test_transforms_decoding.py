@@ -168,6 +168,26 @@ def test_after_a_file_that_ends_in_its_header_others_are_decoded_in_part_as_befo
     assert isinstance(open_image(file), decoding._TurboImage)
 
 
+def without(marker: int, file: bytes) -> bytes:
+    """Leave out all segments of a kind, of those before the scan."""
+    kept, offset = file[:2], 2
+    while file[offset + 1] != 0xDA:
+        end = offset + 2 + int.from_bytes(file[offset + 2 : offset + 4], "big")
+        kept += b"" if file[offset + 1] == marker else file[offset:end]
+        offset = end
+    return kept + file[offset:]
+
+
+@pytest.mark.parametrize("quality", [10, 50, 90])
+def test_tables_of_a_file_are_not_those_of_the_one_before(quality: int) -> None:
+    file = encoded(picture(200, 120), quality=80)
+    frame = without(0xC4, file)  # as in Motion JPEG, which leaves out the Huffman tables that are usual
+    open_image(encoded(picture(200, 120), quality=quality, optimize=True)).decode(Region(0, 0, 200, 120))
+    assert np.array_equal(open_image(frame).decode(Region(0, 0, 200, 16)), pillow(file)[:16])
+    with pytest.raises(CorruptError, match="not a readable image"):
+        open_image(without(0xDB, file)).decode(Region(0, 0, 200, 120))  # there is no usual quantisation
+
+
 def test_more_than_eight_bits_are_not_cut_down_silently() -> None:
     file = encoded(Image.fromarray(np.full((8, 8), 40_000, np.uint16)), "PNG")
     with pytest.raises(CorruptError, match="more than 8 bits"):
