@@ -168,25 +168,21 @@ class Tier:
         Raises:
             OSError: This process has no descriptor left.
         """
-        calls = self._calls
-        if calls is None:
-            found = open_each(self.shelf, wanted, lambda: None)
-        else:
-            try:
-                found = await calls.call_for_reader(open_each, self.shelf, wanted, calls.progress)
-            except TimeoutError:
-                return [None] * len(wanted)
+        assert self._calls is not None
+        try:
+            found = await self._calls.call_for_reader(open_each, self.shelf, wanted, self._calls.progress)
+        except TimeoutError:
+            return [None] * len(wanted)
         results: list[Descriptor | None] = []
         for (key, _), file in zip(wanted, found, strict=True):
             if isinstance(file, Descriptor):
-                if calls is not None:
-                    calls.read()
+                self._calls.read()
                 results.append(file)
-                continue
-            if isinstance(file, OSError) and file.errno in _NO_DESCRIPTORS:
+            elif isinstance(file, OSError) and file.errno in _NO_DESCRIPTORS:
                 raise file
-            await self.drop(key, file)
-            results.append(None)
+            else:
+                await self.drop(key, file)
+                results.append(None)
         return results
 
     async def read(self, key: bytes, length: int) -> Block | None:
@@ -262,6 +258,9 @@ class Tier:
             self._note_fault(error, writing=True)
             self.ledger.give_up(reservation, removed)
             return False
+        except BaseException:
+            self.ledger.give_up(reservation, removed)
+            raise
         self.ledger.settle(reservation)
         try:
             await self._call(self.shelf.write, block)
@@ -271,6 +270,10 @@ class Tier:
             if error.errno in FULL:
                 self.ledger.squeeze()
             return False
+        except BaseException:
+            # What that has left there nobody knows.
+            self.ledger.abandon(reservation, left_behind=True)
+            raise
         self.ledger.commit(reservation)
         if self.medium == "ram":
             self._written_here.add(block.key)
@@ -366,12 +369,9 @@ class Tier:
         length = self.ledger.detach(key)
         if length is None:
             return
-        removal = self.start(self._finish_removal(key, length))
-        if self._calls is not None:
-            # A reader may be waiting here.
-            await self._calls.patient(removal)
-        else:
-            await removal
+        assert self._calls is not None
+        # A reader may be waiting here.
+        await self._calls.patient(self.start(self._finish_removal(key, length)))
 
     async def _finish_removal(self, key: bytes, length: int) -> None:
         removed = False

@@ -238,6 +238,30 @@ async def test_a_victim_that_cannot_be_unlinked_is_held_as_before(tmp_path: Path
     check_directory(tmp_path, capacity_bytes=2 * SIZE)
 
 
+@pytest.mark.parametrize(("call", "left_bytes"), [("preadv", 0), ("unlink", 0), ("write", SIZE)])
+async def test_a_process_without_memory_leaves_no_block_on_its_way(
+    tmp_path: Path, threads: ThreadPoolExecutor, call: str, left_bytes: int
+) -> None:
+    broken = False
+
+    def before(name: str) -> None:
+        if broken and name == call:
+            raise MemoryError
+
+    system = FaultySystem(before)
+    tier = directory_tier(tmp_path, threads, capacity_bytes=3 * SIZE, max_queued_bytes=1, system=system)
+    for number in (5, 6, 7):
+        await store(tier, a_block(number))
+    broken = True
+    with pytest.raises(MemoryError):
+        await store(tier, a_block(1), wanted=True)
+    broken = False
+    assert tier.ledger.used_bytes == 3 * SIZE, "what the write has left is charged"
+    for number in (1, 2, 3):
+        await store(tier, a_block(number))
+    assert held(tier, range(10)) == ([1, 2] if left_bytes else [1, 2, 3])
+
+
 async def test_a_victim_is_found_until_somebody_else_has_it(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
     tier = directory_tier(tmp_path, threads, capacity_bytes=SIZE)
     await store(tier, a_block(5))
