@@ -179,7 +179,7 @@ class Dataset:
         with stage("decode"):
             owners = is_first.cumsum() - 1
             blocks = [prepared[number] for number in wanted.tolist()]
-            selection = Selection(samples, blocks, row, owners, bounds.tolist(), places, self._uri_of)
+            selection = Selection(samples, blocks, row, owners, bounds.tolist(), places, self.index.uri_of)
             return {column.name: column.gather(selection, allocate or _allocate) for column in self._columns}
 
     def _blocks(self, wanted: list[int]) -> dict[int, dict[str, Any]]:
@@ -203,9 +203,6 @@ class Dataset:
                 if batch.num_rows > 1:  # a block of one sample is not asked for again soon
                     self._buffer.put(block, columns, batch.nbytes)
         return prepared
-
-    def _uri_of(self, sample: int) -> str:
-        return self.index.block_ref(int(self.index.locate(np.array([sample]))[0][0])).uri
 
     def _insist_on_length(self, block: int, num_rows: int) -> None:
         """Insist that a block has the rows that the index promises: a gather looks at each of them unasked."""

@@ -203,6 +203,11 @@ class Index:
         """Name one shard whole."""
         return _join(self.url, self.shards.names[shard].as_py())
 
+    def uri_of(self, sample: int) -> str:
+        """Name the shard, or the file, that holds a sample; of one in several, that which its block belongs to."""
+        block, _ = self.locate(np.array([sample], np.int64))
+        return self.block_ref(int(block[0])).uri
+
     def check(self) -> None:
         """Insist that the table is consistent, in a few vectorised passes and little memory.
 

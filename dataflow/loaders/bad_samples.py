@@ -65,7 +65,7 @@ class BadSample(NamedTuple):
 
     Attributes:
         sample: What the sampler says: its number; as text, if that is no number.
-        error: What went wrong.
+        error: What went wrong, and the notes of the exception.
     """
 
     sample: int | str
@@ -130,7 +130,8 @@ class Sieve:
         if error is None:
             return [item]
         sample = _name(item)
-        self.found.append(BadSample(sample, f"{type(error).__name__}: {error}"))
+        notes = getattr(error, "__notes__", ())
+        self.found.append(BadSample(sample, "; ".join([f"{type(error).__name__}: {error}", *notes])))
         if self._policy.action == "skip":
             return []
         if isinstance(sample, str):

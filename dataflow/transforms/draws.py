@@ -11,10 +11,13 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from dataflow.index import Index
 
 __all__ = ["Draws"]
 
@@ -26,15 +29,17 @@ class Draws(Sequence[np.random.Generator]):
         seed: Any integer.
         epoch: Any integer.
         samples: int64, the samples' numbers in their dataset; not negative.
+        index: Where they lie, for messages; None where that is not known.
 
     Attributes:
         samples: As given.
     """
 
-    __slots__ = ("_key", "samples")
+    __slots__ = ("_index", "_key", "samples")
 
-    def __init__(self, seed: int, epoch: int, samples: npt.NDArray[np.int64]) -> None:
+    def __init__(self, seed: int, epoch: int, samples: npt.NDArray[np.int64], index: Index | None = None) -> None:
         self._key = _epoch_key(seed, epoch)
+        self._index = index
         self.samples = samples
 
     def __len__(self) -> int:
@@ -47,7 +52,7 @@ class Draws(Sequence[np.random.Generator]):
     def __getitem__(self, place: int | slice) -> np.random.Generator | Draws:
         if isinstance(place, slice):
             part = object.__new__(Draws)
-            part._key, part.samples = self._key, self.samples[place]
+            part._key, part._index, part.samples = self._key, self._index, self.samples[place]
             return part
         # numpy takes any ISeedSequence, its annotations only one of them.
         return np.random.Generator(np.random.Philox(_Key(self._sample_key(place))))  # type: ignore[arg-type]
@@ -55,6 +60,11 @@ class Draws(Sequence[np.random.Generator]):
     def seed_at(self, place: int) -> int:
         """Return 64 bits for seeding foreign generators; other ones than the sample's generator draws."""
         return int.from_bytes(hashlib.blake2b(self._sample_key(place).tobytes(), digest_size=8).digest(), "little")
+
+    def name_of(self, place: int) -> str:
+        """Name a sample for a message: `sample 7 in s3://pets/cat/7.jpg`, or `sample 7` where that is not known."""
+        sample = int(self.samples[place])
+        return f"sample {sample}" if self._index is None else f"sample {sample} in {self._index.uri_of(sample)}"
 
     def _sample_key(self, place: int) -> npt.NDArray[Any]:
         key = self._key.copy()

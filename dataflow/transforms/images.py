@@ -103,7 +103,7 @@ class ImageTransform:
             try:
                 self._transform(file, draws[place], out[place])
             except (BadInputError, CorruptError) as error:
-                raise type(error)(f"sample {draws.samples[place]}: {error}") from error
+                raise type(error)(f"{draws.name_of(place)}: {error}") from error
         return {**columns, self.field: out}
 
     @property

@@ -162,7 +162,7 @@ def _decode_all(field: str, columns: Columns, draws: Draws, decode: Callable[...
         try:
             decoded.append(decode(file, draws[place]))
         except (BadInputError, CorruptError) as error:
-            raise type(error)(f"field {field!r} of sample {draws.samples[place]}: {error}") from error
+            raise type(error)(f"field {field!r} of {draws.name_of(place)}: {error}") from error
     return decoded
 
 

@@ -113,7 +113,7 @@ class Padded:
         width = longest if self.length is None else self.length
         if longest > width:
             raise BadInputError(
-                f"sample {draws.samples[lengths.argmax()]}: field {self.field!r} has {longest} values, more than the "
+                f"{draws.name_of(int(lengths.argmax()))}: field {self.field!r} has {longest} values, more than the "
                 f"length of {width}: make it longer, or cut windows first (TokenWindow)"
             )
         rows = allocate(self.field, (len(values), width), _type_of(values))
@@ -128,9 +128,9 @@ def _values_of(field: str, columns: Columns, draws: Draws) -> list[npt.NDArray[A
     if field not in columns:
         raise BadInputError(f"the samples have no field {field!r}, only {', '.join(columns)}")
     values = [numbers_of(field, value) for value in columns[field]]
-    for value, sample in zip(values, draws.samples, strict=True):
+    for place, value in enumerate(values):
         if value.ndim != 1:
-            raise BadInputError(f"sample {sample}: field {field!r} has {value.ndim} dimensions; it needs one")
+            raise BadInputError(f"{draws.name_of(place)}: field {field!r} has {value.ndim} dimensions; it needs one")
     return values
 
 

@@ -108,7 +108,7 @@ class TokenWindow:
             try:
                 self._cut(document, draws[place] if choice else None, out[place])
             except BadInputError as error:
-                raise BadInputError(f"sample {draws.samples[place]}: {error}") from error
+                raise BadInputError(f"{draws.name_of(place)}: {error}") from error
         return {**columns, self.field: out}
 
     def _cut(self, document: npt.NDArray[Any], rng: np.random.Generator | None, out: npt.NDArray[Any]) -> None:

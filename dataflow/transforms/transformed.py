@@ -13,6 +13,7 @@ from connectors.errors import BadInputError
 from dataflow.dataset.batch import Batch
 from dataflow.dataset.columns import Allocate
 from dataflow.dataset.dataset import Dataset
+from dataflow.index import Index
 from dataflow.observe.stages import stage
 from dataflow.transforms.callables import SampleStep, generators_put_back
 from dataflow.transforms.columns import Columns, ColumnTransform, columns_of
@@ -66,6 +67,8 @@ class TransformedDataset:
             # An attribute, since a loader takes any dataset that has it for one that gathers columns.
             self.get_batch = self._get_batch
         self._casts = _casts_of(dataset, self._column_steps)
+        index = getattr(dataset, "index", None)
+        self._index = index if isinstance(index, Index) and index.num_samples == len(dataset) else None
 
     @property
     def dataset(self) -> Any:
@@ -155,7 +158,7 @@ class TransformedDataset:
             raise BadInputError(f"transforms need the numbers of samples, got an array of shape {samples.shape}")
         if (samples < 0).any():
             samples = np.where(samples < 0, samples + len(self), samples)
-        return Draws(self._seed, current_epoch(), samples)
+        return Draws(self._seed, current_epoch(), samples, self._index)
 
 
 def _casts_of(dataset: Any, steps: Sequence[ColumnTransform]) -> dict[str, np.dtype[Any]]:
@@ -173,7 +176,7 @@ def _each(step: SampleStep, samples: Sequence[Any], draws: Draws) -> list[Any]:
         try:
             made.append(step(sample, draws, place))
         except Exception as error:
-            error.add_note(f"in a transform of sample {draws.samples[place]}")
+            error.add_note(f"in a transform of {draws.name_of(place)}")
             raise
     return made
 

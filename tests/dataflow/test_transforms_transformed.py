@@ -1,6 +1,7 @@
 import io
 import pickle
 import random
+import re
 import subprocess
 import sys
 import textwrap
@@ -422,6 +423,27 @@ def test_errors_name_the_sample() -> None:
         TransformedDataset(Numbers(), [3])
     with pytest.raises(BadInputError, match="mappings with the same fields"):
         TransformedDataset([1, 2], over_columns(column_jitter))[0]
+
+
+def test_errors_name_the_shard_of_the_sample(tmp_path: Path) -> None:
+    dataset = native(tmp_path)
+    named = re.escape(f"sample 7 in file://{tmp_path}/shard-00000.arrow")
+    with pytest.raises(BadInputError, match=f"^{named}: field 'tokens' has 9 tokens"):
+        TransformedDataset(dataset, TokenWindow(10)).get_batch([-5])
+
+    def fail(sample: dict, rng: np.random.Generator) -> dict:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no") as caught:
+        TransformedDataset(dataset, fail)[7]
+    assert re.fullmatch(f"in a transform of {named}", *caught.value.__notes__)
+
+    class Repeated(Numbers):
+        index = dataset.index  # which has other samples
+
+    with pytest.raises(ValueError, match="no") as caught:
+        TransformedDataset(Repeated(), fail)[20]
+    assert caught.value.__notes__ == ["in a transform of sample 20"]
 
 
 def test_an_encoded_field_must_be_an_image(tmp_path: Path) -> None:

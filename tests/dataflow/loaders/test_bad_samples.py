@@ -108,6 +108,13 @@ def test_the_quarantine_says_what_was_wrong_with_each_sample(tmp_path):
     ]
 
 
+def test_the_quarantine_has_the_notes_of_an_exception(tmp_path):
+    error = ValueError("no")
+    error.add_note("in a transform of sample 2")
+    batches_of(DataLoader(Failing(4, {2: error}), batch_size=4, bad_samples=BadSamples("skip", quarantine=tmp_path)))
+    assert json.loads((tmp_path / "2.json").read_text())["error"] == "ValueError: no; in a transform of sample 2"
+
+
 def test_a_sample_that_is_named_by_text_leaves_its_file_in_the_quarantine_itself(tmp_path):
     folder = tmp_path / "bad"
     Rejects(BadSamples("skip", quarantine=folder)).add([BadSample("../a/b", "torn")])
