@@ -144,6 +144,36 @@ async def test_a_pin_ends_by_itself(place: Place) -> None:
         assert await place.held(engine, "keep") == 0
 
 
+async def test_what_is_too_old_goes_and_pins_end_though_nobody_asks(place: Place, monkeypatch) -> None:
+    monkeypatch.setattr("cache.engine._SWEEP_EVERY_S", 0.001)
+    refs = await place.put("old", 4)
+    config = CacheConfig((TierConfig("ram", 8 * SIZE),), prefixes=(PrefixConfig(place.url, ttl_s=60),))
+    async with place.running(config) as engine:
+        await engine.administration.pin(f"{place.url}/old", size_bytes=4 * SIZE, expires_s=60, uid=0)
+        await place.read(engine, refs)
+        place.now_s += 60
+        await until(lambda: engine.stats()["tiers"][0]["blocks"] == 0)
+        assert engine.stats()["retention"]["pins"] == []
+        place.now_s += 60
+        await place.read(engine, refs)
+        place.now_s += 60
+        await until(lambda: engine.stats()["retention"]["expired"] == 8)
+
+
+async def test_the_journal_is_as_long_as_what_a_directory_holds(place: Place, monkeypatch) -> None:
+    monkeypatch.setattr("cache.journal._SLACK_ENTRIES", 0)
+    first, others = await place.put("first", 4), await place.put("other", 40)
+    config = CacheConfig((place.disk(4, policy="lru"),), ring_bytes=0)
+    async with place.running(config) as engine:
+        await place.read(engine, first)
+        few_bytes = (place.path / "journal-1").stat().st_size
+        for ref in others:
+            await place.read(engine, [ref])
+        # Twice as many, and one that came while it was written anew.
+        assert (place.path / "journal-1").stat().st_size <= 3 * few_bytes
+        assert await place.held(engine, "other") == 4
+
+
 async def test_a_pin_that_has_ended_holds_nothing_also_when_another_was_refused_meanwhile(place: Place) -> None:
     refs = await place.put("keep", 4)
     async with place.running(CacheConfig((TierConfig("ram", 8 * SIZE),))) as engine:

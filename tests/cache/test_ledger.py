@@ -1,10 +1,11 @@
 """Whatever happens to a reservation, the charge covers what is on the medium and stays within the limits."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.ledger import UNLIMITED_BLOCKS, Ledger, Reservation
-from cache.policy import KeptSet, Lru
+from cache.policy import Account, KeptSet, Lru
 from cache.testing import make_key
 
 CAPACITY_BYTES, CAPACITY_BLOCKS, MAX_QUEUED_BYTES = 40, 8, 25
@@ -145,6 +146,45 @@ def test_above_its_limits_a_tier_lets_nothing_in() -> None:
         ledger.begin_eviction(key)
         ledger.end_eviction(key, length, removed=True)
     assert ledger.wants(make_key(2), 5)
+
+
+@pytest.mark.parametrize(
+    ("capacity_bytes", "capacity_blocks", "leaving"), [(40, 8, 0), (39, 8, 1), (20, 8, 2), (40, 3, 1), (40, 2, 2)]
+)
+def test_no_more_leaves_for_smaller_limits_than_exceeds_them(
+    capacity_bytes: int, capacity_blocks: int, leaving: int
+) -> None:
+    ledger = Ledger(
+        policy=Lru(), cost_bytes=lambda length: length, capacity_bytes=40, capacity_blocks=8, max_queued_bytes=40
+    )
+    ledger.take_over([(make_key(number), 10) for number in range(4)], unwanted=set())
+    ledger.resize(capacity_bytes, capacity_blocks)
+    assert ledger.surplus() == [(make_key(number), 10) for number in range(leaving)]
+
+
+def test_a_block_that_found_no_room_is_under_the_quotas_that_it_has_when_it_comes_again() -> None:
+    account = Account("job a", 100, Lru())
+    quotas = {make_key(1): [account]}
+    ledger = Ledger(
+        policy=Lru(),
+        cost_bytes=lambda length: length,
+        capacity_bytes=10,
+        capacity_blocks=8,
+        max_queued_bytes=40,
+        accounts_of=lambda key: quotas.get(key, ()),
+    )
+    ledger.take_over([(make_key(0), 10)], unwanted=set())
+    refused = ledger.reserve(make_key(1), 10)
+    assert refused is not None
+    ledger.give_up(refused, [])
+    quotas.clear()
+    coming = ledger.reserve(make_key(1), 10)
+    assert coming is not None
+    ledger.hide(make_key(0))
+    ledger.settle(coming)
+    ledger.commit(coming)
+    ledger.forget()
+    assert (account.used_bytes, ledger.used_bytes) == (0, 0)
 
 
 def test_what_is_on_its_way_when_the_medium_is_replaced_ends_as_it_would() -> None:

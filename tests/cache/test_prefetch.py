@@ -334,6 +334,17 @@ async def test_a_block_that_left_before_its_reader_and_is_wanted_anew_takes_its_
         assert (stats["issued"] - stats["wasted"], stats["ahead_bytes"]) == (0, 0)
 
 
+async def test_a_block_that_left_before_its_reader_came_was_fetched_in_vain(origin: Origin) -> None:
+    table = await origin.table(1)
+    async with running(origin) as engine:
+        planned(engine, table, [0])
+        await settled(engine)
+        await engine.administration.evict(origin.url)
+        assert await read(engine, table, 0) == ["origin"]
+        stats = counts(engine)
+        assert [stats[name] for name in ("issued", "useful", "wasted", "ahead_bytes")] == [1, 0, 1, 0]
+
+
 async def test_a_failed_prefetch_is_asked_again_by_its_reader_who_hears_why(origin: Origin) -> None:
     table = await origin.table(5)
     origin.broken = {"o0001"}
@@ -370,6 +381,17 @@ async def test_others_who_use_the_ring_do_not_displace_what_a_plan_wants_soon(or
         for block in range(100, 100 + WINDOW):
             await read(engine, table, block)
         assert await read(engine, table, 0) == ["origin"], "after its last use it leaves"
+
+
+async def test_what_a_plan_wants_much_later_stays_in_the_ring_no_longer_than_other_blocks(origin: Origin) -> None:
+    table = await origin.table(200)
+    async with running(origin) as engine:
+        await read(engine, table, 199)
+        planned(engine, table, [*range(WINDOW + 2), 199])
+        await settled(engine)
+        for block in range(100, 110):
+            await read(engine, table, block)
+        assert not engine.has(block_key(table.ref(199)))
 
 
 async def test_what_a_tier_holds_is_not_fetched(tmp_path: Path, origin: Origin) -> None:
@@ -470,6 +492,15 @@ async def test_what_waits_in_the_ring_for_several_plans_takes_its_place_in_the_w
             assert counts(engine)["ahead_bytes"] == BLOCK
         await read(engine, table, 0, 0)
         assert counts(engine)["ahead_bytes"] == 0
+
+
+async def test_a_block_as_large_as_the_window_is_fetched(origin: Origin) -> None:
+    table = await origin.table(2)
+    async with running(origin, ring_bytes=2 * SIZE) as engine:
+        engine.prefetcher._window.size_bytes = BLOCK
+        planned(engine, table, [0, 1])
+        await settled(engine)
+        assert origin.blocks_asked() == [0]
 
 
 async def test_a_block_larger_than_the_window_is_left_to_its_reader(origin: Origin) -> None:
@@ -630,7 +661,8 @@ async def test_reads_in_random_order_are_left_alone(origin: Origin) -> None:
         assert len(engine._futures) == 0
 
 
-async def test_an_order_that_comes_again_is_followed(origin: Origin) -> None:
+async def test_an_order_that_comes_again_is_followed(origin: Origin, monkeypatch) -> None:
+    monkeypatch.setattr("cache.guesses._PEACE_READS", 8)  # while guesses bring blocks, they do not rest
     table = await origin.table(200)
     order = random.Random(7).sample(range(200), 200)
     async with running(origin, ring_bytes=64 * SIZE) as engine:
@@ -670,6 +702,20 @@ async def test_what_was_guessed_goes_with_the_last_reader_and_comes_again_with_t
             await read(engine, table, block)
             await settled(engine)
         assert kinds(engine)[kind][1] > useful
+
+
+async def test_guesses_that_rest_wake_when_a_block_is_missed(origin: Origin, monkeypatch) -> None:
+    monkeypatch.setattr("cache.guesses._PEACE_READS", 8)
+    table = await origin.table(60, per_object=60)
+    async with running(origin, ring_bytes=256 * SIZE) as engine:
+        for _ in range(20):
+            await read(engine, table, 0)
+        sources = []
+        for block in range(1, 60):
+            sources += await read(engine, table, block)
+            await settled(engine)
+        first = sources.index("ring")
+        assert sources == ["origin"] * first + ["ring"] * (59 - first)
 
 
 async def test_what_a_reader_announces_is_not_guessed_at(origin: Origin) -> None:
