@@ -7,6 +7,7 @@ few seconds that it lives, however slow the origin is, so silence means that it 
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import select
 import socket
@@ -65,6 +66,7 @@ class Connection:
     Raises:
         ServerGoneError: Nobody listens, or nobody answers in time.
         PermissionDeniedError: A server that is not to be trusted has the address, or the server refuses this user.
+        DataError: This process has no descriptor left.
     """
 
     def __init__(self, address: str, *, timeout_s: float) -> None:
@@ -75,7 +77,12 @@ class Connection:
         self._arrived: deque[Reply] = deque()
         self._descriptors: deque[Descriptor] = deque()
         self._interruption: Interruption | None = None
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:
+            raise DataError(
+                f"this process cannot connect to the cache server at {address}: {error}; raise its limit (ulimit -n)"
+            ) from error
         try:
             self._connect()
         except BaseException:
@@ -150,7 +157,8 @@ class Connection:
         self._socket.close()
 
     def __del__(self) -> None:
-        self.close()
+        with contextlib.suppress(AttributeError):  # there was no descriptor for the socket
+            self.close()
 
     def _next(self) -> Reply:
         interruption = self._interruption

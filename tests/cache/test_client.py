@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import os
 import pickle
+import resource
 import signal
 import socket
 import threading
@@ -169,6 +170,33 @@ def test_no_descriptor_stays_open(content, tmp_path):
             with pytest.raises(NotFoundError):
                 client.read_blocks([*refs, missing])
         assert open_files() == before
+
+
+@contextlib.contextmanager
+def no_descriptor_left():
+    gc.collect()
+    free = os.dup(0)
+    os.close(free)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_process_without_descriptors_is_told_which_limit_to_raise(content):
+    refs = refs_of(content, LARGE_BYTES + 1)
+    with running_server(RAM) as running:
+        client = CacheClient(running.address)
+        client.read_blocks(refs)
+        with no_descriptor_left():
+            with pytest.raises(DataError, match=r"cannot connect .* Too many open files; .*ulimit -n"):
+                CacheClient(running.address).stats()
+            with pytest.raises(DataError, match=r"open files to take more blocks; .*ulimit -n"):
+                client.read_blocks(refs)
+        assert [block.source for block in client.read_blocks(refs)] == ["ram"]
+        client.close()
 
 
 def test_an_error_lets_go_of_the_blocks_that_came_with_it(content):
