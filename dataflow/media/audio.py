@@ -97,7 +97,8 @@ def open_audio(data: bytes | bytearray | memoryview) -> EncodedAudio:
     except (CorruptError, RuntimeError, ValueError) as error:
         if isinstance(error, BadInputError):  # the package for this one is missing
             raise
-        raise CorruptError(f"not readable audio: {error}") from error
+        # soundfile also names the object that holds the bytes, by its address.
+        raise CorruptError(f"not readable audio: {getattr(error, 'error_string', error)}") from error
     return EncodedAudio(file.samplerate, file.channels, file.frames, file)
 
 
