@@ -104,6 +104,7 @@ class _PillowImage:
                 image.draft(None, (self.width // scale, self.height // scale))
             left, top = region.left, region.top
             part = image.crop((left, top, left + region.width, top + region.height))
+            part.info.pop("transparency", None)  # that of a palette; Pillow warns that it is dropped
             return np.asarray(part if part.mode == "RGB" else part.convert("RGB"))
         except UNDECODABLE as error:
             raise CorruptError(f"not a readable image: {error}") from error

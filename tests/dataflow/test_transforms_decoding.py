@@ -131,6 +131,12 @@ def test_other_files_are_decoded_by_pillow_and_cut(kind: str, mode: str, options
     assert image.scales == ((8, 4, 2, 1) if kind == "JPEG" else (1,))
 
 
+def test_transparent_colours_of_a_palette_are_dropped_without_a_warning() -> None:
+    image = picture(60, 40, "P")
+    file = encoded(image, "PNG", transparency=bytes([0, 128]))
+    assert np.array_equal(open_image(file).decode(Region(5, 7, 30, 20)), np.asarray(image.convert("RGB"))[7:27, 5:35])
+
+
 @pytest.mark.parametrize("make", [bytes, bytearray, memoryview, lambda data: np.frombuffer(data, np.uint8)])
 def test_any_buffer_will_do(make) -> None:
     file = encoded(picture(20, 10))
