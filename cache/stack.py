@@ -163,11 +163,11 @@ class Stack:
             timeout_s = 0
         return all(await asyncio.gather(*(tier.close(timeout_s) for tier in self._level_of)))
 
-    def _offer(self, block: Block, first: int, end: int) -> bool:
+    def _offer(self, block: Block, first: int, end: int) -> None:
         """Offer a block to the levels `[first, end)`; its victims go on below."""
         for level in range(first, end):
             if self._levels[level].holds(block.key):
-                return True
+                return
             tier = self._levels[level].member_for(block.key)
             if tier.in_memory:
                 evicted = tier.put(block)
@@ -177,19 +177,18 @@ class Stack:
                     self._pass_on(level, victim)
                 if level == len(self.levels):
                     self.on_passing(block.key, block.length)
-                return True
+                return
             reservation = tier.ledger.reserve(block.key, block.length)
             if reservation is not None:
                 self._moving[block.key] = block
                 self.begin(self._store(block, level, tier, reservation))
-                return True
+                return
             if tier.ledger.undecided(block.key, block.length):
                 if len(self._waiting[tier]) < _MAX_WAITING_BLOCKS:
                     self._moving[block.key] = block
                     self._waiting[tier].append(block)
-                    return True
+                    return
                 tier.ledger.counters.refused += 1
-        return False
 
     def _wanted_below(self, level: int, key: bytes, length: int) -> bool:
         return any(lower.wants(key, length) for lower in self._levels[level + 1 :])

@@ -157,7 +157,9 @@ async def test_what_lru_evicts_goes_down_and_comes_back_up_when_it_is_read(build
     await stack.settle()
     assert held(ram) == [4, 5]
     assert disk.ledger.counters.written_bytes == written + SIZE
-    assert 1 in held(disk)
+    assert await get(stack, 1) == "disk"
+    await stack.settle()
+    assert held(ram) == [1, 5]
 
 
 async def test_a_full_kept_set_does_not_call_blocks_up(build: Build, stacked) -> None:
@@ -205,6 +207,22 @@ async def test_what_a_broken_disk_does_not_take_goes_on(build: Build, stacked) -
     assert (held(broken), held(disk), held(stack.ring.members[0])) == ([], [1], [2])
 
 
+async def test_a_block_whose_write_ends_in_an_unknown_way_goes_on_and_the_log_says_so(
+    build: Build, stacked, caplog
+) -> None:
+    def before(name: str) -> None:
+        if name == "write":
+            raise MemoryError("none left")
+
+    stack = stacked([build("disk", 3, KeptSet(), disk=True, system=FaultySystem(before))], ring_blocks=1)
+    place(stack, 1)
+    await stack.settle()
+    assert held(stack.ring.members[0]) == [1]
+    assert "a placement failed" in caplog.text
+    assert "none left" in caplog.text
+    caplog.clear()  # its traceback holds the block
+
+
 async def test_a_directorys_victim_goes_down_and_in_the_end_to_the_ring(build: Build, stacked) -> None:
     fast, slow = build("fast", 1, KeptSet(), disk=True), build("slow", 1, KeptSet(), disk=True)
     stack = stacked([fast, slow], ring_blocks=4)
@@ -237,7 +255,7 @@ async def test_a_reported_block_is_looked_at_and_goes_only_where_it_is_wrong(
         assert not file.exists()
 
 
-async def test_a_damaged_file_is_not_carried_to_another_tier(build: Build, stacked, tmp_path: Path) -> None:
+async def test_a_damaged_file_is_not_carried_to_another_tier(build: Build, stacked, tmp_path: Path, caplog) -> None:
     ram, disk = build("ram", 1, Lru()), build("disk", 3, Lru(), disk=True)
     stack = stacked([ram, disk])
     place(stack, 1, 2)
@@ -254,6 +272,7 @@ async def test_a_damaged_file_is_not_carried_to_another_tier(build: Build, stack
     await stack.settle()
     assert (held(ram), held(disk)) == ([2], [])
     assert disk.ledger.counters.corrupt == 1
+    assert "failed" not in caplog.text
 
 
 async def test_a_ring_without_memory_keeps_nothing(build: Build, stacked) -> None:

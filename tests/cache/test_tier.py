@@ -229,6 +229,7 @@ async def test_a_victim_that_cannot_be_unlinked_is_held_as_before(tmp_path: Path
     assert await store(tier, a_block(1)) is None
     assert (tier.ledger.used_bytes, tier.ledger.used_blocks) == (2 * SIZE, 2)
     assert held(tier, range(10)) == [5, 6]
+    assert "Input/output" in tier.stats()["fault"]
     assert all(isinstance(file, Descriptor) for file in await tier.open_many([(make_key(6), LENGTH)]))
     broken = False
     assert await store(tier, a_block(2)) == []
@@ -286,6 +287,32 @@ async def test_a_bad_victim_is_dropped_once(tmp_path: Path, threads: ThreadPoolE
     assert not tier.ledger.holds(make_key(5))
     assert await store(tier, a_block(1), wanted=True, reservation=reservation) == []
     assert (tier.ledger.used_bytes, tier.ledger.used_blocks) == (SIZE, 1)
+
+
+async def test_a_bad_block_that_cannot_be_unlinked_stays_charged(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
+    def before(name: str) -> None:
+        if name == "unlink":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    tier = directory_tier(tmp_path, threads, system=FaultySystem(before))
+    await store(tier, a_block(1))
+    await tier.drop(make_key(1), CorruptError("bad"))
+    assert held(tier, [1]) == []
+    assert (tier.ledger.used_bytes, tier.ledger.used_blocks) == (SIZE, 1)
+    check_directory(tmp_path, capacity_bytes=SIZE)
+
+
+async def test_a_victim_that_cannot_be_read_for_want_of_descriptors_leaves_all_the_same(
+    tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    def before(name: str) -> None:
+        if name == "preadv":
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    tier = directory_tier(tmp_path, threads, capacity_bytes=SIZE, system=FaultySystem(before))
+    await store(tier, a_block(5))
+    assert await store(tier, a_block(1), wanted=True) == []
+    assert held(tier, range(10)) == [1]
 
 
 async def test_a_slow_disk_loses_admissions(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
