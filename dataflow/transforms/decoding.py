@@ -98,7 +98,7 @@ class _PillowImage:
     def decode(self, region: Region, scale: int = 1) -> npt.NDArray[np.uint8]:
         image = self._image
         if image.mode not in _EIGHT_BIT_MODES:
-            raise CorruptError(f"an image of mode {image.mode} has more than 8 bits a channel; store it as a tensor")
+            raise CorruptError(f"an image of mode {image.mode}, more than 8 bits a channel; store it as a tensor")
         try:
             if scale > 1:
                 image.draft(None, (self.width // scale, self.height // scale))

@@ -130,6 +130,10 @@ def test_errors_name_field_and_sample() -> None:
     transform = ImageTransform(CenterCrop(8, 8), field="photo")
     with pytest.raises(CorruptError, match=r"sample 7: field 'photo' is not a readable image"):
         transform.transform_columns({"photo": [jpeg(), b"no"]}, draws(4, 7), allocate)
+    deep = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(deep, "PNG")
+    with pytest.raises(CorruptError, match=r"^field 'photo' is an image of mode I;16, more than 8 bits a channel; "):
+        transform({"photo": deep.getvalue()}, draws(0)[0])
     with pytest.raises(BadInputError, match=r"encoded=\['photo'\]"):
         transform({"photo": np.zeros((3, 3, 3), np.uint8)}, draws(0)[0])
     with pytest.raises(BadInputError, match="no field 'photo'"):
