@@ -81,7 +81,7 @@ class ImageTransform:
         """Return the sample with its image ready.
 
         Raises:
-            BadInputError: The field is missing or not bytes.
+            BadInputError: The field is missing or not bytes, or the crop chose what does not lie inside of the image.
             CorruptError: The file cannot be decoded.
         """
         out = np.empty(self._shape, self.dtype)
@@ -140,6 +140,11 @@ class ImageTransform:
         np.add(product, offset, out=out)
 
     def _decode(self, image: EncodedImage, region: Region) -> npt.NDArray[np.uint8]:
+        if not (
+            0 <= region.left < region.left + region.width <= image.width
+            and 0 <= region.top < region.top + region.height <= image.height
+        ):
+            raise BadInputError(f"the crop chose {region} of an image of {image.width} x {image.height} pixels")
         height, width = self.crop.output_size
         scales = image.scales if self.scaled else (1,)
         scale = next((one for one in scales if region.width // one >= width and region.height // one >= height), 1)

@@ -15,6 +15,7 @@ from dataflow.transforms import (
     Draws,
     ImageTransform,
     RandomResizedCrop,
+    Region,
     WholeImage,
 )
 
@@ -138,6 +139,16 @@ def test_errors_name_field_and_sample() -> None:
         transform({"photo": np.zeros((3, 3, 3), np.uint8)}, draws(0)[0])
     with pytest.raises(BadInputError, match="no field 'photo'"):
         transform.transform_columns({"image": []}, draws(), allocate)
+
+
+@pytest.mark.parametrize("region", [(-4, 0, 20, 20), (0, -4, 20, 20), (190, 0, 20, 20), (0, 140, 20, 20), (0, 0, 0, 9)])
+def test_a_crop_that_leaves_the_image_is_an_error(region: tuple[int, int, int, int]) -> None:
+    class Padding(WholeImage):
+        def choose(self, width: int, height: int, rng: np.random.Generator) -> Region:
+            return Region(*region)
+
+    with pytest.raises(BadInputError, match=r"sample 3: the crop chose Region\(.* of an image of 200 x 150 pixels"):
+        ImageTransform(Padding(8, 8)).transform_columns({"image": [jpeg()]}, draws(3), allocate)
 
 
 @pytest.mark.parametrize(
