@@ -20,6 +20,7 @@ from cache.connection import ServerGoneError
 from cache.fallback import FallbackReader
 from cache.in_place import InPlaceReader
 from cache.keys import BlockRef
+from cache.server import ServerLimits
 from cache.testing import running_server, send_awaited_blocks, until
 from connectors.errors import BadInputError, NotFoundError
 from connectors.objects import normalise_url
@@ -148,6 +149,20 @@ async def test_cancelling_the_only_call_does_not_end_a_private_server(refs):
             os.kill(pid, signal.SIGCONT)
         assert [block.source for block in await reader.read_blocks(refs)] == ["ram"] * 3
         assert (await reader.stats())["server"]["pid"] == pid
+
+
+async def test_a_private_server_never_sees_a_cancelled_call_as_the_end_of_its_last_connection(refs):
+    with running_server(RAM, grace_s=60, limits=ServerLimits(heartbeat_s=0.01)) as running:
+        gate = Gate(running)
+        async with AsyncReader(CacheClient(running.address, private=RAM)) as reader:
+            task = asyncio.create_task(reader.read_blocks(refs))
+            await until(lambda: gate.asked == 1)
+            (cancelled,) = running.server._sessions.values()
+            task.cancel()
+            await until(lambda: cancelled not in running.server._sessions.values())
+            gate.open()
+            assert right(refs, await reader.read_blocks(refs))
+            assert not running.server.stopping
 
 
 async def test_a_daemon_that_is_gone_is_an_error_or_another_rung(refs, caplog):

@@ -179,3 +179,16 @@ def test_a_long_plan_keeps_only_what_lies_ahead() -> None:
         futures.advance(number, (step + 1) * BLOCKS * 9, float(step))
     assert len(futures.plan(number)._entries) <= 2048
     assert not futures.plan(number).uses
+    futures.extend(number, ids(5))
+    assert drain(futures) == [KEYS[5]]
+
+
+def test_a_reader_that_stands_still_has_no_other_pace() -> None:
+    futures = Futures()
+    first, _ = futures.add(TABLE, 0.0), futures.add(make_table("other"), 0.0)
+    futures.extend(first, ids(1, 2, 3))
+    futures.advance(first, 1, 1.0)
+    step_s = futures.plan(first).step_s
+    for now_s in (1.0, 2.0, 60.0):
+        futures.advance(first, 1, now_s)
+    assert futures.plan(first).step_s == step_s
