@@ -10,11 +10,11 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
-from connectors.errors import BadInputError
+from connectors.errors import BadInputError, CorruptError
 from dataflow.dataset.columns import Allocate
 from dataflow.transforms.draws import Draws
 
-__all__ = ["ColumnTransform", "Columns", "columns_of", "over_columns"]
+__all__ = ["ColumnTransform", "Columns", "columns_of", "file_in", "over_columns", "value_of"]
 
 Columns: TypeAlias = dict[str, Any]
 
@@ -80,3 +80,30 @@ def _column(values: list[Any]) -> Any:
     ):
         return np.stack(values)
     return values
+
+
+def value_of(fields: Mapping[str, Any], name: str) -> Any:
+    """Return a field of a sample, or a column of a batch.
+
+    Raises:
+        BadInputError: There is none of this name; says which there are.
+    """
+    if name not in fields:
+        raise BadInputError(f"the samples have no field {name!r}, only {', '.join(fields)}")
+    return fields[name]
+
+
+def file_in(name: str, value: Any, *, hint: str = "") -> bytes | bytearray | memoryview:
+    """Return the encoded file that a field of a sample holds: bytes, or an array of uint8.
+
+    Raises:
+        CorruptError: The field is null, so that the sample, and no other, is without a file.
+        BadInputError: It is something else.
+    """
+    if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 1:
+        return value.data
+    if value is None:
+        raise CorruptError(f"field {name!r} is null, and there is no file to decode")
+    if not isinstance(value, (bytes, bytearray, memoryview)):
+        raise BadInputError(f"field {name!r} must hold the bytes of a file, got {type(value).__name__}{hint}")
+    return value

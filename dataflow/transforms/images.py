@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from connectors.errors import BadInputError, CorruptError
 from dataflow.dataset.columns import Allocate
-from dataflow.transforms.columns import Columns
+from dataflow.transforms.columns import Columns, file_in, value_of
 from dataflow.transforms.crops import Crop, Region
 from dataflow.transforms.decoding import EncodedImage, open_image
 from dataflow.transforms.draws import Draws
@@ -61,6 +61,8 @@ class ImageTransform:
     scaled: bool = True
 
     def __post_init__(self) -> None:
+        if not hasattr(self.crop, "choose"):
+            raise BadInputError(f"crop must be one such as RandomResizedCrop(224), got {self.crop!r}")
         if not 0 <= self.flip <= 1:
             raise BadInputError(f"flip is a probability, from 0 to 1, got {self.flip}")
         if (self.mean is None) != (self.std is None):
@@ -85,7 +87,7 @@ class ImageTransform:
             CorruptError: The file cannot be decoded.
         """
         out = np.empty(self._shape, self.dtype)
-        self._transform(sample.get(self.field), rng, out)
+        self._transform(value_of(sample, self.field), rng, out)
         return {**sample, self.field: out}
 
     def transform_columns(self, columns: Columns, draws: Draws, allocate: Allocate) -> Columns:
@@ -95,9 +97,7 @@ class ImageTransform:
             BadInputError: As for a sample; names it.
             CorruptError: As for a sample; names it.
         """
-        files = columns.get(self.field)
-        if files is None:
-            raise BadInputError(f"the samples have no field {self.field!r}, only {', '.join(columns)}")
+        files = value_of(columns, self.field)
         out = allocate(self.field, (len(files), *self._shape), np.dtype(self.dtype))
         for place, file in enumerate(files):
             try:
@@ -112,13 +112,10 @@ class ImageTransform:
         return (3, height, width) if self.layout == "CHW" else (height, width, 3)
 
     def _transform(self, file: Any, rng: np.random.Generator, out: npt.NDArray[Any]) -> None:
-        if not isinstance(file, (bytes, bytearray, memoryview)) and not _is_bytes(file):
-            raise BadInputError(
-                f"field {self.field!r} must hold the bytes of an image file, got {type(file).__name__}; open the "
-                f"dataset with encoded=[{self.field!r}] where its images are decoded otherwise"
-            )
+        hint = f"; open the dataset with encoded=[{self.field!r}] where its images are decoded otherwise"
+        data = file_in(self.field, file, hint=hint)
         try:
-            image = open_image(file)
+            image = open_image(data)
             pixels = self._decode(image, self.crop.choose(image.width, image.height, rng))
         except CorruptError as error:
             raise CorruptError(f"field {self.field!r} is {error}") from error
@@ -149,10 +146,6 @@ class ImageTransform:
         scales = image.scales if self.scaled else (1,)
         scale = next((one for one in scales if region.width // one >= width and region.height // one >= height), 1)
         return resize(image.decode(_shrunk(region, image, scale), scale), height, width)
-
-
-def _is_bytes(file: Any) -> bool:
-    return isinstance(file, np.ndarray) and file.dtype == np.uint8 and file.ndim == 1
 
 
 def _shrunk(region: Region, image: EncodedImage, scale: int) -> Region:

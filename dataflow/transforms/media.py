@@ -15,7 +15,7 @@ import numpy.typing as npt
 from connectors.errors import BadInputError, CorruptError
 from dataflow.dataset.columns import Allocate
 from dataflow.media import open_audio, open_video
-from dataflow.transforms.columns import Columns
+from dataflow.transforms.columns import Columns, file_in, value_of
 from dataflow.transforms.draws import Draws
 
 __all__ = ["DecodeAudio", "DecodeVideo", "Start"]
@@ -63,7 +63,7 @@ class DecodeAudio:
             BadInputError: The field is missing or not bytes, or the file has another rate than it must have.
             CorruptError: The file cannot be decoded.
         """
-        rate_hz, sound = self._decode(sample.get(self.field), rng)
+        rate_hz, sound = self._decode(value_of(sample, self.field), rng)
         rate = {} if self.rate_field is None else {self.rate_field: rate_hz}
         return {**sample, self.field: sound, **rate}
 
@@ -83,7 +83,7 @@ class DecodeAudio:
         return {**columns, self.field: sounds, self.rate_field: rates}
 
     def _decode(self, file: Any, rng: np.random.Generator) -> tuple[int, npt.NDArray[np.float32]]:
-        audio = open_audio(_insist_on_bytes(self.field, file))
+        audio = open_audio(file_in(self.field, file))
         if self.rate_hz is not None and audio.rate_hz != self.rate_hz:
             raise BadInputError(
                 f"it has {audio.rate_hz} frames a second instead of {self.rate_hz}: resample when converting"
@@ -135,7 +135,7 @@ class DecodeVideo:
             BadInputError: The field is missing or not bytes.
             CorruptError: The file cannot be decoded.
         """
-        return {**sample, self.field: self._decode(sample.get(self.field), rng)}
+        return {**sample, self.field: self._decode(value_of(sample, self.field), rng)}
 
     def transform_columns(self, columns: Columns, draws: Draws, allocate: Allocate) -> Columns:
         """Do the same for a batch; clips of one shape become one array, others a list.
@@ -148,15 +148,13 @@ class DecodeVideo:
         return {**columns, self.field: _joined(self.field, clips, allocate)}
 
     def _decode(self, file: Any, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-        video = open_video(_insist_on_bytes(self.field, file))
+        video = open_video(file_in(self.field, file))
         start = _first(self.start, max(0, video.frames - (self.frames - 1) * self.step - 1), rng)
         return video.clip(start, self.frames, step=self.step, size=self.size)
 
 
 def _decode_all(field: str, columns: Columns, draws: Draws, decode: Callable[..., Any]) -> list[Any]:
-    files = columns.get(field)
-    if files is None:
-        raise BadInputError(f"the samples have no field {field!r}, only {', '.join(columns)}")
+    files = value_of(columns, field)
     decoded = []
     for place, file in enumerate(files):
         try:
@@ -179,14 +177,6 @@ def _first(start: Start, room: int, rng: np.random.Generator) -> int:
     if start == "random":
         return int(rng.integers(room + 1)) if room else 0
     return 0 if start == "first" else room // 2
-
-
-def _insist_on_bytes(field: str, file: Any) -> bytes | bytearray | memoryview:
-    if isinstance(file, np.ndarray) and file.dtype == np.uint8 and file.ndim == 1:
-        return file.data
-    if not isinstance(file, bytes | bytearray | memoryview):
-        raise BadInputError(f"field {field!r} must hold the bytes of a media file, got {type(file).__name__}")
-    return file
 
 
 def _insist_on_count(name: str, value: int | None) -> None:

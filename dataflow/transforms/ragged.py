@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from connectors.errors import BadInputError
 from dataflow.dataset.columns import Allocate
-from dataflow.transforms.columns import Columns
+from dataflow.transforms.columns import Columns, value_of
 from dataflow.transforms.draws import Draws
 from dataflow.transforms.tokens import fitting, numbers_of
 
@@ -125,9 +125,7 @@ class Padded:
 
 
 def _values_of(field: str, columns: Columns, draws: Draws) -> list[npt.NDArray[Any]]:
-    if field not in columns:
-        raise BadInputError(f"the samples have no field {field!r}, only {', '.join(columns)}")
-    values = [numbers_of(field, value) for value in columns[field]]
+    values = [numbers_of(field, value) for value in value_of(columns, field)]
     for place, value in enumerate(values):
         if value.ndim != 1:
             raise BadInputError(f"{draws.name_of(place)}: field {field!r} has {value.ndim} dimensions; it needs one")

@@ -137,8 +137,12 @@ def test_errors_name_field_and_sample() -> None:
         transform({"photo": deep.getvalue()}, draws(0)[0])
     with pytest.raises(BadInputError, match=r"encoded=\['photo'\]"):
         transform({"photo": np.zeros((3, 3, 3), np.uint8)}, draws(0)[0])
+    with pytest.raises(CorruptError, match="sample 7: field 'photo' is null"):
+        transform.transform_columns({"photo": [jpeg(), None]}, draws(4, 7), allocate)
     with pytest.raises(BadInputError, match="no field 'photo'"):
         transform.transform_columns({"image": []}, draws(), allocate)
+    with pytest.raises(BadInputError, match="no field 'photo', only image"):
+        transform({"image": jpeg()}, draws(0)[0])
 
 
 @pytest.mark.parametrize("region", [(-4, 0, 20, 20), (0, -4, 20, 20), (190, 0, 20, 20), (0, 140, 20, 20), (0, 0, 0, 9)])
@@ -169,3 +173,8 @@ def test_a_crop_that_leaves_the_image_is_an_error(region: tuple[int, int, int, i
 def test_what_does_not_fit_together_is_refused(options: dict) -> None:
     with pytest.raises(BadInputError, match=r"flip|mean|std|layout|dtype|normalised"):
         ImageTransform(CenterCrop(8, 8), **options)
+
+
+def test_a_number_is_no_crop() -> None:
+    with pytest.raises(BadInputError, match=r"crop must be one such as RandomResizedCrop\(224\), got 224"):
+        ImageTransform(224)

@@ -91,8 +91,12 @@ def test_the_start_of_a_clip_is_drawn_for_the_sample_and_lies_anywhere() -> None
 def test_an_undecodable_file_is_named_with_sample_and_field(transform: object, field: str, file: bytes) -> None:
     with pytest.raises(CorruptError, match=f"field '{field}' of sample 5: not .*readable"):
         transform.transform_columns({field: [file, file[:-40]]}, draws(4, 5), allocate)
-    with pytest.raises(BadInputError, match="must hold the bytes of a media file, got NoneType"):
-        transform({}, draws(0)[0])
+    with pytest.raises(BadInputError, match=f"field '{field}' must hold the bytes of a file, got str"):
+        transform({field: "x.wav"}, draws(0)[0])
+    with pytest.raises(CorruptError, match=f"field '{field}' of sample 5: .* is null"):
+        transform.transform_columns({field: [file, None]}, draws(4, 5), allocate)
+    with pytest.raises(BadInputError, match=f"no field '{field}', only other"):
+        transform({"other": 1}, draws(0)[0])
     with pytest.raises(BadInputError, match="have no field"):
         transform.transform_columns({"other": []}, draws(), allocate)
 
