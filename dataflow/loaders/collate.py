@@ -152,6 +152,15 @@ class Fetch:
         """What `iter()` of an iterable dataset returned; None of a map-style one."""
         return getattr(self._torch, "dataset_iter", None)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether an iterable dataset has said, behind the samples of a short batch, that there are no more."""
+        return getattr(self._torch, "ended", False)
+
+    def end(self) -> None:
+        """Ask an iterable dataset for no more."""
+        self._torch.ended = True
+
     def skip(self, samples: int) -> None:
         """Read and drop samples of an iterable dataset (batches, where it yields those)."""
         if samples:

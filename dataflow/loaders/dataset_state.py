@@ -20,20 +20,27 @@ if TYPE_CHECKING:
 __all__ = ["is_state", "open_at", "take_state"]
 
 
-def take_state(dataset: Any, iterator: Any) -> dict[str, Any] | None:
+def take_state(dataset: Any, fetch: Fetch) -> dict[str, Any] | None:
     """Return where a dataset is, None where nobody says.
 
     Args:
         dataset: The dataset.
-        iterator: What `iter()` of it returned, where it is a stream; else None.
+        fetch: What reads it.
     """
+    iterator = fetch.iterator
     parts = {"dataset": None if iterator is dataset else dataset, "iterator": iterator}
-    return {name: part.state_dict() for name, part in parts.items() if is_stateful(part)} or None
+    state = {name: part.state_dict() for name, part in parts.items() if is_stateful(part)}
+    if state and fetch.has_ended:  # its own state may be where it begins anew
+        state["ended"] = True
+    return state or None
 
 
 def is_state(state: Any) -> bool:
     """Whether `take_state` may have returned this."""
-    return state is None or (isinstance(state, Mapping) and {"dataset", "iterator"} >= state.keys() > set())
+    if not isinstance(state, Mapping):
+        return state is None
+    parts = state.keys() & {"dataset", "iterator"}
+    return bool(parts) and state.keys() - parts <= {"ended"}
 
 
 def open_at(state: Any, dataset: Any, make_fetch: Callable[[], Fetch], *, skip: int) -> Fetch:
@@ -54,4 +61,6 @@ def open_at(state: Any, dataset: Any, make_fetch: Callable[[], Fetch], *, skip: 
     fetch = make_fetch()
     if "iterator" in state:
         fetch.iterator.load_state_dict(state["iterator"])
+    if "ended" in state:
+        fetch.end()
     return fetch

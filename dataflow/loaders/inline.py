@@ -64,7 +64,7 @@ class InlineIterator(LoaderIterator):
             return make_fetch()
         skip = progress.shards[0] * (self._batch_size or 1) if self._is_iterable else 0
         fetch = open_at(progress.shard_states[0], self._dataset, make_fetch, skip=skip)
-        progress.live_state = partial(take_state, self._dataset, fetch.iterator)
+        progress.live_state = partial(take_state, self._dataset, fetch)
         return fetch
 
     def _next_data(self) -> Any:

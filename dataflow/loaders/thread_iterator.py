@@ -225,4 +225,4 @@ class ThreadIterator(AheadIterator):
 
 def _copied_state(dataset: Any, fetch: Fetch) -> Any:
     """Return where a stream is now; what it returns may be the very object that it goes on with."""
-    return copy.deepcopy(take_state(dataset, fetch.iterator))
+    return copy.deepcopy(take_state(dataset, fetch))

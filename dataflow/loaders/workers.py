@@ -422,7 +422,7 @@ class _Worker:
         if not self._job.asks_dataset or self._fetch is None or (is_stream and result.made[-1].status != Status.BATCH):
             return encode_result(result)
         try:
-            return encode_result(result._replace(dataset_state=take_state(self._dataset, self._fetch.iterator)))
+            return encode_result(result._replace(dataset_state=take_state(self._dataset, self._fetch)))
         except Exception:  # is raised where somebody asks for the loader's state
             return encode_result(result._replace(dataset_state=self._wrap()))
 

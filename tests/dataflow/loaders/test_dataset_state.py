@@ -7,7 +7,9 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from dataflow.loaders import DataLoader
+from dataflow.loaders.collate import Fetch
 from dataflow.loaders.dataset_state import is_state, take_state
+from dataflow.loaders.recycling import Recycler
 from dataflow.loaders.testing import Numbers, Stream
 
 WAYS = {
@@ -114,24 +116,70 @@ class Walked(IterableDataset):
         self.told = state["told"]
 
 
+class Lap(Stream):
+    """A stream that begins anew behind its end, and keeps its place itself."""
+
+    place = None
+
+    def __iter__(self):
+        first, step = first_and_step()
+        self.place = first if self.place is None else self.place
+        while self.place < self.length:
+            self.place += step
+            yield torch.tensor([self.place - step])
+        self.place = None
+
+    def state_dict(self):
+        return {"place": self.place}
+
+    def load_state_dict(self, state):
+        self.place = state["place"]
+
+
+def fetch_of(dataset):
+    loader = DataLoader(dataset)
+    options = {"collate_fn": list, "drop_last": False, "epoch": 0, "bad_samples": None, "may_join": False}
+    return Fetch(loader._dataset_kind, dataset, auto_collation=True, memory=Recycler(), **options)
+
+
+def state_of(dataset, asked=()):
+    fetch = fetch_of(dataset)
+    for samples in asked:
+        fetch([None] * samples)
+    return take_state(dataset, fetch)
+
+
 def test_what_can_be_taken_of_datasets_and_iterators_is_a_state_and_nothing_else():
-    stream, own = Walked(4), Restarting(4)
     taken = [
-        take_state(Numbers(4), None),
-        take_state(Counted(4), None),
-        take_state(Stream(4), iter(Walked(4))),
-        take_state(stream, iter(stream)),
-        take_state(own, iter(own)),
+        state_of(Numbers(4)),
+        state_of(Counted(4)),
+        state_of(Trail(4)),
+        state_of(Walked(4)),
+        state_of(Restarting(4)),
+        state_of(Restarting(4), asked=[4]),
+        state_of(Restarting(4), asked=[3, 3]),
+        state_of(Stream(4), asked=[5]),
     ]
     assert taken == [
         None,
         {"dataset": {"read": 0}},
-        {"iterator": {"place": 0}},
+        {"dataset": {"seen": []}},
         {"dataset": {"told": "yes"}, "iterator": {"place": 0}},
         {"iterator": {"place": 0}},
+        {"iterator": {"place": 4}},
+        {"iterator": {"place": 4}, "ended": True},
+        None,
     ]
     assert all(map(is_state, taken))
-    assert not any(map(is_state, [{}, {"dataset": 1, "place": 2}, {"place": 0}, ["dataset"], "dataset", 0]))
+    assert not any(map(is_state, [{}, {"ended": True}, {"dataset": 1, "place": 2}, {"place": 0}, ["dataset"], "x", 0]))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_stream_that_begins_anew_behind_its_end_is_not_read_again_in_the_epoch_that_it_has_ended(way):
+    state, rest = stopped(DataLoader(Lap(9), batch_size=2, **WAYS[way]), steps=5)
+    loader = DataLoader(Lap(9), batch_size=2, **WAYS[way])
+    assert rest_of(loader, state) == rest == []
+    assert len(list(loader)) == 5
 
 
 @pytest.mark.parametrize("way", WAYS)
