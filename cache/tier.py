@@ -303,20 +303,18 @@ class Tier:
         while self.well and (victims := ledger.surplus()):
             for key, length in victims:
                 if self.well and ledger.begin_eviction(key) is not None:
-                    await self._evict(key, length, wanted, pass_on)
+                    await self._patiently(self._evict(key, length, wanted, pass_on))
         return ledger.resized
 
     async def evict(self, key: bytes) -> bool:
         """Remove a block that is not to be kept any more; False where there is none, or it stays on the medium."""
         if self.scanning:
             self._unwanted.add(key)
-        length = self.ledger.begin_eviction(key)
+        # What a disk that is left alone holds stays held, and can be removed when it is back.
+        length = self.ledger.begin_eviction(key) if self.holds(key) else None
         if length is None:
             return False
-        removal = self._evict(key, length, lambda _key, _length: False, lambda _block: None)
-        # Memory is given back at once. Who asked for a file's removal may be gone before that has ended.
-        removed: bool = await (removal if self.in_memory else asyncio.shield(self.start(removal)))
-        return removed
+        return await self._patiently(self._evict(key, length, lambda _key, _length: False, lambda _block: None))
 
     async def keep_pins(self, pins: PinSet) -> bool:
         """Write the pins down, so that the next server finds them; False where that cannot be."""
@@ -343,17 +341,20 @@ class Tier:
                     pass_on(victim)
             # From here on it is found where it went.
             self.ledger.hide(key)
-            self._written_here.discard(key)
-            if self._calls is None:
-                self.shelf.remove(key, length)
-            else:
-                await self._calls.call_for_reader(self.shelf.remove, key, length)
+            await self._remove(key, length)
             removed = True
         except OSError as error:
             self._note_fault(error, writing=True)
         finally:
             self.ledger.end_eviction(key, length, removed=removed)
         return removed
+
+    async def _patiently(self, removal: Coroutine[Any, Any, bool]) -> bool:
+        """Wait for a removal, which goes on without who asked, but not for a disk that does not answer."""
+        if self._calls is None:
+            return await removal
+        await self._calls.patient(task := self.start(removal))
+        return task.done() and task.result()
 
     async def drop(self, key: bytes, reason: Exception) -> None:
         """Remove a block that is wrong or cannot be read; the next reader fetches it again."""
@@ -367,13 +368,11 @@ class Tier:
         elif isinstance(reason, OSError) and not isinstance(reason, FileNotFoundError):
             self._note_fault(reason, writing=False)
         length = self.ledger.detach(key)
-        if length is None:
-            return
-        assert self._calls is not None
-        # A reader may be waiting here.
-        await self._calls.patient(self.start(self._finish_removal(key, length)))
+        if length is not None:
+            # A reader may be waiting here.
+            await self._patiently(self._finish_removal(key, length))
 
-    async def _finish_removal(self, key: bytes, length: int) -> None:
+    async def _finish_removal(self, key: bytes, length: int) -> bool:
         removed = False
         try:
             await self._remove(key, length)
@@ -382,6 +381,7 @@ class Tier:
             self._note_fault(error, writing=True)
         finally:
             self.ledger.end_removal(key, length, removed=removed)
+        return removed
 
     def _scan(self) -> None:
         assert isinstance(self.shelf, DirectoryShelf)

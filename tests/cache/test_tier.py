@@ -302,6 +302,39 @@ async def test_a_bad_block_that_cannot_be_unlinked_stays_charged(tmp_path: Path,
     check_directory(tmp_path, capacity_bytes=SIZE)
 
 
+@pytest.mark.parametrize("by", ["evict", "resize"])
+async def test_what_a_disk_removes_after_it_hung_is_charged_no_more(
+    tmp_path: Path, threads: ThreadPoolExecutor, by: str
+) -> None:
+    hangs, answers = True, threading.Event()
+
+    def before(name: str) -> None:
+        if hangs and name == "unlink":
+            answers.wait(30)
+
+    limits = DiskLimits(stuck_s=0.05, first_retry_s=1e-3, last_retry_s=1e-3)
+    tier = directory_tier(tmp_path, threads, capacity_bytes=4 * SIZE, system=FaultySystem(before), limits=limits)
+    for number in range(4):
+        await store(tier, a_block(number))
+    try:
+        if by == "evict":
+            assert not await tier.evict(make_key(3))
+            await until(lambda: not tier.holds(make_key(1)))
+            assert not await tier.evict(make_key(1)), "nothing is asked of a disk that does not answer"
+            assert tier.ledger.holds(make_key(1))
+        else:
+            nobody = {"wanted": lambda _key, _length: False, "pass_on": lambda _block: None}
+            assert not await tier.resize(3 * SIZE, 4, **nobody)
+    finally:
+        answers.set()
+    await until(lambda: tier.well and tier.ledger.used_bytes == 3 * SIZE)
+    assert len(check_directory(tmp_path, capacity_bytes=3 * SIZE)) == 3
+    hangs = False
+    assert not await tier.evict(make_key(3))
+    assert await tier.evict(make_key(1))
+    assert tier.ledger.used_bytes == 2 * SIZE
+
+
 async def test_a_victim_that_cannot_be_read_for_want_of_descriptors_leaves_all_the_same(
     tmp_path: Path, threads: ThreadPoolExecutor
 ) -> None:
