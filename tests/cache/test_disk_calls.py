@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import threading
+import weakref
 
 import pytest
 
@@ -49,6 +50,15 @@ async def test_a_reader_that_is_cancelled_is_cancelled() -> None:
     with pytest.raises(asyncio.CancelledError):
         await reader
     answers.set()
+    assert await calls.close(10)
+
+
+async def test_what_a_reader_got_is_its_own() -> None:
+    calls = DiskCalls("disk", threads=1, limits=DiskLimits())
+    got = await calls.call_for_reader(threading.Event)
+    kept = weakref.ref(got)
+    del got
+    await until(lambda: kept() is None)
     assert await calls.close(10)
 
 
