@@ -119,6 +119,29 @@ async def test_nothing_is_begun_ahead_while_much_is_waited_for() -> None:
     assert early.held_bytes == 0
 
 
+async def test_work_that_somebody_came_to_wait_for_counts_as_waited_for() -> None:
+    budget = Budget(max_bytes=1 << 30, max_requests=100)
+    await _spend(budget, 200 << 20)  # so that much may be under way ahead of time
+    gate = asyncio.Event()
+    order: list[str] = []
+
+    async def work(name: str, size_bytes: int, errand: Errand) -> None:
+        async with budget.spend(size_bytes, errand):
+            order.append(name)
+            await gate.wait()
+
+    hurried = Errand(awaited=False)
+    tasks = [asyncio.create_task(work("hurried", 32 << 20, hurried))]
+    await asyncio.sleep(0)
+    budget.hurry(hurried)
+    tasks += [asyncio.create_task(work("ahead", 1, Errand(awaited=False)))]
+    await asyncio.sleep(0)
+    assert order == ["hurried"]
+    gate.set()
+    await asyncio.gather(*tasks)
+    assert order == ["hurried", "ahead"]
+
+
 async def test_work_ahead_of_time_starts_slowly_and_doubles() -> None:
     budget = Budget(max_bytes=1 << 30, max_requests=100)
     running: list[int] = []

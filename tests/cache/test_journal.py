@@ -76,6 +76,19 @@ def test_a_record_that_cannot_be_written_is_an_error(tmp_path: Path, number: int
     assert journal(tmp_path).load() == ({}, PinSet())
 
 
+def test_a_journal_is_open_only_while_it_is_written(tmp_path: Path) -> None:
+    def before(name: str) -> None:
+        if name == "write" and broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    book, open_files = journal(tmp_path, FaultySystem(before)), len(os.listdir("/proc/self/fd"))
+    for broken in (False, True):
+        for write in (lambda: book.append(record(1)), lambda: book.rewrite(lambda _key: True)):
+            with pytest.raises(OSError, match="Input/output") if broken else contextlib.nullcontext():
+                write()
+            assert len(os.listdir("/proc/self/fd")) == open_files
+
+
 def test_what_would_not_be_read_back_is_not_written(tmp_path: Path) -> None:
     own = journal(tmp_path)
     own.append(PinRecord(PINS))
