@@ -277,7 +277,7 @@ def _dtype_name(dtype: torch.dtype) -> str:
 
 
 def _buffer_of_storage(storage: torch.UntypedStorage) -> pickle.PickleBuffer:
-    return _buffer(torch.empty(0, dtype=torch.uint8).set_(storage))
+    return _buffer(torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage))
 
 
 def _buffer(tensor: torch.Tensor) -> pickle.PickleBuffer:
@@ -311,7 +311,7 @@ def _rebuild_tensor(
     requires_grad: bool,
     is_parameter: bool,
 ) -> torch.Tensor:
-    tensor = torch.empty(0, dtype=getattr(torch, dtype)).set_(_rebuild_storage(buffer), *layout)
+    tensor = torch.empty(0, dtype=getattr(torch, dtype), device="cpu").set_(_rebuild_storage(buffer), *layout)
     return torch.nn.Parameter(tensor, requires_grad) if is_parameter else tensor.requires_grad_(requires_grad)
 
 

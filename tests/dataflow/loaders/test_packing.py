@@ -187,6 +187,15 @@ def test_unusual_tensors_survive():
     assert list(ordered) == ["b", "a"]
 
 
+def test_tensors_stay_where_they_are_though_another_device_is_the_default():
+    plain = torch.arange(6000.0).view(60, 100)
+    batch = [plain, plain.t(), plain.bfloat16(), torch.nn.Parameter(plain.clone()), plain[1], plain.untyped_storage()]
+    with torch.device("meta"):  # as torch.set_default_device does
+        *tensors, storage = travel(batch)
+    assert all(torch.equal(arrived, tensor) for arrived, tensor in zip(tensors, batch, strict=False))
+    assert storage.tolist() == plain.untyped_storage().tolist()
+
+
 def test_a_tensor_with_history_is_refused_in_torchs_words():
     with pytest.raises(RuntimeError, match="Cowardly refusing to serialize non-leaf tensor"):
         travel(torch.ones(3, requires_grad=True) * 2)
