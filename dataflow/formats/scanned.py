@@ -207,7 +207,7 @@ def _believed(place: Place, formats: Sequence[Format], sidecar: Sidecar, uri: st
     """Open a place by a sidecar that holds; a folder by its listing."""
     form = scanned_format(formats, sidecar.format)
     names = sidecar.shards.names.to_pylist()
-    if has_changed_folders(place.url, names, since=uri):
+    if has_changed_folders(place.root, names, since=uri):
         files = place.files if form is None else form.files(place)
         if added := sorted({meta.key for meta in files} - {SIDECAR_NAME, *names}):
             logger.warning(

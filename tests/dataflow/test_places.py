@@ -10,6 +10,7 @@ from connectors.errors import NotFoundError
 from dataflow.convert import convert
 from dataflow.dataset import open_dataset
 from dataflow.formats.destination import Destination
+from dataflow.formats.place import Place
 from dataflow.indexing import build_index
 
 pytestmark = pytest.mark.usefixtures("kept_scans")
@@ -64,6 +65,18 @@ def test_chosen_files_are_converted_and_indexed_without_the_others(url: str, tmp
     assert numbers(chosen) == [1, 2]
     convert(chosen, tmp_path / "out", verify=True)
     assert numbers(str(tmp_path / "out")) == [1, 2]
+
+
+def test_an_index_of_chosen_files_elsewhere_is_believed_without_a_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("train-0.jsonl", "train-1.jsonl", "test-0.jsonl"):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        (tmp_path / "set" / name).write_text('{"n":1}\n')
+    chosen, index = f"{tmp_path}/set/train-*", tmp_path / "chosen.arrow"
+    build_index(chosen, out=index)
+    monkeypatch.setattr(Place, "files", property(lambda _place: pytest.fail("listed")))
+    assert len(open_dataset(chosen, index=index)) == 2
 
 
 def test_a_file_is_meant_by_its_name_though_it_has_a_star(tmp_path: Path) -> None:
