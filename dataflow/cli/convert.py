@@ -112,7 +112,7 @@ def convert(
     """Write the dataset at SRC to DST, as native shards or in another format.
 
     SRC is anything that Dataflow reads, such as a folder of images in class folders, or files by name, as in
-    's3://bucket/data/train-*.parquet'; DST is a folder or a prefix of any store, and must be empty but for --append.
+    `s3://bucket/data/train-*.parquet`; DST is a folder or a prefix of any store, and must be empty but for --append.
     Nothing is visible at DST before all of it is: what breaks off is finished with --resume. Functions are looked for
     in this folder too. Exit code 3: it is done, and bad samples were left out.
     """
