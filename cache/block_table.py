@@ -1,4 +1,4 @@
-"""The blocks of a data set as columns, numbered: what a plan's numbers refer to. Pure.
+"""The blocks of a dataset as columns, numbered: what a plan's numbers refer to. Pure.
 
 A table is sent to a server once, in pages of a fixed number of blocks, so that a plan costs four bytes a block.
 """

@@ -21,7 +21,7 @@ _DISTRUSTED = 0.5
 
 
 class Laps:
-    """The last reads, up to `max_blocks` of them; data sets of more blocks are not followed.
+    """The last reads, up to `max_blocks` of them; datasets of more blocks are not followed.
 
     A block takes some 350 bytes the first time, and next to nothing each further time.
 
@@ -47,7 +47,7 @@ class Laps:
     def observe(self, key: bytes, ref: BlockRef) -> None:
         """Take note of a read."""
         before = self._place.get(key)
-        # In a small data set a little behind must not be half of it.
+        # In a small dataset a little behind must not be half of it.
         slack = min(_SLACK, len(self._place) // 16)
         fits = before is not None and self.front - slack <= before <= self.front + slack + 1
         self._trust += _MEMORY * (fits - self._trust)

@@ -175,7 +175,7 @@ class FsspecStore:
             if any(len(buffer) != span.length for buffer, span in zip(buffers, wanted, strict=True)):
                 raise TransientError(f"the store gave too few bytes of {uri}", kind=ErrorKind.SHORT_BODY, uri=uri)
             return buffers
-        raise ChangedError(f"{uri} was changed since it was opened; open the data set again", uri=uri)
+        raise ChangedError(f"{uri} was changed since it was opened; open the dataset again", uri=uri)
 
     def _read_once(self, key: str, spans: Sequence[Span], meta: ObjectMeta) -> builtins.list[Buffer]:
         for span in spans:

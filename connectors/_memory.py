@@ -97,7 +97,7 @@ class MemoryStore:
             raise self._missing(key)
         if version is not None and found.version != version:
             uri = join_uri(self.url, key)
-            raise ChangedError(f"{uri} was changed since it was opened; open the data set again", uri=uri)
+            raise ChangedError(f"{uri} was changed since it was opened; open the dataset again", uri=uri)
         return found
 
     def _cut(self, key: str, found: _Object, span: Span) -> memoryview:

@@ -257,7 +257,7 @@ class ObjectStore:
 
     def _changed(self, key: str) -> ChangedError:
         uri = join_uri(self.url, key)
-        return ChangedError(f"{uri} was changed since it was opened; open the data set again", uri=uri)
+        return ChangedError(f"{uri} was changed since it was opened; open the dataset again", uri=uri)
 
 
 def open_s3(url: str, *, limits: RequestLimits | None = None, **config: Any) -> ObjectStore:

@@ -119,4 +119,4 @@ def _denied(uri: str, answer: str) -> PermissionDeniedError:
 
 
 def _changed(uri: str) -> ChangedError:
-    return ChangedError(f"{uri} was changed since it was opened; open the data set again", uri=uri)
+    return ChangedError(f"{uri} was changed since it was opened; open the dataset again", uri=uri)

@@ -205,7 +205,7 @@ def _check_regular(key: str, status: os.stat_result) -> None:
 
 
 def _changed(key: str) -> ChangedError:
-    return ChangedError(f"{_uri(key)} was changed since it was opened; open the data set again", uri=_uri(key))
+    return ChangedError(f"{_uri(key)} was changed since it was opened; open the dataset again", uri=_uri(key))
 
 
 def _meta(key: str, status: os.stat_result) -> ObjectMeta:

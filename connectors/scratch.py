@@ -1,6 +1,6 @@
 """Folders for what is needed only while a process works at it, in the machine's temporary folder.
 
-A killed process cannot remove its own, and they may be as large as a data set. So each is locked while it is in use,
+A killed process cannot remove its own, and they may be as large as a dataset. So each is locked while it is in use,
 and whoever makes one first removes those that nobody holds: of the same boot of the same machine only, as with the
 hidden files of unfinished writes.
 """

@@ -1,6 +1,6 @@
 """The kept set: the blocks with the lowest keys stay.
 
-When every block is read once an epoch in a fresh random order, no policy hits more than capacity / data set, and
+When every block is read once an epoch in a fresh random order, no policy hits more than capacity / dataset, and
 filling once and never evicting reaches that. Which blocks stay is therefore free to choose, and choosing by key (a
 hash) makes the choice the same on every node, after every restart and for every order of arrival.
 

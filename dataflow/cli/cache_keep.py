@@ -28,7 +28,7 @@ _PAGE_BYTES = 4096
 @click.option("--size", "size_bytes", type=SIZE, help="What lies there. [default: found out from the data]")
 @click.option("--for", "expires_s", type=DURATION, help="When it ends by itself: 36h, 7d. [default: by unpin]")
 def pin(*, url: str, address: str | None, size_bytes: int | None, expires_s: float | None) -> None:
-    """Keep what lies at and below URL: a data set, an object or a prefix.
+    """Keep what lies at and below URL: a dataset, an object or a prefix.
 
     Its blocks are never displaced by others, and displace others when they come; `warm` brings them. Refused where the
     largest tier could not hold it together with what is pinned already. Pinning again changes size and end.
@@ -98,7 +98,7 @@ def resize(*, tier: str, size: int, address: str | None, blocks: int | None) -> 
 
 
 def _size_of(url: str, client: CacheClient) -> int:
-    """Return what the blocks of a data set, an object or a folder of objects take on a medium."""
+    """Return what the blocks of a dataset, an object or a folder of objects take on a medium."""
     try:
         lengths, counts = np.unique(open_source(url, client).index.blocks.length, return_counts=True)
     except (BadInputError, NotFoundError):

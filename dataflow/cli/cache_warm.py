@@ -1,4 +1,4 @@
-"""`dataflow cache warm`: a data set into the cache before it is needed."""
+"""`dataflow cache warm`: a dataset into the cache before it is needed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["warm"]
 @SOCKET
 @click.option("--check/--no-check", default=True, help="Read everything once more: verify, and count what was kept.")
 def warm(*, url: str, address: str | None, check: bool) -> None:
-    """Load the data set at URL into the running cache.
+    """Load the dataset at URL into the running cache.
 
     Refuses at once what its tiers cannot hold. Can be interrupted at any time: what is there already is not fetched
     again. Ends with 1 when not all of it was kept.

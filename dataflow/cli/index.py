@@ -41,7 +41,7 @@ def index(
     For formats without an index of their own: WebDataset, TFRecord, JSONL, CSV and text, also compressed; of folders of
     media files the listing is kept. Where the data cannot be written to, the index goes to this user's cache folder.
 
-    The data set is what was indexed: files that are added later are left out until this has run again with --resume. Of
+    The dataset is what was indexed: files that are added later are left out until this has run again with --resume. Of
     local folders, opening says so in the log; of all others, `dataflow verify` does.
     """
     with _progress(quiet=quiet, as_json=as_json) as progress:

@@ -26,18 +26,18 @@ class _Subcommand(NamedTuple):
 
 
 COMMANDS = {
-    "bench": _Subcommand("dataflow.cli.bench:bench", "Walk a data set as training would; say what limits it."),
+    "bench": _Subcommand("dataflow.cli.bench:bench", "Walk a dataset as training would; say what limits it."),
     "cache": _Subcommand("dataflow.cli.cache:cache", "Run this node's cache, or ask how it fares."),
-    "convert": _Subcommand("dataflow.cli.convert:convert", "Turn a data set into native shards, or another format."),
+    "convert": _Subcommand("dataflow.cli.convert:convert", "Turn a dataset into native shards, or another format."),
     "demo": _Subcommand("dataflow.cli.demo:demo", "Train on real images through the cache, kill, resume, report."),
-    "diff": _Subcommand("dataflow.cli.diff:diff", "Compare two data sets, whatever their formats."),
+    "diff": _Subcommand("dataflow.cli.diff:diff", "Compare two datasets, whatever their formats."),
     "doctor": _Subcommand("dataflow.cli.doctor:doctor", "Say what this installation is and what is wrong with it."),
     "formats": _Subcommand("dataflow.cli.formats:formats", "List the formats that are read and written."),
     "index": _Subcommand("dataflow.cli.index:index", "Scan files that have no index, once, and keep what was found."),
-    "inspect": _Subcommand("dataflow.cli.inspection:inspect", "Show a data set's fields, shards and blocks."),
+    "inspect": _Subcommand("dataflow.cli.inspection:inspect", "Show a dataset's fields, shards and blocks."),
     "plan": _Subcommand("dataflow.cli.plan:plan", "Say what each rank will read, and check that nothing is lost."),
     "state": _Subcommand("dataflow.cli.state:state", "Read where a loader stands, from a file or a checkpoint."),
-    "verify": _Subcommand("dataflow.cli.verify:verify", "Read a whole data set: every checksum, every count."),
+    "verify": _Subcommand("dataflow.cli.verify:verify", "Read a whole dataset: every checksum, every count."),
 }
 
 
@@ -99,7 +99,7 @@ class _LazyGroup(click.Group):
 @click.option("--debug", is_flag=True, help="Log everything to stderr and show tracebacks.")
 @click.version_option(package_name="tiered-dataflow", prog_name="dataflow")
 def main(*, debug: bool) -> None:
-    """Keep accelerators fed: convert data sets, cache them near, and see what happens."""
+    """Keep accelerators fed: convert datasets, cache them near, and see what happens."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for names and texts that the locale cannot write

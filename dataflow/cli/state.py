@@ -60,9 +60,9 @@ def diff(*, first: Path, second: Path) -> None:
 
 @state.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--dataset", "url", help="The data set that a loader is to go on with.")
+@click.option("--dataset", "url", help="The dataset that a loader is to go on with.")
 def check(*, file: Path, url: str | None) -> None:
-    """Say whether the state in FILE is whole, can be read by this release, and belongs to a data set."""
+    """Say whether the state in FILE is whole, can be read by this release, and belongs to a dataset."""
     found = _read(file)
     place = _place(found)
     _check_versions(found, place, file)
@@ -114,10 +114,10 @@ def _check_dataset(place: Mapping[str, Any], file: Path, url: str) -> int:
     finally:
         dataset.reader.close()
     if place.get("fingerprint") is None:
-        raise BadInputError(f"the state in {file} does not name its data set, so that cannot be checked")
+        raise BadInputError(f"the state in {file} does not name its dataset, so that cannot be checked")
     if place["fingerprint"] != fingerprint:
         raise BadInputError(
-            f"the state in {file} belongs to another data set: it has fingerprint {place['fingerprint']}, and {url} "
+            f"the state in {file} belongs to another dataset: it has fingerprint {place['fingerprint']}, and {url} "
             f"has {fingerprint}"
         )
     return length

@@ -1,7 +1,7 @@
 """Finding equal samples in bounded memory: digests, sorted by job, merged a range of digests at a time.
 
 Two samples count as equal when 128 bits of xxh3 over all values agree, which for 10^9 different samples happens by
-chance once in 10^20 data sets. A digest and its sample take 24 bytes, on the store and not in memory.
+chance once in 10^20 datasets. A digest and its sample take 24 bytes, on the store and not in memory.
 """
 
 from __future__ import annotations

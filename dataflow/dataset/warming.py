@@ -1,4 +1,4 @@
-"""Fill a cache with a whole data set, and say truthfully what of it stays there."""
+"""Fill a cache with a whole dataset, and say truthfully what of it stays there."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Warmed:
     Attributes:
         phase: `load`, then `check`.
         blocks: Blocks that this phase has read, of `num_blocks`.
-        num_blocks: Blocks of the data set.
+        num_blocks: Blocks of the dataset.
         size_bytes: Their bytes, of `num_bytes`.
-        num_bytes: Bytes of the data set.
+        num_bytes: Bytes of the dataset.
         kept_bytes: Of `size_bytes`, those that were found in a tier.
         fetched_bytes: Of `size_bytes`, those that came from the origin.
     """
@@ -44,10 +44,10 @@ class Warmed:
 
 
 def check_fits(index: Index, stats: dict[str, Any]) -> None:
-    """Refuse a data set that the tiers of a server cannot hold, whatever else they hold.
+    """Refuse a dataset that the tiers of a server cannot hold, whatever else they hold.
 
     Args:
-        index: Of the data set.
+        index: Of the dataset.
         stats: Of the server.
 
     Raises:

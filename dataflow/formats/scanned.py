@@ -9,7 +9,7 @@ is found when it is read, because every read asks for the version that was scann
 the log and brought up to date in the cache folder. What `dataflow index` was told to write elsewhere, and does not
 hold, is refused: who names an index wants that one.
 
-Files that were added are no part of the data set: it is what was indexed, so that a job which is resumed goes on with
+Files that were added are no part of the dataset: it is what was indexed, so that a job which is resumed goes on with
 the same samples. Where that costs a look at some folders (`file://`), the log says that there are more.
 """
 

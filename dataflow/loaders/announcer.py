@@ -163,7 +163,7 @@ class Announcer:
 
     def _next_window(self) -> list[npt.NDArray[np.int64]]:
         parts: list[npt.NDArray[np.int64]] = []
-        # A data set that is decoded once and then kept by its workers has steps without a block, so both are bounded.
+        # A dataset that is decoded once and then kept by its workers has steps without a block, so both are bounded.
         for _ in range(_STEPS_AT_ONCE):
             # One step behind the next epoch says that all of it is there.
             is_enough = bool(self._ends) and self._ends[-1][0] > self._expected[0] + 1

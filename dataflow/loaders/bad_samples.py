@@ -26,7 +26,7 @@ __all__ = ["BadSample", "BadSamples", "Rejects", "Sieve"]
 
 _log = logging.getLogger(__name__)
 
-# Tries to find a good sample in the place of a bad one, before the data set is taken to be bad as a whole.
+# Tries to find a good sample in the place of a bad one, before the dataset is taken to be bad as a whole.
 _MAX_TRIES = 8
 
 
@@ -184,7 +184,7 @@ class Rejects:
         if new and len(self.samples) > self._policy.budget:
             raise CorruptError(
                 f"{len(self.samples)} samples are bad and the budget is {self._policy.budget}: sample "
-                f"{bad.sample} is the last one ({bad.error}); mend the data set or raise the budget"
+                f"{bad.sample} is the last one ({bad.error}); mend the dataset or raise the budget"
             )
         return len(new)
 

@@ -40,7 +40,7 @@ def measure_loader(
     """Walk a loader for so many steps behind its first batch, beginning epochs anew where they end.
 
     Args:
-        loader: A loader over a data set that is not empty.
+        loader: A loader over a dataset that is not empty.
         steps: How many.
         model_s: How long a model would work on each batch.
         on_step: Called with the statistics about once a second.
@@ -70,4 +70,4 @@ def _endless(loader: DataLoader[Any]) -> Iterator[Any]:
             has_batch = True
             yield batch
         if not has_batch:
-            raise BadInputError("the loader has no batch: the data set is empty, or smaller than a batch")
+            raise BadInputError("the loader has no batch: the dataset is empty, or smaller than a batch")

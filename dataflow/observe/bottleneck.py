@@ -46,9 +46,7 @@ def name_bottleneck(seconds: Mapping[str, float], counts: Mapping[str, int]) -> 
     # The slowest stage of all workers together; a copy is made in the loop itself and counts as it is.
     slowest = max(stages, key=lambda name: stages[name])
     advice = (
-        _reading(reads, counts)
-        if slowest == "fetch"
-        else _ADVICE.get(slowest, f"the stage {slowest!r} of the data set")
+        _reading(reads, counts) if slowest == "fetch" else _ADVICE.get(slowest, f"the stage {slowest!r} of the dataset")
     )
     return f"{advice} (the model waits {share:.0%} of the time, {slowest} is {_share(stages, slowest):.0%} of the work)"
 
@@ -57,7 +55,7 @@ def _reading(reads: Mapping[str, float], counts: Mapping[str, int]) -> str:
     """Say what reading waits for; `reads` is by source, and "" what no source accounts for."""
     source = max(reads, key=lambda name: reads[name])
     if not source:
-        return "reading samples: more workers, or a data set of whole blocks"
+        return "reading samples: more workers, or a dataset of whole blocks"
     sizes = {name: size for name, size in counts.items() if name.startswith("bytes.")}
     size = sizes.get(f"bytes.{source}", 0) / max(1, sum(sizes.values()))
     how_much = f"{_share(reads, source):.0%} of the time of reading, {size:.0%} of the bytes"

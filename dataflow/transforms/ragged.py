@@ -54,7 +54,7 @@ class RaggedColumn(Sequence[npt.NDArray[Any]]):
 class Ragged:
     """Puts values of any length one after the other. A transform of batches.
 
-    Where a data set of `open_dataset` passes through transforms of columns only, a batch has in the place of the field
+    Where a dataset of `open_dataset` passes through transforms of columns only, a batch has in the place of the field
     `{"values": tensor, "offsets": tensor}`: sample `i` is `values[offsets[i] : offsets[i + 1]]`. Read sample by sample,
     each has its own array.
 

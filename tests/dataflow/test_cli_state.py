@@ -99,7 +99,7 @@ def test_check_knows_the_data_set(folder, saved):
     assert (result.exit_code, result.output.split(" in /")[0]) == (0, "ok: epoch 0, step 2, 16 samples of 40")
     wrong = run("check", saved, "--dataset", folder / "other")
     assert wrong.exit_code == 2
-    assert "belongs to another data set" in wrong.output
+    assert "belongs to another dataset" in wrong.output
 
 
 def test_check_refuses_another_version(tmp_path, loader):
