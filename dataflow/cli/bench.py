@@ -20,15 +20,31 @@ __all__ = ["bench"]
 
 @click.command()
 @click.argument("url")
-@click.option("--batch", type=click.IntRange(1), default=256, show_default=True, help="Samples a step, of all ranks.")
-@click.option("--steps", type=click.IntRange(1), default=100, show_default=True, help="Steps behind the first one.")
-@click.option("--workers", type=click.IntRange(0), default=2, show_default=True)
-@click.option("--worker-kind", type=click.Choice(["process", "thread", "auto"]), default="process", show_default=True)
-@click.option("--shuffle", type=click.Choice(["block", "full", "none"]), default="block", show_default=True)
-@click.option("--columns", help="The fields to read, with commas between; all by default.")
-@click.option("--model-ms", type=click.FloatRange(0), default=0.0, show_default=True, help="Time of a model's step.")
+@click.option(
+    "--batch", type=click.IntRange(1), default=256, show_default=True, help="Samples in one step over all ranks."
+)
+@click.option("--steps", type=click.IntRange(1), default=100, show_default=True, help="Steps after the first one.")
+@click.option("--workers", type=click.IntRange(0), default=2, show_default=True, help="Workers of the loader.")
+@click.option(
+    "--worker-kind",
+    type=click.Choice(["process", "thread", "auto"]),
+    default="process",
+    show_default=True,
+    help="What they are; `auto` takes threads where the batches allow it.",
+)
+@click.option(
+    "--shuffle", type=click.Choice(["block", "full", "none"]), default="block", show_default=True, help="The order."
+)
+@click.option("--columns", help="Fields to read, separated by commas. All by default.")
+@click.option(
+    "--model-ms",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="Sleep as long as a step of your model.",
+)
 @click.option("--no-cache", is_flag=True, help="Read past the cache.")
-@click.option("--progress", is_flag=True, help="A line a second on stderr.")
+@click.option("--progress", is_flag=True, help="Print a line a second on stderr.")
 @click.option("--json", "as_json", is_flag=True, help="Everything as one JSON object.")
 def bench(
     *,
@@ -44,9 +60,9 @@ def bench(
     progress: bool,
     as_json: bool,
 ) -> None:
-    """Walk the dataset at URL as training would, and say where the time goes and what limits it.
+    """Read the dataset at URL as training would, and show where the time goes and what limits it.
 
-    Under torchrun each rank walks its part and reports for itself.
+    Under torchrun each rank reads its part and reports for itself.
     """
     from dataflow.loaders import DataLoader, ElasticBatchSampler
     from dataflow.loaders.measuring import measure_loader

@@ -37,7 +37,7 @@ HEALTH_TIMEOUT_S = 5.0
 
 @click.group()
 def cache() -> None:
-    """Run this node's cache, or ask how it fares."""
+    """Run this node's cache daemon, or ask it something."""
 
 
 for command in (drain, du, evict, ls, pin, resize, top, unpin, verify, warm):
@@ -62,9 +62,10 @@ def serve(
     allowed_uids: tuple[int, ...],
     endpoint: str | None,
 ) -> None:
-    """Serve blocks to the processes of this machine until SIGTERM; requests under way are still answered.
+    """Serve blocks to the programs of this machine until SIGTERM.
 
-    A second SIGTERM ends at once. What is in the directory is found again by the next start either way.
+    Requests under way are still answered; a second SIGTERM ends it at once. Either way the next start finds what is in
+    the directory.
     """
     access = AccessConfig("0666", allowed_uids=allowed_uids) if allowed_uids else AccessConfig()
     if config_path is None:

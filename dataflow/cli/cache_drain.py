@@ -20,9 +20,10 @@ __all__ = ["drain"]
 @SOCKET
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), default=30.0, show_default=True, help="Seconds.")
 def drain(*, address: str | None, timeout_s: float) -> None:
-    """Shut the cache down: requests under way are answered, what is on disk stays. Waits until it has ended.
+    """Shut the cache down, and wait until it has ended.
 
-    A service manager that restarts it has to be told otherwise first.
+    It still answers requests under way, and what is on disk stays. A service manager that would start it again has to
+    be told first.
     """
     with connected(address) as client:
         client.stats()  # it lives

@@ -25,13 +25,14 @@ _PAGE_BYTES = 4096
 @click.command()
 @click.argument("url")
 @SOCKET
-@click.option("--size", "size_bytes", type=SIZE, help="What lies there. [default: found out from the data]")
+@click.option("--size", "size_bytes", type=SIZE, help="Size of what lies there. [default: found out from the data]")
 @click.option("--for", "expires_s", type=DURATION, help="When it ends by itself: 36h, 7d. [default: by unpin]")
 def pin(*, url: str, address: str | None, size_bytes: int | None, expires_s: float | None) -> None:
-    """Keep what lies at and below URL: a dataset, an object or a prefix.
+    """Keep what lies at and below URL in the cache.
 
-    Its blocks are never displaced by others, and displace others when they come; `warm` brings them. Refused where the
-    largest tier could not hold it together with what is pinned already. Pinning again changes size and end.
+    URL is a dataset, an object or a prefix. Other blocks never displace its blocks, and its blocks displace others when
+    they come. A pin fetches nothing: `warm` does. It is refused where the largest tier could not hold it beside what is
+    pinned already. Pinning again changes size and end.
     """
     with connected(address) as client:
         url = normalise_url(url)
@@ -46,7 +47,10 @@ def pin(*, url: str, address: str | None, size_bytes: int | None, expires_s: flo
 @click.argument("url")
 @SOCKET
 def unpin(*, url: str, address: str | None) -> None:
-    """Take back the pin of exactly URL. What it kept stays until something else displaces it."""
+    """Take back the pin of exactly URL.
+
+    What it kept stays until something else displaces it.
+    """
     with connected(address) as client:
         url = normalise_url(url)
         kept = client.ask(UnpinPrefix(url), PinsKept)
@@ -59,9 +63,9 @@ def unpin(*, url: str, address: str | None) -> None:
 @SOCKET
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 def evict(*, url: str, address: str | None, dry_run: bool) -> None:
-    """Remove what lies at and below URL from the running cache, but for what is pinned.
+    """Remove what lies at and below URL, except what is pinned.
 
-    It is fetched again when it is read. Ends with 1 when something stays.
+    It is fetched again when it is read. The exit code is 1 when something stays.
     """
     with connected(address) as client:
         url = normalise_url(url)
@@ -88,9 +92,9 @@ def evict(*, url: str, address: str | None, dry_run: bool) -> None:
 @SOCKET
 @click.option("--blocks", type=click.IntRange(min=0), help="Most blocks. [default: no limit of its own]")
 def resize(*, tier: str, size: int, address: str | None, blocks: int | None) -> None:
-    """Let TIER of the running cache take SIZE from now on, until it is started again.
+    """Let TIER take SIZE, until the cache is started again.
 
-    A smaller tier evicts what its policy would give up first; the command ends when the new limit is in force.
+    A smaller tier evicts what its policy would give up first. The command ends when the new limit is in force.
     """
     with connected(address) as client:
         client.ask(ResizeTier(tier, size, blocks), Done)

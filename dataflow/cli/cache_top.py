@@ -27,7 +27,7 @@ __all__ = ["top"]
 )
 @click.option("--count", type=click.IntRange(min=1), help="End after so many views. [default: at Ctrl-C]")
 def top(*, address: str | None, interval_s: float, count: int | None) -> None:
-    """Show hits, fill and origin traffic of the running cache, live, as rates since the last view."""
+    """Show hits, fill and origin traffic of the cache, live, as rates."""
     console = Console()
     with connected(address) as client, Live(console=console, auto_refresh=False) as live:
         # Into a file goes each view, where Live would only leave the last.

@@ -37,9 +37,10 @@ def held(client: CacheClient, url: str, *, depth: int) -> Iterator[Usage]:
 @SOCKET
 @AS_JSON
 def ls(*, url: str, address: str | None, as_json: bool) -> None:
-    """List what the running cache holds directly below URL: objects, and folders with a slash at their end.
+    """List what the cache holds directly below URL.
 
-    Without URL, the stores. Sizes are what the blocks take in each tier; a block in two tiers counts in both.
+    Names that end in a slash are folders. Without URL, it lists the stores. Sizes are what the blocks take in each
+    tier; a block in two tiers counts in both.
     """
     with connected(address) as client:
         url = normalise_url(url) if url else ""
@@ -62,7 +63,10 @@ def ls(*, url: str, address: str | None, as_json: bool) -> None:
 @SOCKET
 @AS_JSON
 def du(*, urls: tuple[str, ...], address: str | None, as_json: bool) -> None:
-    """Say how much of each of URLS the running cache holds, in each tier; without URLS, of each store."""
+    """Show how much of each of URLS the cache holds, tier by tier.
+
+    Without URLS, it shows each store.
+    """
     with connected(address) as client:
         tiers = [tier["name"] for tier in client.stats()["tiers"]]
         rows = [] if urls else list(held(client, "", depth=1))

@@ -14,11 +14,11 @@ __all__ = ["verify"]
 
 @click.command()
 @click.argument("directories", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False))
-@click.option("--remove", is_flag=True, help="Remove the bad blocks; they are fetched again when they are wanted.")
+@click.option("--remove", is_flag=True, help="Remove the bad blocks; they are fetched again when needed.")
 def verify(*, directories: tuple[str, ...], remove: bool) -> None:
-    """Read every block in DIRECTORIES (a tier's path each) and compare it with its checksums.
+    """Compare every block in DIRECTORIES with its checksums.
 
-    May run beside the daemon. Ends with 1 when a block is bad.
+    DIRECTORIES are paths of tiers. The daemon may run meanwhile. The exit code is 1 when a block is bad.
     """
     console = Console(stderr=True)
     bad = 0

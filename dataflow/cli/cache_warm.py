@@ -22,8 +22,8 @@ __all__ = ["warm"]
 def warm(*, url: str, address: str | None, check: bool) -> None:
     """Load the dataset at URL into the running cache.
 
-    Refuses at once what its tiers cannot hold. Can be interrupted at any time: what is there already is not fetched
-    again. Ends with 1 when not all of it was kept.
+    What the tiers cannot hold is refused at once. You can interrupt it at any time: the next run does not fetch again
+    what is there already. The exit code is 1 when not all of it was kept.
     """
     with connected(address) as client:
         index = open_source(normalise_url(url), client).index

@@ -26,8 +26,8 @@ class _Subcommand(NamedTuple):
 
 
 COMMANDS = {
-    "bench": _Subcommand("dataflow.cli.bench:bench", "Walk a dataset as training would; say what limits it."),
-    "cache": _Subcommand("dataflow.cli.cache:cache", "Run this node's cache, or ask how it fares."),
+    "bench": _Subcommand("dataflow.cli.bench:bench", "Read a dataset as training would; say what limits it."),
+    "cache": _Subcommand("dataflow.cli.cache:cache", "Run this node's cache daemon, or ask it something."),
     "convert": _Subcommand("dataflow.cli.convert:convert", "Turn a dataset into native shards, or another format."),
     "demo": _Subcommand("dataflow.cli.demo:demo", "Train on real images through the cache, kill, resume, report."),
     "diff": _Subcommand("dataflow.cli.diff:diff", "Compare two datasets, whatever their formats."),
@@ -35,8 +35,8 @@ COMMANDS = {
     "formats": _Subcommand("dataflow.cli.formats:formats", "List the formats that are read and written."),
     "index": _Subcommand("dataflow.cli.index:index", "Scan files that have no index, once, and keep what was found."),
     "inspect": _Subcommand("dataflow.cli.inspection:inspect", "Show a dataset's fields, shards and blocks."),
-    "plan": _Subcommand("dataflow.cli.plan:plan", "Say what each rank will read, and check that nothing is lost."),
-    "state": _Subcommand("dataflow.cli.state:state", "Read where a loader stands, from a file or a checkpoint."),
+    "plan": _Subcommand("dataflow.cli.plan:plan", "Show what each rank will read; check that nothing is lost."),
+    "state": _Subcommand("dataflow.cli.state:state", "Show where a loader stands, from its state or a checkpoint."),
     "verify": _Subcommand("dataflow.cli.verify:verify", "Read a whole dataset: every checksum, every count."),
 }
 

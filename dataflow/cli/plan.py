@@ -53,7 +53,7 @@ COMPARISONS = {
 @click.command()
 @click.argument("urls", metavar="URL...", nargs=-1, required=True)
 @click.option(
-    "--batch", required=True, type=click.IntRange(1), help="Samples in one step over all ranks; of packs, packs."
+    "--batch", required=True, type=click.IntRange(1), help="Samples in one step over all ranks; packs with --capacity."
 )
 @click.option("--world-size", type=click.IntRange(1), default=1, show_default=True, help="Number of ranks.")
 @click.option("--mesh", help="Axes of the ranks and their sizes, e.g. pp=2,dp=4,tp=2; instead of --world-size.")
@@ -66,7 +66,7 @@ COMPARISONS = {
 @click.option("--epoch-samples", type=click.IntRange(1), help="Samples in an epoch of a mixture; by default as stored.")
 @click.option("--period", type=click.IntRange(1), help="Samples in which shares are exact; by default one batch.")
 @click.option("--lengths", help="Field with the length of each sample: a number, or a text or list that is counted.")
-@click.option("--capacity", type=click.IntRange(1), help="Pack samples into rows of so much length.")
+@click.option("--capacity", type=click.IntRange(1), help="Pack samples into rows of this length.")
 @click.option(
     "--budget", type=click.IntRange(1), help="Group by length; a step has at most this much, padding counted."
 )
@@ -78,19 +78,31 @@ COMPARISONS = {
     help="Measured cost of each sample, a .npy file; the lengths by default.",
 )
 @click.option("--where", multiple=True, help="Keep samples for which this holds, e.g. 'length <= 2048'; may repeat.")
-@click.option("--shuffle", type=click.Choice(["block", "full", "none"]), default="block", show_default=True)
+@click.option(
+    "--shuffle",
+    type=click.Choice(["block", "full", "none"]),
+    default="block",
+    show_default=True,
+    help="Permute blocks and mix within windows of them, permute all samples, or keep the stored order.",
+)
 @click.option(
     "--window-blocks",
     type=click.IntRange(1),
     help="Blocks mixed together.  [default: those of 64 MiB and 512 samples, at most 64]",
 )
-@click.option("--tail", type=click.Choice(["short", "drop", "pad"]), default="short", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--epoch", type=int, default=0, show_default=True)
+@click.option(
+    "--tail",
+    type=click.Choice(["short", "drop", "pad"]),
+    default="short",
+    show_default=True,
+    help="What becomes of the last batch of an epoch.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Decides the order, with the epoch.")
+@click.option("--epoch", type=int, default=0, show_default=True, help="Which epoch, from 0.")
 @click.option("--steps", type=click.IntRange(1), help="Look at the first steps only; all by default.")
 @click.option("--json", "as_json", is_flag=True, help="Everything as one JSON object.")
 def plan(*, as_json: bool, **options: Any) -> None:
-    """Say what each rank will read from the dataset at URL, and check that nothing is lost or repeated.
+    """Show what each rank will read from the dataset at URL, and check that nothing is lost or repeated.
 
     Several URLs are mixed: a dataset that is used up begins its next epoch while others still run.
     """

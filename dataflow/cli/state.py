@@ -32,7 +32,7 @@ def state() -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="The state itself, as one JSON object.")
 def show(*, file: Path, as_json: bool) -> None:
-    """Say where the loader stood whose state is in FILE."""
+    """Show where the loader stood when it gave the state in FILE."""
     found = _read(file)
     if as_json:
         click.echo(json.dumps(found, indent=2, default=str))
@@ -62,7 +62,10 @@ def diff(*, first: Path, second: Path) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--dataset", "url", help="The dataset that a loader is to go on with.")
 def check(*, file: Path, url: str | None) -> None:
-    """Say whether the state in FILE is whole, can be read by this release, and belongs to a dataset."""
+    """Check that this release can go on from the state in FILE.
+
+    The state has to be whole, of a version that this release reads, and of the dataset, if one is named.
+    """
     found = _read(file)
     place = _place(found)
     _check_versions(found, place, file)

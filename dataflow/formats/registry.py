@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from connectors.errors import BadInputError, NotFoundError
+from dataflow.formats.arrow.manifest import MANIFEST_NAME
 from dataflow.formats.arrow.reading import ArrowFormat
 from dataflow.formats.folder import FolderFormat
 from dataflow.formats.huggingface import HuggingfaceFormat
@@ -112,12 +113,21 @@ def open_source(
         raise BadInputError(f"only native datasets have versions, and there is none at {url}", uri=url)
     if not place.files:
         raise NotFoundError(f"nothing at {url}", uri=url)
-    hint = next((hint for end, hint in _HINTS.items() if any(meta.key.endswith(end) for meta in place.files)), _HINT)
     others = f" beside {len(place.files) - 1:,} more" if place.files[1:] else ""
     raise BadInputError(
-        f"no {'' if name is None else name + ' '}dataset at {url}, where {place.files[0].key} lies{others}; {hint}",
+        f"no {'' if name is None else name + ' '}dataset at {url}, where {place.files[0].key} lies{others}; "
+        f"{_hint(place)}",
         uri=url,
     )
+
+
+def _hint(place: Place) -> str:
+    keys = [meta.key for meta in place.files]
+    below = [key.removesuffix(f"/{MANIFEST_NAME}") for key in keys if key.endswith(f"/{MANIFEST_NAME}")]
+    if below:  # `convert --split` writes several beside each other
+        more = f" and {len(below) - 3:,} more" if below[3:] else ""
+        return f"native datasets lie below it, open one of them: {', '.join(below[:3])}{more}"
+    return next((hint for end, hint in _HINTS.items() if any(key.endswith(end) for key in keys)), _HINT)
 
 
 def formats_called(text: str | None) -> Sequence[Format]:

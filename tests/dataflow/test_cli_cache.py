@@ -109,6 +109,12 @@ def test_options_that_make_no_sense_are_refused(options, message):
     assert message in result.output
 
 
+def test_where_no_daemon_listens_a_command_says_how_to_start_one(address):
+    result = run("status")
+    assert result.exit_code == 1
+    assert "start one with `dataflow cache serve`" in result.output
+
+
 def test_metrics_and_health_are_those_of_the_daemon(address):
     with daemon("--metrics", "127.0.0.1:0") as process:
         port = int(process.said.rpartition(" ")[2])

@@ -40,6 +40,11 @@ def test_every_command_in_the_help_exists(name: str) -> None:
     assert result.output.startswith("Usage:")
 
 
+@pytest.mark.parametrize("group", [[], ["cache"], ["state"]], ids=" ".join)
+def test_the_help_of_a_group_cuts_no_summary_short(group: list[str]) -> None:
+    assert "..." not in CliRunner().invoke(cli.main, [*group, "--help"]).output.partition("Commands:")[2]
+
+
 def test_an_unknown_command_is_named() -> None:
     result = CliRunner().invoke(cli.main, ["feed"])
     assert result.exit_code == 2

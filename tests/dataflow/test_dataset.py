@@ -18,6 +18,7 @@ from PIL import Image, features
 
 from cache.access import open_reader
 from connectors.errors import BadInputError, CorruptError, NotFoundError
+from dataflow.convert import convert
 from dataflow.dataset import Dataset, open_dataset
 from dataflow.formats import image_field, open_source, tensor_field
 from dataflow.formats.arrow import ShardWriter
@@ -367,3 +368,9 @@ def test_an_empty_or_foreign_folder_is_said_to_be_none(tmp_path: Path) -> None:
     (tmp_path / "tokens.npy").write_bytes(b"")
     with pytest.raises(BadInputError, match=r"where notes\.xyz lies beside 1 more; .*write_columns"):
         open_dataset(tmp_path)
+
+
+def test_datasets_below_a_folder_are_named_to_who_opens_the_folder(tmp_path: Path) -> None:
+    convert(({"n": n} for n in range(100)), tmp_path / "set", split={"train": 0.9, "val": 0.1})
+    with pytest.raises(BadInputError, match=r"no dataset at .*/set,.*; native datasets lie below it, .*: train, val$"):
+        open_dataset(tmp_path / "set")
