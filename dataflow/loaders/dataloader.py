@@ -21,7 +21,7 @@ from dataflow.loaders.inline import InlineIterator
 from dataflow.loaders.order_state import is_elastic, sampler_parts
 from dataflow.loaders.process_iterator import ProcessIterator
 from dataflow.loaders.schedule_sampler import find_rank
-from dataflow.loaders.state import Ledger, load_state, make_state
+from dataflow.loaders.state import Ledger, goes_on, load_state, make_state
 from dataflow.loaders.stats import LoaderStats
 from dataflow.loaders.thread_iterator import ThreadIterator
 from dataflow.loaders.torch_private import DatasetKind, dataset_kind, index_sampler
@@ -153,7 +153,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         meter.enter(begins=True)
         try:
             # Going on draws what was drawn before, and nothing from the generators as they are now.
-            with contextlib.nullcontext() if self._ledger.resume is None else generators_kept():
+            with generators_kept() if goes_on(self, self._ledger) else contextlib.nullcontext():
                 return super().__iter__()
         finally:
             meter.leave(in_loop=False)

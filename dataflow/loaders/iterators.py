@@ -52,6 +52,8 @@ _TORN = (
     "Ctrl-C, or another exception from outside, came while this iterator was at work, and it may have lost a batch; "
     "call iter() on the loader again: for a new epoch, or after load_state_dict(state_dict()) for the batches left"
 )
+# Odd, and far from small: no worker of one part of an epoch is seeded as one of another part.
+_SEED_STRIDE = 0x9E3779B97F4A7C15
 # Of an epoch, by all workers of a rank together.
 _AHEAD_SHARE = 1 / 64
 
@@ -146,7 +148,10 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         sampler, resume, self._ledger.resume = self._index_sampler, self._ledger.resume, None
         self._sampler_iter = getattr(indices, "arrays", indices) if self._takes_arrays else indices
         if is_elastic(sampler):
-            ahead = set() if resume is None else resume.ahead
+            goes_on = resume is not None and resume.epoch == sampler.epoch  # else set_epoch() has moved it on
+            if goes_on:  # the seed is put back, and the next epoch's workers have it
+                self._base_seed = (self._base_seed + (sampler.first_step + 1) * _SEED_STRIDE) % 2**63
+            ahead = resume.ahead if resume is not None and goes_on else set()
             progress = Progress({}, self._base_seed, sampler.first_step, ahead, epoch=sampler.epoch)
         elif resume is None:
             epoch = sampler_epoch(sampler, self._ledger.next_epoch)

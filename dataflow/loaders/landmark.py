@@ -65,7 +65,7 @@ class Landmark:
 
 
 def advanced(indices: Iterator[Any], number: int, landmark: Landmark | None) -> tuple[Iterator[Any], bool]:
-    """Drop `number` indices, and draw the next one now, while the generators are what they were.
+    """Drop `number` indices. Where there are none, draw the first one now, while the generators are what they were.
 
     Args:
         indices: What a sampler yields for an epoch.
@@ -82,7 +82,7 @@ def advanced(indices: Iterator[Any], number: int, landmark: Landmark | None) -> 
     drawn = list(itertools.islice(indices, place, place + 1))
     # Now, since a sampler may fill the same list anew for each batch.
     is_same = landmark is None or (bool(drawn) and digest_index(drawn[0]) in (None, landmark.digest))
-    drawn += itertools.islice(indices, number - place)
+    drawn += itertools.islice(indices, max(0, number - place - 1))
     if place + len(drawn) < number:
         raise BadInputError(
             f"the loader state stands behind batch {number} of an epoch that has fewer: it is damaged, or the sampler "

@@ -42,6 +42,7 @@ __all__ = [
     "draws_undone",
     "drawn_or_again",
     "draws_unseen",
+    "is_at",
     "is_elastic",
     "is_stateful",
     "keeps_state",
@@ -164,6 +165,16 @@ def _snapshot_part(part: Any) -> dict[str, Any]:
         except Exception:  # is raised where somebody asks for the loader's state
             snapshot["state"] = ExceptionWrapper(where="in a sampler")
     return snapshot
+
+
+def is_at(order: Mapping[str, Any]) -> bool:
+    """Whether the process's generators that an order is drawn from are where they were when it was taken down.
+
+    Not where it is drawn from none of them.
+    """
+    own = {"torch": torch.default_generator, "python": random, "numpy": np.random}
+    saved = order.keys() & own.keys()
+    return bool(saved) and all(encode_generator(own[name]) == order[name] for name in saved)
 
 
 def raise_unknown(states: Iterable[Any]) -> None:

@@ -26,6 +26,7 @@ from dataflow.loaders.landmark import Landmark
 from dataflow.loaders.order_state import (
     check_generators,
     check_order,
+    is_at,
     is_elastic,
     load_samplers,
     raise_unknown,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from dataflow.loaders.dataloader import DataLoader
     from dataflow.loaders.foresight import Foresight
 
-__all__ = ["STATE_VERSION", "Ledger", "Progress", "Tail", "load_state", "make_state", "read_state"]
+__all__ = ["STATE_VERSION", "Ledger", "Progress", "Tail", "goes_on", "load_state", "make_state", "read_state"]
 
 STATE_VERSION = 1
 
@@ -248,6 +249,17 @@ class Ledger:
         )
 
 
+def goes_on(loader: DataLoader[Any], ledger: Ledger) -> bool:
+    """Whether the next iterator goes on in an epoch of which something was drawn from the process's generators.
+
+    Nothing was before the first batch, if nobody has drawn ahead: where they are as they were, they are drawn from.
+    """
+    resume, sampler = ledger.resume, index_sampler(loader)
+    if resume is None or not is_elastic(sampler):
+        return resume is not None and (resume.batches > 0 or not is_at(resume.order))
+    return bool(sampler.epoch == resume.epoch)  # else set_epoch() has moved it on
+
+
 def make_state(loader: DataLoader[Any], ledger: Ledger) -> dict[str, Any]:
     """Return where a loader stands."""
     state, sampler = _identity(loader), index_sampler(loader)
@@ -287,7 +299,8 @@ def load_state(loader: DataLoader[Any], state: Any) -> Progress | None:
         if is_elastic(sampler):
             ahead = set(map(operator.index, state["ahead"]))
             sampler.load_state_dict(state["sampler"])
-            return Progress(order={}, base_seed=0, ahead=ahead) if ahead else None
+            place = Progress({}, 0, sampler.first_step, ahead, epoch=sampler.epoch)
+            return place if place.batches or ahead else None
         progress, order = read_state(state)
         check_order(loader, order)
         if progress is not None:

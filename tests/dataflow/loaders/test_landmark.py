@@ -342,11 +342,11 @@ ORDER = [7, 5, 6, 4]
 
 
 @pytest.mark.parametrize("number", range(5))
-def test_behind_any_batch_comes_what_follows_it_and_the_next_is_drawn_at_once(number):
+def test_behind_any_batch_comes_what_follows_it_and_no_more_is_drawn_at_once_but_a_first_one(number):
     for mark in (None, *(Landmark.of(place, ORDER[place]) for place in range(min(number + 1, 4)))):
         drawn = []
         rest, is_same = advanced((drawn.append(index) or index for index in ORDER), number, mark)
-        assert drawn == ORDER[: number + 1]
+        assert drawn == ORDER[: max(number, 1 + (mark.batch if mark else 0))]
         assert (list(rest), is_same) == (ORDER[number:], True)
 
 

@@ -27,6 +27,7 @@ from torch.utils.data.datapipes.iter import IterableWrapper
 
 from connectors.errors import BadInputError, TransientError
 from dataflow.loaders import DataLoader, ElasticBatchSampler
+from dataflow.loaders.generators import GeneratorStates
 from dataflow.loaders.state import Progress
 from dataflow.loaders.testing import Counter, Draws, Noisy, Numbers, Stream
 
@@ -241,14 +242,19 @@ def test_a_state_counts_batches_handed_out_not_drawn_ahead():
     assert loader.state_dict()["epoch"]["batches"] == 1
 
 
-def test_a_loaded_state_is_the_state_until_iteration_goes_on():
-    loader = make("shuffle", 0)
+@pytest.mark.parametrize("way", ["shuffle", "elastic"])
+def test_a_loaded_state_is_the_state_until_iteration_goes_on(way):
+    loader = make(way, 2, in_order=False)
     iterator = iter(loader)
     next(iterator)
-    state = loader.state_dict()
-    resumed = make("shuffle", 0)
+    loader._ledger.progress.ahead.add(7)  # as if it had arrived before
+    state = through_json(loader.state_dict())
+    resumed = make(way, 2, in_order=False)
     resumed.load_state_dict(state)
-    assert resumed.state_dict() == state
+    assert through_json(resumed.state_dict()) == state
+    if way == "elastic":
+        resumed.set_epoch(5)
+        assert (resumed.state_dict()["sampler"]["epoch"], len(list(resumed))) == (5, len(resumed))
 
 
 def test_taking_a_state_changes_nothing():
@@ -263,17 +269,79 @@ def test_taking_a_state_changes_nothing():
     assert batches == plain
 
 
-def test_loading_leaves_the_global_generators_alone():
-    loader = make("shuffle", 0)
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("way", ["shuffle", "elastic"])
+def test_loading_leaves_the_global_generators_alone(way, num_workers):
+    loader = make(way, num_workers)
     iterator = iter(loader)
     next(iterator)
-    resumed = make("shuffle", 0)
+    resumed = make(way, num_workers)
     resumed.load_state_dict(loader.state_dict())
     torch.manual_seed(6)
     expected = torch.rand(3)
     torch.manual_seed(6)
     next(iter(resumed))
     assert torch.equal(torch.rand(3), expected)
+
+
+class DrawsAsItGoes(Sampler):
+    """Its order is drawn index by index, from a global generator."""
+
+    def __len__(self):
+        return LENGTH
+
+    def __iter__(self):
+        return (random.randrange(LENGTH) for _ in range(LENGTH))
+
+
+class Yielding(DrawsAsItGoes):
+    def __iter__(self):
+        yield from super().__iter__()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps", "workers"),
+    [
+        *itertools.product([None, DrawsAsItGoes, Yielding], [0, 1, 3], [(0, 0), (2, 2)]),
+        (None, 0, (0, 2)),
+        (None, 3, (0, 2)),
+        (Yielding, 0, (0, 2)),  # behind that, workers would have had it draw earlier
+    ],
+    ids=str,
+)
+def test_what_is_drawn_behind_a_state_is_drawn_again_by_generators_that_were_put_back(sampler, steps, workers):
+    def open_loader(num_workers):
+        more = {"shuffle": True} if sampler is None else {"sampler": sampler()}
+        return DataLoader(Numbers(LENGTH), batch_size=3, num_workers=num_workers, **more)
+
+    disturb()
+    loader = open_loader(workers[0])
+    iterator = iter(loader)
+    for _ in range(steps):
+        next(iterator)
+    state, generators = through_json(loader.state_dict()), GeneratorStates.now()
+    rest, following = seen(iterator), seen(loader)
+    disturb()
+    resumed = open_loader(workers[1])
+    resumed.load_state_dict(state)
+    generators.restore()
+    assert seen(resumed) == rest
+    assert seen(resumed) == following
+
+
+def test_workers_that_go_on_in_an_elastic_epoch_do_not_draw_what_those_of_the_next_epoch_do():
+    def open_loader():
+        data = Draws(12)
+        return DataLoader(data, batch_sampler=ElasticBatchSampler(data, 3, rank=0, world_size=1), num_workers=1)
+
+    loader = open_loader()
+    iterator = iter(loader)
+    next(iterator)
+    resumed = open_loader()
+    resumed.load_state_dict(loader.state_dict())
+    torch.manual_seed(6)
+    rest, following = (next(iter(resumed))[1].tolist() for _ in range(2))
+    assert rest != following
 
 
 def test_a_persistent_loader_goes_on_from_a_state_in_the_middle_of_an_epoch():
