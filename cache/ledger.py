@@ -10,7 +10,8 @@ The order of calls is what keeps the limits, also for a moment and with many wri
     commit    the newcomer is written and from now on held; or `abandon`: it is not, and its space is given back
 
 So what lies on the medium never exceeds `used_bytes`, and `used_bytes` never exceeds the capacity. What cannot be
-removed from the medium stays charged. The same goes, to the same moments, for the blocks of each quota and its account.
+removed from the medium stays charged until the same block comes again, and with it a file in its place. The same goes,
+to the same moments, for the blocks of each quota and its account.
 
 A medium that others have filled has less room than the capacity says. What lay there when that was found counts as the
 capacity then, while admission is "replacing".
@@ -119,6 +120,8 @@ class Ledger:
         self._accounts_of = accounts_of
         # Of blocks that take space on the medium, or will; most are under no quota.
         self._accounts: dict[bytes, Sequence[Account]] = {}
+        # By block: lengths and quotas of what lies there to no use, since it could not be removed.
+        self._remains: dict[bytes, list[tuple[int, Sequence[Account]]]] = {}
         # On their way in or out, so neither let in nor chosen.
         self._busy: set[bytes] = set()
 
@@ -197,6 +200,7 @@ class Ledger:
         # Known all the time: threads ask (`knows`).
         self._lengths[reservation.key] = reservation.length
         self._end(reservation)
+        self._clear_remains(reservation.key)
         self.counters.insertions += 1
         self.counters.written_bytes += reservation.size_bytes
 
@@ -204,8 +208,7 @@ class Ledger:
         """Give back the space of a settled reservation whose block was not written, unless a part of it lies there."""
         self._end(reservation)
         self._policy.remove(reservation.key)
-        if not left_behind:
-            self._release(reservation.key, reservation.length)
+        self._leave(reservation.key, reservation.length, removed=not left_behind)
 
     def give_up(self, reservation: Reservation, removed: Sequence[Entry]) -> None:
         """Undo a reservation of which only some victims could be removed; the others stay, held as before."""
@@ -213,9 +216,10 @@ class Ledger:
         self._policy.remove(reservation.key)
         for key, length in reservation.victims:
             self._busy.discard(key)
-            # One that a reader found to be wrong meanwhile only stays charged.
             if key in self._lengths:
                 self._policy.insert(key, self._cost_bytes(length))
+            elif (key, length) not in removed:  # a reader found it to be wrong meanwhile
+                self._leave(key, length, removed=False)
         unused_bytes = max(0, reservation.size_bytes - reservation.victim_bytes)
         for share in reservation.shares:
             share.account.used_bytes -= max(0, share.size_bytes - share.victim_bytes)
@@ -247,8 +251,7 @@ class Ledger:
     def end_removal(self, key: bytes, length: int, *, removed: bool) -> None:
         """Give back the space of a detached block that is off the medium."""
         self._busy.discard(key)
-        if removed:
-            self._release(key, length)
+        self._leave(key, length, removed=removed)
 
     def forget(self) -> None:
         """Hold nothing any more: the medium is another one. What is on its way in or out ends as it would."""
@@ -256,6 +259,8 @@ class Ledger:
             length = self.detach(key)
             if length is not None:
                 self.end_removal(key, length, removed=True)
+        for key in list(self._remains):
+            self._clear_remains(key)
 
     def resize(self, capacity_bytes: int, capacity_blocks: int) -> None:
         """Set new limits. Below what is held they come into force step by step, as `surplus` is evicted."""
@@ -305,6 +310,7 @@ class Ledger:
         for key, length in blocks:
             if self.knows(key):
                 continue
+            self._clear_remains(key)
             chosen = None if key in unwanted else self._admit(key, self._cost_bytes(length), self.capacity_bytes)
             # What is still being written, as when the medium went away and came back, cannot leave.
             if chosen is None or not self._busy.isdisjoint(chosen):
@@ -313,16 +319,21 @@ class Ledger:
             for victim in chosen:
                 victim_length = self._lengths.pop(victim)
                 self._policy.remove(victim)
-                self._release(victim, victim_length)
+                self._leave(victim, victim_length, removed=True)
                 surplus.append((victim, victim_length))
-            self.charge(length)
+            self._charge(length)
             for share in self._shares(key, self._cost_bytes(length), ()):
                 share.account.used_bytes += share.size_bytes
             self._lengths[key] = length
             self._policy.insert(key, self._cost_bytes(length))
         return surplus
 
-    def charge(self, length: int) -> None:
+    def cannot_remove(self, key: bytes, length: int) -> None:
+        """Charge what `take_over` wanted to be removed, and which stays."""
+        self._charge(length)
+        self._remains.setdefault(key, []).append((length, ()))
+
+    def _charge(self, length: int) -> None:
         """Count a block that lies on the medium; the limits give way where it was there first and cannot be removed."""
         self.used_bytes += self._cost_bytes(length)
         self.used_blocks += 1
@@ -342,8 +353,21 @@ class Ledger:
                 shares.setdefault(account, _Share(account)).victim_bytes += self._cost_bytes(length)
         return list(shares.values())
 
-    def _release(self, key: bytes, length: int) -> None:
-        for account in self._accounts.pop(key, ()):
+    def _leave(self, key: bytes, length: int, *, removed: bool) -> None:
+        """Give back the space of what is held no more, unless it still lies there."""
+        accounts = self._accounts.pop(key, ())
+        if removed:
+            self._release(length, accounts)
+        else:
+            self._remains.setdefault(key, []).append((length, accounts))
+
+    def _clear_remains(self, key: bytes) -> None:
+        """Give back the space of what has been replaced, or is counted anew."""
+        for length, accounts in self._remains.pop(key, ()):
+            self._release(length, accounts)
+
+    def _release(self, length: int, accounts: Sequence[Account]) -> None:
+        for account in accounts:
             account.used_bytes -= self._cost_bytes(length)
         self._lower(self._cost_bytes(length), 1)
 

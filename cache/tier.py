@@ -405,7 +405,7 @@ class Tier:
                         await self._remove(key, length)
                     except OSError as error:
                         self._note_fault(error, writing=True)
-                        self.ledger.charge(length)
+                        self.ledger.cannot_remove(key, length)
             self._known = True
             if self._catalogue is not None and self._catalogue.pins.current.generation > pins.generation:
                 await self.keep_pins(self._catalogue.pins.current)

@@ -258,9 +258,9 @@ async def test_a_process_without_memory_leaves_no_block_on_its_way(
         await store(tier, a_block(1), wanted=True)
     broken = False
     assert tier.ledger.used_bytes == 3 * SIZE, "what the write has left is charged"
-    for number in (1, 2, 3):
+    for number in (2, 3, 4):
         await store(tier, a_block(number))
-    assert held(tier, range(10)) == ([1, 2] if left_bytes else [1, 2, 3])
+    assert held(tier, range(10)) == ([2, 3] if left_bytes else [2, 3, 4])
 
 
 async def test_a_victim_is_found_until_somebody_else_has_it(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
@@ -300,6 +300,37 @@ async def test_a_bad_block_that_cannot_be_unlinked_stays_charged(tmp_path: Path,
     assert held(tier, [1]) == []
     assert (tier.ledger.used_bytes, tier.ledger.used_blocks) == (SIZE, 1)
     check_directory(tmp_path, capacity_bytes=SIZE)
+
+
+async def test_a_block_that_could_not_be_unlinked_is_charged_once_when_it_comes_again(
+    tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    broken = False
+
+    def before(name: str) -> None:
+        if broken and name == "unlink":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    tier = directory_tier(tmp_path, threads, system=FaultySystem(before))
+    await store(tier, a_block(1))
+    broken = True
+    assert not await tier.evict(make_key(1))
+    broken = False
+    assert await store(tier, a_block(1)) == []
+    assert (tier.ledger.used_bytes, tier.ledger.used_blocks) == (SIZE, 1)
+    assert await tier.evict(make_key(1))
+    assert (tier.ledger.used_bytes, tier.ledger.used_blocks) == (0, 0)
+
+
+async def test_what_could_not_be_unlinked_is_not_charged_to_another_directory(
+    tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    tier = directory_tier(tmp_path, threads)
+    await store(tier, a_block(1))
+    await store(tier, a_block(2))
+    tier.ledger.end_eviction(make_key(1), tier.ledger.begin_eviction(make_key(1)), removed=False)
+    tier.ledger.forget()
+    assert (tier.ledger.used_bytes, tier.ledger.used_blocks) == (0, 0)
 
 
 @pytest.mark.parametrize("by", ["evict", "resize"])
