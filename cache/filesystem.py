@@ -255,7 +255,7 @@ class TieredFileSystem(ChainedFileSystem):  # type: ignore[misc]
         **kwargs: Any,
     ) -> TieredFile:
         if mode not in ("rb", "wb", "xb"):
-            raise BadInputError(f"{path}: tiered:: opens files as rb, wb and xb, not {mode}; write them anew")
+            raise BadInputError(f"{path}: tiered:: opens files as rb, wb and xb, not {mode}; write the whole file")
         uri = self._uri(path)
         if mode == "xb":
             self._refuse_existing(path)

@@ -388,7 +388,7 @@ def _make_folder(path: str) -> None:
             if not os.path.isdir(folder):
                 raise BadInputError(f"{folder} is a file, so nothing can be written below it") from None
         except FileNotFoundError:  # below one that is there: of /proc, say
-            raise NotFoundError(f"the folder {folder} cannot be made: the one above it takes none") from None
+            raise NotFoundError(f"cannot make the folder {folder}: its parent accepts no new folders") from None
         _sync_folder(os.path.dirname(folder))
 
 

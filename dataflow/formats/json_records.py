@@ -114,7 +114,7 @@ def _objects(table: pa.Table) -> pa.Table:
     if not len(items):
         return pa.table({})
     if items.null_count or not pa.types.is_struct(items.type):
-        raise pa.ArrowInvalid("it is an array of which not every item is an object")
+        raise pa.ArrowInvalid("it is an array in which not every item is an object")
     return pa.Table.from_struct_array(items)
 
 

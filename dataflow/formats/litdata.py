@@ -158,7 +158,7 @@ def _names(spec: str, count: int, uri: str) -> list[str]:
         nested = any(child["type"] is not None for child in children)
         names = json.loads(tree["context"]) if kind == "builtins.dict" else [str(place) for place in range(count)]
     except (ValueError, TypeError, KeyError) as error:
-        raise CorruptError(f"{uri} has a data_spec that is none: {error}", uri=uri) from error
+        raise CorruptError(f"{uri} has a data_spec that cannot be read: {error}", uri=uri) from error
     if nested or kind not in (None, "builtins.dict", "builtins.list", "builtins.tuple"):
         raise BadInputError(f"{uri} describes items of another layout than one mapping, tuple or list", uri=uri)
     if kind is None:

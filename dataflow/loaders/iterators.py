@@ -171,8 +171,8 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         if len(progress.shards) != shards:
             if progress.shards:
                 _log.warning(
-                    "the state of %s was kept by %d workers and this loader has other ones: its samples go on where "
-                    "they were, and what it keeps beside them begins anew",
+                    "the state of %s was kept by %d workers and this loader has another number: its samples continue "
+                    "where they were, and what it keeps besides starts over",
                     type(self._dataset).__qualname__,
                     len(progress.shards),
                 )

@@ -85,7 +85,7 @@ def advanced(indices: Iterator[Any], number: int, landmark: Landmark | None) -> 
     drawn += itertools.islice(indices, max(0, number - place - 1))
     if place + len(drawn) < number:
         raise BadInputError(
-            f"the loader state stands behind batch {number} of an epoch that has fewer: it is damaged, or the sampler "
+            f"the loader state comes after batch {number} of an epoch that has fewer: it is damaged, or the sampler "
             "yields less than it did"
         )
     return itertools.chain(drawn[number - place :], indices), is_same

@@ -291,7 +291,7 @@ class RehearsedForesight:
         self._own_epoch = own_epoch
 
     def _stand_back(self, reason: object) -> None:
-        _log.info("the cache is not told what the sampler will yield: %s", str(reason))
+        _log.info("no longer announcing the batches of the sampler to the cache: %s", str(reason))
         self._current = self._instead = None
         self._announcer.close()
 

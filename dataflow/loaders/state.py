@@ -207,7 +207,7 @@ class Progress:
         if len(progress.shards) != len(progress.shard_states):
             raise ValueError("there are not as many states as workers")
         if not all(map(is_state, progress.shard_states)):
-            raise ValueError("a dataset cannot be told what is no state of it")
+            raise ValueError("what is kept of a dataset is not a state")
         if "landmark" in values:
             progress.landmark = Landmark.from_dict(values["landmark"], batches=progress.batches)
         return progress

@@ -186,7 +186,7 @@ def test_items_that_are_tuples_have_numbered_fields(copy: Path) -> None:
         ({"encryption": {"algorithm": "x"}}, "encrypted"),
         ({"data_format": ["pickle"] * 10}, "'pickle' is not supported"),
         ({"data_format": ["int"] * 3}, "names 10 leaves and has 3"),
-        ({"data_spec": "x"}, "data_spec that is none"),
+        ({"data_spec": "x"}, "data_spec that cannot be read"),
         (
             {"data_spec": '[1, {"type": "collections.OrderedDict", "context": "[]", "children_spec": []}]'},
             "another layout",

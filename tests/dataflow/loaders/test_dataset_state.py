@@ -268,7 +268,7 @@ def test_with_other_workers_its_samples_go_on_and_a_warning_says_what_does_not(o
     state, rest = stopped(open_noise({"num_workers": 2}))
     resumed = rest_of(open_noise(options), state)
     assert [list(map(int, batch)) for batch in resumed] == [list(map(int, batch)) for batch in rest]
-    (warning,) = [record.getMessage() for record in caplog.records if "begins anew" in record.getMessage()]
+    (warning,) = [record.getMessage() for record in caplog.records if "starts over" in record.getMessage()]
     assert warning.startswith("the state of Noise was kept by 2 workers")
 
 

@@ -357,7 +357,7 @@ def test_a_landmark_that_is_not_there_is_noticed(mark):
 
 
 def test_an_order_that_ends_before_the_place_is_refused():
-    with pytest.raises(BadInputError, match="stands behind batch 5 of an epoch that has fewer"):
+    with pytest.raises(BadInputError, match="comes after batch 5 of an epoch that has fewer"):
         advanced(iter(ORDER), 5, None)
 
 

@@ -641,7 +641,7 @@ def test_a_place_behind_the_end_of_an_epoch_is_refused():
     state = loader.state_dict()
     state["epoch"]["batches"] = 1000
     loader.load_state_dict(state)
-    with pytest.raises(BadInputError, match="stands behind batch 1000 of an epoch that has fewer"):
+    with pytest.raises(BadInputError, match="comes after batch 1000 of an epoch that has fewer"):
         iter(loader)
 
 
