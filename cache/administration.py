@@ -7,6 +7,7 @@ held up, which takes a second or so for a million of them. Blocks that come or g
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -26,6 +27,10 @@ __all__ = ["MAX_ROWS", "Administration"]
 MAX_ROWS = 4096
 """Names in one answer."""
 
+_log = logging.getLogger(__name__)
+
+# The end of a pin is noticed so late.
+_SWEEP_EVERY_S = 60.0
 _MAX_NAME_BYTES = 2 * 1024 * 1024
 _SLICE = 4096
 _EVICTIONS_AT_ONCE = 16
@@ -40,10 +45,14 @@ class Administration:
         stack: The tiers.
         catalogue: What is known of their blocks.
         in_flight: Whether a block is being fetched.
+
+    Attributes:
+        expired: Blocks that were removed because they were too old.
+        failed_sweeps: Sweeps that ended by an error which nobody expected.
     """
 
     def __init__(self, stack: Stack, catalogue: Catalogue, in_flight: Callable[[bytes], bool]) -> None:
-        self.expired = 0
+        self.expired = self.failed_sweeps = 0
         self._stack = stack
         self._catalogue = catalogue
         self._in_flight = in_flight
@@ -155,6 +164,20 @@ class Administration:
             await self._evict(tier, chosen, done)
         return done
 
+    async def sweep_again_and_again(self) -> None:
+        """Sweep until cancelled. One that fails is counted, the first in a row logged, and the next one tried."""
+        failing = False
+        while True:
+            await asyncio.sleep(min(self._catalogue.retention.sweep_every_s or _SWEEP_EVERY_S, _SWEEP_EVERY_S))
+            try:
+                await self.sweep()
+                failing = False
+            except Exception:  # noqa: BLE001  else nothing would be swept any more
+                self.failed_sweeps += 1
+                if not failing:
+                    _log.exception("a sweep of what is too old failed in an unknown way; the next one is tried")
+                failing = True
+
     async def sweep(self) -> None:
         """Remove what is too old, and let go of pins that have ended."""
         now_s, every_s = self._catalogue.clock(), self._catalogue.retention.sweep_every_s
@@ -188,11 +211,12 @@ class Administration:
         return self._catalogue.pinnable_bytes(max(sizes, default=0))
 
     def stats(self) -> dict[str, Any]:
-        """Return pins and what has expired, as plain values."""
+        """Return pins, and what has expired and how often looking for that failed, as plain values."""
         return {
             "pins": self._catalogue.pins.stats(),
             "pinnable_bytes": self.pinnable_bytes,
             "expired": self.expired,
+            "failed_sweeps": self.failed_sweeps,
             "labels": len(self._catalogue.labels),
         }
 

@@ -216,6 +216,10 @@ class DiskCalls:
     async def _try(self) -> None:
         try:
             readable, writable, reason = await asyncio.wrap_future(self._submit(self._prober, self._probe))
+        except Exception as error:  # noqa: BLE001  without a verdict no probe would follow, and the disk never be well
+            readable, writable, reason = False, False, f"its probe failed: {error!r}"
+            if reason != self.health.reason:
+                _log.exception("tier %s: a probe of the disk failed in an unknown way", self._name)
         finally:
             self._probing = None
         before = self._outlook()

@@ -56,8 +56,6 @@ _CHECKING_THREADS = 2
 _CLOSE_TIMEOUT_S = 10.0
 _RESIZE_ROUNDS = 4
 _RESIZE_PAUSE_S = 10.0
-# The end of a pin is noticed so late.
-_SWEEP_EVERY_S = 60.0
 # The rest of the ring is for what nobody announced.
 _WINDOW_SHARE = 0.75
 _MIN_WINDOW_BYTES = 16 << 20
@@ -155,7 +153,7 @@ class Engine:
         )
         self._stack.on_passing = self.prefetcher.passing
         self._running = True
-        self._sweeping = asyncio.create_task(self._sweep())
+        self._sweeping = asyncio.create_task(self.administration.sweep_again_and_again())
 
     async def scanned(self) -> None:
         """Wait until every directory is known, and so lets blocks in."""
@@ -439,11 +437,6 @@ class Engine:
                 guard.max_pinned_bytes = self._catalogue.pinnable_bytes(limit_bytes)
             tiers = tuple(config if tier.name == config.name else tier for tier in self._config.tiers)
             self._config = replace(self._config, tiers=tiers)
-
-    async def _sweep(self) -> None:
-        while True:
-            await asyncio.sleep(min(self._catalogue.retention.sweep_every_s or _SWEEP_EVERY_S, _SWEEP_EVERY_S))
-            await self.administration.sweep()
 
     def _check_pins(self, name: str, limits: Sequence[tuple[int, int]]) -> None:
         for guard, (limit_bytes, _) in self._guards(name, limits):

@@ -142,6 +142,7 @@ def _kept(stats: dict[str, Any]) -> list[Metric]:
         limit,
         _gauge("pins", "Pins of operators now.", len(retention["pins"])),
         _counter("expired", "Blocks that were removed because they were too old.", retention["expired"]),
+        _counter("failed_sweeps", "Searches for blocks that are too old that failed.", retention["failed_sweeps"]),
     ]
 
 

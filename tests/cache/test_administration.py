@@ -18,6 +18,7 @@ from cache.disk import DiskLimits
 from cache.engine import Engine, Handle
 from cache.keys import BlockRef, block_key
 from cache.testing import FaultySystem, check_directory, check_limits, read_blocks, running_engine, until
+from cache.tier import Tier
 from connectors.errors import BadInputError, NotFoundError
 from connectors.registry import open_store
 from connectors.wrappers import CountingStore
@@ -145,7 +146,7 @@ async def test_a_pin_ends_by_itself(place: Place) -> None:
 
 
 async def test_what_is_too_old_goes_and_pins_end_though_nobody_asks(place: Place, monkeypatch) -> None:
-    monkeypatch.setattr("cache.engine._SWEEP_EVERY_S", 0.001)
+    monkeypatch.setattr("cache.administration._SWEEP_EVERY_S", 0.001)
     refs = await place.put("old", 4)
     config = CacheConfig((TierConfig("ram", 8 * SIZE),), prefixes=(PrefixConfig(place.url, ttl_s=60),))
     async with place.running(config) as engine:
@@ -158,6 +159,25 @@ async def test_what_is_too_old_goes_and_pins_end_though_nobody_asks(place: Place
         await place.read(engine, refs)
         place.now_s += 60
         await until(lambda: engine.stats()["retention"]["expired"] == 8)
+
+
+async def test_a_sweep_that_fails_in_an_unknown_way_is_counted_and_not_the_last(
+    place: Place, monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr("cache.administration._SWEEP_EVERY_S", 0.001)
+    refs = await place.put("old", 4)
+    config = CacheConfig((TierConfig("ram", 8 * SIZE),), prefixes=(PrefixConfig(place.url, ttl_s=60),))
+    async with place.running(config) as engine:
+        await place.read(engine, refs)
+        with monkeypatch.context() as broken:
+            broken.setattr(Tier, "evict", lambda tier, key: 1 // 0)
+            place.now_s += 60
+            await until(lambda: engine.stats()["retention"]["failed_sweeps"] > 0)
+            place.now_s += 60
+            await until(lambda: engine.stats()["retention"]["failed_sweeps"] > 1)
+        place.now_s += 60
+        await until(lambda: engine.stats()["retention"]["expired"] == 4)
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ZeroDivisionError]
 
 
 async def test_the_journal_is_as_long_as_what_a_directory_holds(place: Place, monkeypatch) -> None:

@@ -94,6 +94,22 @@ async def test_a_probe_that_hangs_stays_the_only_one() -> None:
     assert await calls.close(10)
 
 
+async def test_a_probe_that_fails_in_an_unknown_way_is_repeated_and_said_once(caplog) -> None:
+    calls = DiskCalls("disk", threads=1, limits=LIMITS)
+    failing = [MemoryError()] * 3
+
+    def probe() -> tuple[bool, bool, str | None]:
+        if failing:
+            raise failing.pop()
+        return True, True, None
+
+    calls.attach(probe=probe, on_change=lambda: None)
+    calls.distrust("it could not be opened")
+    await until(lambda: calls.stats()["state"] == "normal")
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [MemoryError]
+    assert await calls.close(10)
+
+
 async def test_after_close_nothing_begins() -> None:
     calls = DiskCalls("disk", threads=1, limits=LIMITS)
     assert await calls.close(10)
