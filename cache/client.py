@@ -26,7 +26,6 @@ from cache.block_table import BlockTable
 from cache.config import CacheConfig
 from cache.connection import Connection, ServerGoneError
 from cache.frames import Done, Head, Meta, Reply, ReportBad, Request, Statistics, Stats
-from cache.interruption import CallInterruptedError
 from cache.keys import BlockRef
 from cache.plan_link import PlanLink
 from cache.private import ServerLog, start_server
@@ -189,11 +188,8 @@ class CacheClient:
                     raise
                 _log.info("asking again: %s", str(error))
                 continue
-            except CallInterruptedError:
-                self._replace(connection)
-                raise
             except BaseException:
-                self._hang_up(connection)  # in the middle of an answer, of no further use
+                self._replace(connection)  # in the middle of an answer, of no further use
                 raise
             self._give_back(connection)
             if isinstance(result, DataError):
@@ -205,10 +201,12 @@ class CacheClient:
         """Hang up in the middle of an answer, but not as the last one: a private server would end, and its memory."""
         with self._lock:
             last = self._private is not None and not self._idle
-        if last:
-            with contextlib.suppress(DataError):
-                self._give_back(self._take())
-        self._hang_up(connection)
+        try:
+            if last:
+                with contextlib.suppress(DataError):
+                    self._give_back(self._take())
+        finally:
+            self._hang_up(connection)
 
     def _hang_up(self, connection: Connection) -> None:
         with self._lock:

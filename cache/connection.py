@@ -177,6 +177,7 @@ class Connection:
                     numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
                     self._descriptors.extend(map(Descriptor, numbers))
             if flags & socket.MSG_CTRUNC:
+                self._descriptors.clear()  # room for another connection
                 raise DataError("this process has too many open files to take more blocks; raise its limit (ulimit -n)")
             if not size:
                 raise ServerGoneError(f"the cache server at {self.address} ended the connection")

@@ -19,7 +19,7 @@ from cache import questions
 from cache.address import listen, unused_address
 from cache.client import CacheClient, ClientOptions
 from cache.config import CacheConfig, TierConfig
-from cache.connection import ServerGoneError
+from cache.connection import Connection, ServerGoneError
 from cache.frames import (
     MAX_BLOCKS,
     MAX_REQUEST_BYTES,
@@ -173,12 +173,12 @@ def test_no_descriptor_stays_open(content, tmp_path):
 
 
 @contextlib.contextmanager
-def no_descriptor_left():
+def descriptors_left(number):
     gc.collect()
     free = os.dup(0)
     os.close(free)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + number, limits[1]))
     try:
         yield
     finally:
@@ -190,13 +190,31 @@ def test_a_process_without_descriptors_is_told_which_limit_to_raise(content):
     with running_server(RAM) as running:
         client = CacheClient(running.address)
         client.read_blocks(refs)
-        with no_descriptor_left():
+        with descriptors_left(0):
             with pytest.raises(DataError, match=r"cannot connect .* Too many open files; .*ulimit -n"):
                 CacheClient(running.address).stats()
             with pytest.raises(DataError, match=r"open files to take more blocks; .*ulimit -n"):
                 client.read_blocks(refs)
         assert [block.source for block in client.read_blocks(refs)] == ["ram"]
         client.close()
+
+
+def test_a_private_server_outlives_what_becomes_of_its_only_client(content, monkeypatch):
+    refs = refs_of(content, LARGE_BYTES + 1, LARGE_BYTES + 1)
+    with contextlib.closing(CacheClient(unused_address(), private=RAM)) as client:
+        read(client, refs)
+        with descriptors_left(1), pytest.raises(DataError, match="open files to take more blocks"):
+            client.read_blocks(refs)
+        assert [block.source for block in client.read_blocks(refs)] == ["ram", "ram"]
+        monkeypatch.setattr(Connection, "_next", lambda connection: interrupt(monkeypatch))
+        with pytest.raises(KeyboardInterrupt):
+            client.read_blocks(refs)
+        assert [block.source for block in client.read_blocks(refs)] == ["ram", "ram"]
+
+
+def interrupt(monkeypatch):
+    monkeypatch.undo()
+    raise KeyboardInterrupt
 
 
 def test_an_error_lets_go_of_the_blocks_that_came_with_it(content):
