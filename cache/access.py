@@ -40,7 +40,7 @@ _GREETING_S = 1.0
 def open_reader(
     url: str | os.PathLike[str], cache: str | CacheConfig | None = "auto", *, verify: bool = True
 ) -> BlockReader:
-    """Open the right reader for everything below `url`. Nothing is contacted before the first read, but for a daemon.
+    """Open the right reader for everything below `url`. Before the first read it contacts nothing but a daemon.
 
     Args:
         url: Where the data lies; a plain path means `file://`.

@@ -142,11 +142,11 @@ class TierConfig:
 
 @dataclass(frozen=True, slots=True)
 class PrefixConfig:
-    """How long, and how much of it, what lies at or below a URL is kept. Of several that fit, the longest counts.
+    """How long the cache keeps data at or below a URL, and how much. Of several prefixes that fit, the longest counts.
 
     Attributes:
         prefix: The URL, made normal here.
-        ttl_s: A block older than this is not served any more, and is removed; None keeps it.
+        ttl_s: Age from which the cache no longer serves a block, and removes it; None sets no limit.
         quota_bytes: Most bytes on the media of all tiers together; None sets no limit.
     """
 
@@ -163,10 +163,10 @@ class PrefixConfig:
 
 @dataclass(frozen=True, slots=True)
 class JobConfig:
-    """How much of what a job fetches is kept. Of several that fit, the first counts.
+    """How much the cache keeps of what a job fetches. Of several rules that fit, the first counts.
 
     Attributes:
-        name: Of jobs, as they call themselves in `DATAFLOW_JOB`; `*` and `?` stand for any letters. Each job that fits
+        name: Name of the jobs, which they give in `DATAFLOW_JOB`; `*` and `?` stand for any letters. Each job that fits
             has a quota of its own.
         quota_bytes: Most bytes on the media of all tiers together.
     """
@@ -189,9 +189,9 @@ class CacheConfig:
         ring_bytes: Memory for blocks that no tier keeps, so that readers a moment apart share one fetch.
         max_inflight_bytes: Most bytes being fetched at once, and most waiting to be written to one directory.
         max_inflight_requests: Most requests to origins at once; halved for a while when one says that it is too much.
-        hedge: Send a read of a remote store once more where it takes longer than 99 % of its like, and take the first
-            answer.
-        prefixes: Rules for data, by where it lies.
+        hedge: Send a read of a remote store once more if it takes longer than 99 % of reads of its size, and take the
+            first answer.
+        prefixes: Rules for data, by its URL.
         jobs: Rules for data, by the job that it was fetched for.
         pinned_share: The part of each tier that pins may take.
     """

@@ -86,8 +86,8 @@ class AccessConfig:
     Attributes:
         socket_mode: Permissions of the socket's file, as octal digits.
         group: Name of the group that the file belongs to; None leaves the daemon's own.
-        allowed_uids: The only users who may ask; None: whoever may open the file.
-        rules: What not all of them may read.
+        allowed_uids: The only users who may ask, beside the daemon's own and root; None: whoever may open the file.
+        rules: What only some of them may read.
         operator_uids: Who may change what is kept, beside the daemon's own user and root.
     """
 

@@ -20,16 +20,16 @@ class RequestLimits:
     """Bounds on one request to a remote store. A call ends, with bytes or an error, whatever the server does.
 
     Attributes:
-        connect_timeout_s: Until a connection stands.
-        read_timeout_s: Without a byte, once connected.
-        request_timeout_s: From the first byte sent to the last received, of one attempt.
-        max_retries: Attempts after the first; 0 is none. Retried are refused, reset and cut connections, time-outs, 5xx
-            and throttling, with growing and jittered pauses.
+        connect_timeout_s: Longest time until a connection is made.
+        read_timeout_s: Longest time without a byte, once connected.
+        request_timeout_s: Longest time from the first byte sent to the last received, in one attempt.
+        max_retries: Attempts after the first; 0 is none. What is tried again: refused, reset and cut connections,
+            time-outs, 5xx and throttling, with growing and jittered pauses.
         max_pause_s: The longest pause between two attempts.
-        retry_timeout_s: Since the first attempt, after which no other begins.
-        first_answer_s: How long a store that has not answered once may be out of reach (its name does not resolve, it
-            refuses connections) before that is taken for a mistake in the settings. One that has is asked again for as
-            long as the other limits say.
+        retry_timeout_s: Time since the first attempt after which no other begins.
+        first_answer_s: How long a store may be out of reach before its first answer (its name does not resolve, it
+            refuses connections). After that, the settings are taken to be wrong. A store that has answered before is
+            asked again for as long as the other limits say.
     """
 
     connect_timeout_s: float = 5.0

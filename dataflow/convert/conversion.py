@@ -103,7 +103,7 @@ def convert(
         src: What `open_dataset` reads; or any iterable of samples, or a PyTorch dataset of either style. Such
             samples are mappings, or tuples, whose fields are called `0`, `1` and so on. They are written to native
             shards in the temporary folder first, and cannot be resumed.
-        dst: Any store that can be written; must hold nothing yet.
+        dst: Where to write, in any store that can be written; nothing may be there yet.
         format: Format of what lies at the URL `src`, with its options, as for `open_dataset`; by default found out.
         to: Format to write: `arrow` (native shards), `jsonl`, `mds`, `megatron`, `parquet`, `tfrecord`,
             `webdataset`, `zarr`.
@@ -117,28 +117,28 @@ def convert(
         filter: Samples to keep: an expression such as `"label == 3 and len(text) > 10"`, or a function of a sample,
             itself or as `"module:function"`.
         map: A function from sample to sample, itself or as `"module:function"`: dicts of plain values, media as encoded
-            bytes, tensors as arrays. Where the first results do not say what fields all have, give it an attribute
+            bytes, tensors as arrays. If the first results do not show the fields of all, give the function an attribute
             `schema`.
-        rules: Cleaning rules, in the order of their application (`read_rules`, `parse_rule`).
-        sample_fraction: Write only that part of the samples, drawn by `seed`; exact to the sample.
-        split: Write several datasets instead of one, to folders of these names below `dst`, with sizes in proportion to
-            the weights, exact to the sample; no sample is in two. Weights that are shares of less than 1 in all are
-            refused.
-        shuffle: `full` for any order of the samples, `block` for blocks in any order, mixed 64 at a time, which reads
-            a remote source once; None for the order of the source.
-        seed: Decides over everything that is drawn.
+        rules: Cleaning rules, in the order in which they apply (`read_rules`, `parse_rule`).
+        sample_fraction: Write only this part of the samples, drawn by `seed`; exact to the sample.
+        split: Write several datasets instead of one, to folders of these names below `dst`. Their sizes are in
+            proportion to the weights, exact to the sample, and no sample is in two. Shares that add up to less than 1
+            are refused.
+        shuffle: `full` permutes all samples; `block` permutes blocks and mixes 64 at a time, which reads a remote
+            source once; None keeps the order of the source.
+        seed: Decides everything that is drawn.
         on_error: What happens to samples that cannot be read, judged or mapped: `raise`, `skip` them, or keep them in
             `quarantine`, which then also keeps what the rules drop.
-        max_errors: With more bad samples, the conversion fails.
+        max_errors: With more bad samples than this, the conversion fails.
         quarantine: Where rejected samples go, as a native dataset; by default `dst` with `.quarantine` appended.
-        workers: Processes; 0 and 1 mean this one. By default one per core where the work is worth it. Of a cluster:
-            tasks at once, by default one per CPU.
+        workers: Processes; 0 and 1 mean this one. By default one per core if the work is worth it. On a cluster: tasks
+            at once, by default one per CPU.
         engine: `local`: processes of this machine. `ray`: tasks of a Ray cluster, that of this process, of
             `RAY_ADDRESS` or of this machine; all URLs must mean the same on every node.
-        overwrite: Replace a dataset at `dst`. Objects that are no part of one are never removed.
-        resume: Go on with a conversion that broke off: shards that it finished are kept.
-        dry_run: Plan and check everything here, write and remove nothing; `size_bytes` of the result is 0.
-        verify: When it is published, read it again, and compare number and values with what was to be written.
+        overwrite: Replace a dataset at `dst`. Objects that are not part of a dataset are never removed.
+        resume: Continue an interrupted conversion: shards that it finished are kept.
+        dry_run: Plan and check everything in this process, write and remove nothing; `size_bytes` of the result is 0.
+        verify: Read the published dataset again, and compare number and values with what was to be written.
         progress: Called in this thread, at first and whenever shards are done.
 
     Raises:

@@ -37,19 +37,18 @@ def open_dataset(
     Args:
         url: The folder or prefix of the dataset. `*` stands for any part of a name, `**/` for any folders:
             `s3://bucket/data/train-*.parquet`.
-        cache: Where its bytes are kept near. `"auto"`: files of a local disk are read in place, remote data goes
-            through this node's cache daemon, or a private cache where none answers. None: no caching. A string: a
-            daemon's address. A `CacheConfig`: a private cache with those tiers.
+        cache: Which cache its bytes go through. `"auto"`: files of a local disk are read in place; remote data goes
+            through this node's cache daemon, or a private cache (1 GiB of memory) where none answers. None: no
+            caching. A string: a daemon's address. A `CacheConfig`: a private cache with those tiers.
         columns: Fields to read; all by default.
-        encoded: Image fields to hand out as the `bytes` of their files, undecoded: for a transform that decodes only
-            what it needs.
+        encoded: Image fields to return as the `bytes` of their files, for a transform that decodes only what it needs.
         verify: Check each block against its checksum when it is first read in place. Bytes that enter a cache are
             always checked.
         format: Name of the format (`arrow`, `folder`); by default it is found out.
-        index: An index that `dataflow index --out` wrote somewhere; one beside the data is found without this.
+        index: An index that `dataflow index --out` wrote elsewhere; an index beside the data is found without this.
         revision: An older version of a native dataset that samples were appended to; the newest by default.
-        buffer_bytes: Limit on the decoded blocks that each process keeps; the one decoded last stays also where it is
-            larger alone. 0 keeps none.
+        buffer_bytes: Limit on the decoded blocks that each process keeps. It keeps the last one even if that alone is
+            larger. 0 keeps none.
 
     Raises:
         NotFoundError: There is nothing at `url`.

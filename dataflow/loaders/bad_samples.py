@@ -34,13 +34,12 @@ _MAX_TRIES = 8
 class BadSamples:
     """A policy for samples whose reading, decoding or transforming raises an exception.
 
-    A sample is not blamed for what a store or a machine did: any `DataError` but `CorruptError`, and `MemoryError`, are
-    raised as ever. Nor is it for an exception that it does not raise when it is read alone, such as the collate
-    function's.
+    A sample is not bad because of its store or machine: any `DataError` except `CorruptError`, and `MemoryError`, are
+    raised as usual. Nor is it bad if it raises nothing when it is read alone, as where the collate function failed.
 
     Attributes:
-        action: "skip" leaves bad samples out of their batch, which gets shorter; a batch of nothing else is an error.
-            "substitute" reads another sample in the place of each, always the same one.
+        action: "skip" leaves bad samples out of their batch, which gets shorter; a batch of bad samples only is an
+            error. "substitute" reads another sample instead of each, always the same one.
         budget: How many different samples may be bad on this rank, over all epochs and resumes. One more is an error.
         quarantine: A folder, made if need be, where each bad sample leaves a file `<number>.json` that says why. Ranks
             may share it.

@@ -20,10 +20,10 @@ _log = logging.getLogger(__name__)
 class ElasticBatchSampler(ScheduleSampler):
     """Deals global batches of a fixed size to the ranks; give it to a `DataLoader` as `batch_sampler`.
 
-    The sequence of global batches is a function of (dataset, global batch size, shuffle, window, seed, epoch). With
-    `drop_last=False` the last global batch may be short: ranks get fewer samples in it, and, where it has fewer samples
-    than there are ranks, some get an empty list, which torch's own collate refuses and native datasets do not: use
-    `drop_last` or `pad_last` where that matters. All else as in `ScheduleSampler`.
+    The sequence of global batches is a function of (dataset, global batch size, shuffle, window, seed, epoch). By
+    default the last global batch may be short. If it has fewer samples than there are ranks, some ranks get an empty
+    list, which native datasets accept and torch's own collate refuses: use `drop_last` or `pad_last` there. Everything
+    else is as in `ScheduleSampler`.
 
     Args:
         dataset: Anything with a length. Block order needs `dataset.index.blocks.first_sample`, which the datasets of
@@ -33,8 +33,8 @@ class ElasticBatchSampler(ScheduleSampler):
         shuffle: "block" (blocks, and samples inside a window of blocks: each block is read once an epoch), "full" (a
             permutation of all samples) or False (as stored).
         window_blocks: Blocks that "block" mixes with each other; by default as many as have 64 MiB and 512 samples, up
-            to 64. More mixes better and holds more blocks at a time: where they are more than the dataset's
-            `buffer_bytes`, batches decode the same blocks again and again.
+            to 64. More blocks mix better and take more memory: if they exceed the dataset's `buffer_bytes`, batches
+            decode the same blocks again and again.
         rank: As in `ScheduleSampler`.
         world_size: As in `ScheduleSampler`.
         drop_last: Leave out a last global batch that is not full.

@@ -38,24 +38,24 @@ class Percentiles:
 
 @dataclass(frozen=True, slots=True)
 class LoaderStats:
-    """Sums since the loader was made, and what its newest steps were like.
+    """Sums since the loader was made, and percentiles of its newest steps.
 
     Attributes:
         batches: Batches handed to the caller.
-        samples: Samples in them, where the sampler tells (0 for iterable datasets).
-        seconds: By stage. `wait` is the time inside `next()` and `iter()`, `model` the time between two `next()` calls:
-            together all of a loop over the loader. `fetch`, `decode`, `transform`, `collate` and `handover` are the
-            time of the workers, summed over them and beside the other two; with no workers they happen inside `wait`
-            and are part of it. What is read in blocks counts to `fetch.origin`, `fetch.ram` and so on, for the farthest
-            place that a block of the same read came from, and the rest to `fetch`. `transfer` is the time of the
-            trainer for copies to a device, part of `wait`.
-        counts: What was counted on the way: blocks and bytes by source, workers replaced.
+        samples: Samples in them, if the sampler tells (0 for iterable datasets).
+        seconds: By stage. `wait` is the time inside `next()` and `iter()`, `model` the time between two `next()` calls;
+            together they are all of a loop over the loader. `fetch`, `decode`, `transform`, `collate` and `handover`
+            are the time of the workers, summed over them, while the loop runs; without workers they are part of `wait`.
+            A read of blocks counts for `fetch.origin`, `fetch.ram` and so on, by the farthest place that one of its
+            blocks came from; other fetching counts for `fetch`. `transfer` is the time of the trainer for copies to a
+            device, part of `wait`.
+        counts: Blocks and bytes by source, workers replaced, and what datasets count.
         num_workers: Over how many processes or threads the workers' seconds are summed; 0 for the trainer itself.
         rank: Of this process in its job.
-        wait_s: What the newest 4,096 steps waited for their batch.
-        step_s: What they took, waiting and model.
-        stage_s: What each stage took of the newest batches that it was part of; batches that were handed over together
-            count once, with their average.
+        wait_s: How long the newest 4,096 steps waited for their batch.
+        step_s: How long they took, waiting and model.
+        stage_s: How long each stage took of the newest batches that it was part of; batches that were handed over
+            together count once, with their average.
     """
 
     batches: int

@@ -32,15 +32,15 @@ class _MapStyle(Protocol):
 
 
 class TransformedDataset:
-    """A map-style dataset whose samples pass through transforms; give it to a `DataLoader` in the place of the dataset.
+    """A map-style dataset that passes samples through transforms; give it to a `DataLoader` instead of the dataset.
 
     What is random about a sample is a function of (seed, epoch, number of the sample): the same for any number of
-    workers and ranks, after a restart, and in whatever batch the sample is. The epoch is the loader's; a sample that is
-    read without a loader is read in epoch 0. Not so what transforms draw from the global generators in worker threads,
-    which share these with each other and the trainer.
+    workers and ranks, after a restart, and in any batch. The loader gives the epoch; without a loader it is 0. This
+    does not hold for draws from the global generators in worker threads, which share these with each other and the
+    trainer.
 
-    Transforms of columns run over whole batches. Where all of them are that and the dataset is one of `open_dataset`,
-    the last writes its result straight into the batch.
+    Transforms of columns run over whole batches. If all transforms are of that kind and the dataset comes from
+    `open_dataset`, the last one writes its result straight into the batch.
 
     Args:
         dataset: Samples by number.
