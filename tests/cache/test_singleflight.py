@@ -23,6 +23,13 @@ async def test_a_landed_flight_is_forgotten() -> None:
     assert flights.joined == 0
 
 
+async def test_a_withdrawn_flight_is_nobodys() -> None:
+    flights: SingleFlight[str, int] = SingleFlight()
+    flights.begin("a")
+    flights.withdraw("a")
+    assert flights.join("a") is None
+
+
 async def test_a_waiter_that_gives_up_takes_nothing_from_the_others() -> None:
     flights: SingleFlight[str, int] = SingleFlight()
     flight = flights.begin("a")

@@ -43,6 +43,7 @@ def test_blocks_of_any_size_stay_within_the_limits(accesses: list[tuple[bytes, i
     sizes: dict[bytes, int] = {}
     for key, size in accesses:
         held.access(key, sizes.setdefault(key, size))
+        assert (key in held.blocks) == (capacity_blocks > 0), "what fits is let in"
         if size % 7 == 0 and key in held.blocks:  # a reader found it to be wrong
             held.policy.remove(key)
             held._used_bytes -= held.blocks.pop(key)
