@@ -205,10 +205,12 @@ def test_a_private_server_outlives_what_becomes_of_its_only_client(content, monk
         read(client, refs)
         with descriptors_left(1), pytest.raises(DataError, match="open files to take more blocks"):
             client.read_blocks(refs)
+        assert client._idle, "a server without a connection ends"
         assert [block.source for block in client.read_blocks(refs)] == ["ram", "ram"]
         monkeypatch.setattr(Connection, "_next", lambda connection: interrupt(monkeypatch))
         with pytest.raises(KeyboardInterrupt):
             client.read_blocks(refs)
+        assert client._idle
         assert [block.source for block in client.read_blocks(refs)] == ["ram", "ram"]
 
 
