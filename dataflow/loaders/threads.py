@@ -26,6 +26,7 @@ from dataflow.loaders.pace import Pace
 from dataflow.loaders.parallelism import parallelism_kept, use_one_thread
 from dataflow.loaders.torch_private import JOIN_TIMEOUT_S, ExceptionWrapper
 from dataflow.observe.stages import Recorder
+from dataflow.transforms.callables import wait_no_more_for
 
 __all__ = ["Made", "Order", "Result", "Threads"]
 
@@ -127,8 +128,9 @@ class Threads:
 
     def replace(self, thread: threading.Thread | None) -> None:
         """Start one more thread, and never wait again for one that hangs."""
-        if thread in self._threads:
+        if thread is not None and thread in self._threads:
             self._threads.remove(thread)
+            wait_no_more_for(thread.ident)
         self.add()
 
     def ask(self, orders: list[Order]) -> None:
@@ -244,3 +246,5 @@ def _close(orders: _Orders, closing: threading.Event, threads: list[threading.Th
     for thread in threads:
         if thread is not threading.current_thread():  # a collection may happen in any thread
             thread.join(max(0.0, until_s - time.monotonic()))
+            if thread.is_alive():
+                wait_no_more_for(thread.ident)

@@ -26,7 +26,7 @@ import numpy as np
 
 from dataflow.transforms.draws import Draws
 
-__all__ = ["OnField", "SampleStep", "generators_put_back"]
+__all__ = ["OnField", "SampleStep", "generators_put_back", "wait_no_more_for"]
 
 
 class OnField:
@@ -48,7 +48,7 @@ class OnField:
         value = sample[self.field]
         if self._style == "keywords":
             return {**sample, self.field: self.transform(image=value)["image"]}
-        return {**sample, self.field: self.transform(value, rng) if self._style == "rng" else self.transform(value)}
+        return {**sample, self.field: _call(self.transform, self._style, value, rng)}
 
 
 class SampleStep:
@@ -69,19 +69,25 @@ class SampleStep:
             raise TypeError(f"a transform must be callable, got {type(transform).__name__}")
         self._own = _OfThread(transform)
         self._style = _style(transform)
-        self.is_foreign = _style(_inner(transform)) != "rng"
+        self.is_foreign = _style(_inner(transform)) not in ("rng", "rng by name")
 
     def __call__(self, sample: Any, draws: Draws, place: int) -> Any:
         """Transform the sample at `place` of its batch. Leaves the global generators seeded where it is foreign."""
         rng, transform = draws[place], self._own.transform
         if self.is_foreign:
             seed = draws.seed_at(place)
+            if threading.get_ident() not in _inside:
+                raise SystemExit("nobody waits for this thread any more")
             _seed_globals(seed)
             if hasattr(inner := _inner(transform), "set_random_state"):
                 inner.set_random_state(rng, random.Random(seed))
-        if self._style == "rng":
-            return transform(sample, rng)
-        return transform(**sample) if self._style == "keywords" else transform(sample)
+        return transform(**sample) if self._style == "keywords" else _call(transform, self._style, sample, rng)
+
+
+def _call(transform: Callable[..., Any], style: str, value: Any, rng: np.random.Generator) -> Any:
+    if style == "rng":
+        return transform(value, rng)
+    return transform(value, rng=rng) if style == "rng by name" else transform(value)
 
 
 class _OfThread(threading.local):
@@ -117,9 +123,25 @@ def generators_put_back() -> Iterator[None]:
     finally:
         with _lock:
             if not is_inner:
-                del _inside[me]
-            if is_inner or not _inside:
+                _leave(me)
+            elif me in _inside:
                 found.put_back()
+
+
+def wait_no_more_for(thread: int | None) -> None:
+    """Put the global generators back without a thread that hangs, if it is the last that seeds them.
+
+    Args:
+        thread: Its `ident`. Where it goes on one day, it ends before it seeds them again.
+    """
+    with _lock:
+        _leave(thread)
+
+
+def _leave(thread: int | None) -> None:
+    found = _inside.pop(thread, None)
+    if found is not None and not _inside:
+        found.put_back()
 
 
 class _Generators:
@@ -139,7 +161,7 @@ class _Generators:
 # One thread may have it twice: a signal handler that forks.
 _lock = threading.RLock()
 # The threads that seed the global generators now, with what the first of them found.
-_inside: dict[int, _Generators] = {}
+_inside: dict[int | None, _Generators] = {}
 
 
 def _leave_other_threads() -> None:
@@ -160,7 +182,7 @@ def _seed_globals(seed: int) -> None:
 
 
 def _style(transform: Callable[..., Any]) -> str:
-    """Say in which of the three ways a transform is called."""
+    """Say in which way a transform is called: "rng" (as the second argument, or by name), "keywords" or "sample"."""
     try:
         # The signature of a torch module, as torchvision's are, is that of its `forward`.
         parameters = list(inspect.signature(getattr(transform, "forward", transform)).parameters.values())
@@ -168,6 +190,9 @@ def _style(transform: Callable[..., Any]) -> str:
         return "sample"
     positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
     required = [one for one in positional if one.default is one.empty]
+    names = [one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    if positional and "rng" in names and "rng" not in [one.name for one in positional[:2]]:
+        return "rng by name"
     if len(required) == 2 or (len(positional) > 1 and positional[1].name == "rng"):
         return "rng"
     kinds = {one.kind for one in parameters}

@@ -8,6 +8,7 @@ import textwrap
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from dataflow.transforms import (
     TransformedDataset,
     over_columns,
 )
-from dataflow.transforms.callables import generators_put_back
+from dataflow.transforms.callables import generators_put_back, wait_no_more_for
 from dataflow.transforms.epoch import reading_epoch
 
 
@@ -86,18 +87,31 @@ def decorated(function):
     return call
 
 
+def late_jitter(sample: dict, scale: float = 1.0, rng: np.random.Generator | None = None) -> dict:
+    """As scikit-image's `random_noise`: draws from wherever if it is given no generator."""
+    return {**sample, "value": scale * np.random.default_rng(rng).random()}
+
+
+def named_jitter(sample: dict, *, rng: np.random.Generator) -> dict:
+    return jitter(sample, rng)
+
+
 def column_jitter(columns: dict, draws: Draws) -> dict:
     return {**columns, "value": np.array([rng.random() for rng in draws])}
 
 
 TRANSFORMS = {
     "rng": jitter,
+    "rng behind options": late_jitter,
+    "rng by name": named_jitter,
+    "rng of a partial": partial(late_jitter, scale=2.0),
     "global": global_jitter,
     "keywords": Albumentation(),
     "module": Module(),
     "module with rng": ModuleWithGenerator(),
     "anything": decorated(global_jitter),
     "field": OnField("value", lambda value, rng: rng.random()),
+    "field, rng by name": OnField("value", lambda value, *, rng: rng.random()),
     "field, global": OnField("value", lambda value: random.random()),
     "field, keywords": OnField("value", Albumentation()),
     "columns": over_columns(column_jitter),
@@ -148,6 +162,27 @@ def test_threads_that_overlap_leave_the_global_generators_as_the_first_found_the
         one.submit(first.__exit__, None, None, None).result()
         assert states() != before
         other.submit(second.__exit__, None, None, None).result()
+    assert states() == before
+
+
+def test_a_thread_that_hangs_is_not_waited_for_and_does_not_seed_again() -> None:
+    hangs, may_go_on = threading.Event(), threading.Event()
+
+    def hang(sample: dict) -> dict:
+        hangs.set()
+        assert may_go_on.wait(60)
+        return sample
+
+    before = states()
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(TransformedDataset(Numbers(), hang).__getitems__, [1, 2])
+        assert hangs.wait(60)
+        (thread,) = pool._threads
+        wait_no_more_for(thread.ident)
+        assert states() == before
+        may_go_on.set()
+        with pytest.raises(SystemExit):
+            made.result()
     assert states() == before
 
 

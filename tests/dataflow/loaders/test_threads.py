@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import math
+import random
 import subprocess
 import sys
 import textwrap
@@ -21,6 +22,7 @@ from dataflow.loaders.process_iterator import ProcessIterator
 from dataflow.loaders.testing import Failing, Noisy, Numbers, Stream
 from dataflow.loaders.thread_iterator import ThreadIterator
 from dataflow.loaders.threads import Order, Threads
+from dataflow.transforms import TransformedDataset
 
 
 def numbers_of(batch):
@@ -194,6 +196,37 @@ def test_a_thread_that_hangs_is_left_behind_and_its_batch_comes_in_order():
     assert [numbers_of(batch) for batch in loader] == [list(range(first, first + 4)) for first in range(0, 16, 4)]
     assert loader.stats().counts["workers.replaced"] >= 1
     dataset.let_go.set()
+
+
+class Hangs:
+    """A transform that never ends for one sample, the first time, until it is let go."""
+
+    def __init__(self, at):
+        self.at, self.has_begun = at, threading.Event()
+        self.let_go = threading.Event()
+
+    def __call__(self, sample):
+        if sample[0] == self.at and not self.has_begun.is_set():
+            self.has_begun.set()
+            assert self.let_go.wait(100)
+        return sample
+
+
+def test_a_transform_that_hangs_leaves_the_global_generators_as_they_were():
+    transform, before = Hangs(5), random.getstate()
+    assert len(list(open_loader(TransformedDataset(Numbers(16), transform), worker_deadline_s=1.0))) == 4
+    assert random.getstate() == before
+    transform.let_go.set()
+
+
+def test_so_does_one_that_hangs_when_its_iterator_ends(monkeypatch):
+    monkeypatch.setattr("dataflow.loaders.threads.JOIN_TIMEOUT_S", 0.01)
+    transform, before = Hangs(1), random.getstate()
+    iterator = iter(open_loader(TransformedDataset(Numbers(16), transform), num_workers=1))
+    assert transform.has_begun.wait(60)
+    del iterator
+    assert random.getstate() == before
+    transform.let_go.set()
 
 
 def test_what_waits_behind_a_batch_that_hangs_is_made_by_others():
