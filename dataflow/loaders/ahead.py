@@ -38,7 +38,7 @@ class AheadIterator(LoaderIterator):
             raise AssertionError("prefetch_factor must be greater than 0 for MultiProcessingDataLoaderIter")
         self._in_order = loader.in_order
         self._restarts_workers = loader.on_worker_failure == "restart"
-        self._deadline_s = math.inf if loader.worker_deadline_s is None else loader.worker_deadline_s
+        self._deadline_s = float(math.inf if loader.worker_deadline_s is None else loader.worker_deadline_s)
         self._failure: RuntimeError | None = None
 
     def _begin_owing(self) -> None:
@@ -62,7 +62,7 @@ class AheadIterator(LoaderIterator):
                 if not self._persistent_workers:
                     self._shutdown_workers()
                 raise StopIteration
-            if not self._attend(self._timeout or None):
+            if not self._attend(float(self._timeout) or None):
                 raise RuntimeError(f"DataLoader timed out after {self._timeout} seconds")
 
     def _wait(self, wait: Callable[[float | None], _T], until_s: float) -> _T:

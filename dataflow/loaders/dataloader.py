@@ -47,7 +47,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         dataset: As in torch; also a dataset of `open_dataset`, which hands over whole batches.
         batch_size: As in torch, and so are the other arguments up to `in_order`. While the caller is kept waiting for
             batches that are small, more of them are asked of workers than `prefetch_factor` says, up to 32 or 8 MiB
-            each, where the sampler is torch's or ours.
+            each, where the sampler is torch's or ours and no worker that stays draws from the global random number
+            generators.
         device: Where batches go, as a string (`"cuda"`, `"npu:0"`, ...) or `torch.device`; by default, and for `"cpu"`,
             they stay where they are.
         on_worker_failure: "restart" replaces a dead worker by one that goes on behind its last batch, with the global

@@ -6,8 +6,9 @@ batches asked for, and several by each message, a worker goes from one to the ne
 
     every so many messages: did the caller wait, and are batches small? -> twice as many
 
-More is only asked for where nobody can tell: of samplers that draw the same however early they are drawn from, and of
-data that comes through a cache only as much as its ring hardly feels.
+More is only asked for where nobody can tell: of samplers that draw the same however early they are drawn from, of
+workers that end with their epoch or draw no random numbers (else the next epoch's depend on how many batches of one
+that was left were made), and of data that comes through a cache only as much as its ring hardly feels.
 """
 
 from __future__ import annotations
@@ -38,12 +39,16 @@ class Depth:
     """
 
     def __init__(self, given: int, *, most: int) -> None:
-        self.batches = given
+        self.batches = self._given = given
         self.at_once = 1
         self._most = most
         self._delivered = 0
         self._waits = 0
         self._largest_bytes = 0
+
+    def hold(self) -> None:
+        """Ask for as many as were given, from now on."""
+        self.batches, self.at_once, self._most = self._given, 1, 0
 
     def waited(self) -> None:
         """The caller waited for a batch."""

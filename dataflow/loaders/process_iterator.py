@@ -154,7 +154,7 @@ class ProcessIterator(AheadIterator):
             shared_seed=shared_seed,
             bad_samples=self._bad_samples,
             trainer_pid=os.getpid(),
-            reports_generators=self._restarts_workers,
+            reports_generators=self._restarts_workers or self._persistent_workers,
             may_join=self._deadline_s == math.inf,
             max_slots=max(self._prefetch_factor, MAX_DEPTH) + HELD_SLOTS + _SPARE_SLOTS,
             max_free_slots=self._prefetch_factor + _SPARE_SLOTS,
@@ -265,7 +265,10 @@ class ProcessIterator(AheadIterator):
     def _take(self, worker: Worker, result: Result) -> None:
         """Receive a result."""
         self._meter.add(result.seconds, result.counts, batches=len(result.made))
-        self._generators[worker.id] = result.generators or self._generators[worker.id]
+        if result.generators is not None:
+            self._generators[worker.id] = result.generators
+            if self._persistent_workers:
+                self._depth.hold()
         size_bytes = sum(result.slots.values()) // len(result.made)
         leases = Leases(worker.slots, result.slots, shared=len(result.made) > 1)
         arrival = _Arrival(leases, size_bytes, result.dataset_state)

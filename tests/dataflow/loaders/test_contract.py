@@ -600,6 +600,20 @@ def test_each_epoch_has_other_seeds_and_persistent_workers_draw_on(loader_class)
         assert first != second
 
 
+@pytest.mark.parametrize("strictly", [False, True])
+def test_persistent_workers_draw_on_behind_the_prefetch_of_an_epoch_that_was_left(loader_class, strictly):
+    more = {"on_worker_failure": "raise"} if strictly and loader_class is OURS else {}
+
+    def open_loader():
+        torch.manual_seed(5)
+        return loader_class(Draws(200), batch_size=None, num_workers=1, persistent_workers=True, **more)
+
+    drawn, loader = list(open_loader()), open_loader()
+    for _ in zip(range(150), loader):  # noqa: B905  leaves the second where the first ends
+        pass
+    assert next(iter(loader)) == drawn[150 + loader.prefetch_factor]
+
+
 def test_workers_know_who_they_are(loader_class):
     dataset = WorkerReport(8)
     dataset.tag = 5
@@ -710,10 +724,11 @@ def test_an_index_out_of_range_is_an_index_error(load):
     assert_loading_raises(IndexError, None, load(Numbers(3), sampler=[5]))
 
 
-def test_a_worker_that_hangs_is_a_timeout(loader_class):
-    iterator = iter(loader_class(Hanging(4, at=1, seconds=2.5), num_workers=2, timeout=1))
+@pytest.mark.parametrize("number", [int, np.float32])
+def test_a_worker_that_hangs_is_a_timeout(loader_class, number):
+    iterator = iter(loader_class(Hanging(4, at=1, seconds=2.5), num_workers=2, timeout=number(1)))
     assert next(iterator)[:, 0].tolist() == [0]
-    with pytest.raises(RuntimeError, match=r"DataLoader timed out after 1 seconds"):
+    with pytest.raises(RuntimeError, match=rf"DataLoader timed out after {number(1)} seconds"):
         next(iterator)
 
 

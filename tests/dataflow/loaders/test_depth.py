@@ -62,6 +62,13 @@ def test_a_depth_that_may_not_grow_does_not():
     assert fixed.at_once == 1
 
 
+def test_a_depth_that_is_held_is_what_was_given():
+    depth = Depth(3, most=MAX_DEPTH)
+    grown(depth, waits=16)
+    depth.hold()
+    assert (grown(depth, waits=16), depth.at_once) == (3, 1)
+
+
 def test_a_given_depth_is_never_less():
     assert grown(Depth(100, most=MAX_DEPTH), waits=16) == 100
 
