@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,9 +14,10 @@ import torch
 
 from dataflow.loaders.torch_private import numpy_seed
 
-__all__ = ["PATIENCE", "GeneratorStates", "GeneratorWatch", "generators_kept", "seed_worker"]
+__all__ = ["GeneratorStates", "GeneratorWatch", "generators_kept", "seed_worker"]
 
-PATIENCE = 32
+# The state of the generator that Python and numpy have in common: 624 words of four bytes, and a position in them.
+_MT19937_BYTES = 2500
 
 
 class GeneratorStates(NamedTuple):
@@ -55,31 +57,30 @@ def seed_worker(base_seed: int, worker_id: int) -> None:
 
 
 class GeneratorWatch:
-    """Says whether somebody has drawn since the last call.
-
-    A look takes some microseconds. Where nobody has drawn for `PATIENCE` calls it is taken at every `PATIENCE`-th call
-    only, until somebody does: a dataset that draws at all draws for nearly every batch.
-    """
+    """Says whether somebody has drawn since the last call, in some microseconds."""
 
     def __init__(self) -> None:
         self._last: tuple[Any, ...] = ()
         self._has_stored = False
-        self._calls_since_change = 0
-        self._numpy_address = np.random.mtrand.get_bit_generator().ctypes.state_address
+        numpy_address = np.random.mtrand.get_bit_generator().ctypes.state_address
+        self._look_at_numpy = partial(ctypes.string_at, numpy_address, _MT19937_BYTES)
+        self._python = random.getstate.__self__  # type: ignore[attr-defined]
+        self._look_at_python = _quick_look(self._python) or random.getstate
 
     def changed(self) -> GeneratorStates | None:
         """Return the states if they are not what they were."""
-        self._calls_since_change += 1
-        if self._calls_since_change > PATIENCE and self._calls_since_change % PATIENCE:
-            return None
-        # The raw state of numpy's MT19937, 624 words and a position, is a fiftieth of the price of get_state(). Of
-        # Python's, each draw moves the position, and each 624th makes new words.
-        _, words, gauss = random.getstate()
-        raw = ctypes.string_at(self._numpy_address, 2500)
-        now = (words[624], words[0], words[1], gauss, raw, torch.get_rng_state().numpy().tobytes())
+        torch_state = torch.get_rng_state().numpy().tobytes()
+        now = (self._look_at_python(), self._python.gauss_next, self._look_at_numpy(), torch_state)
         # Half of a pair of normal numbers that numpy has in store is no part of the raw state.
         if now == self._last and not self._has_stored:
             return None
         states = GeneratorStates.now()
-        self._last, self._has_stored, self._calls_since_change = now, bool(states.numpy[3]), 0
+        self._last, self._has_stored = now, bool(states.numpy[3])
         return states
+
+
+def _quick_look(generator: random.Random) -> Callable[[], bytes] | None:
+    """Return what reads the words where CPython keeps them, at a fraction of getstate()'s price; None elsewhere."""
+    look = partial(ctypes.string_at, id(generator) + object.__basicsize__, _MT19937_BYTES)
+    *words, position = generator.getstate()[1]
+    return look if look() == np.array([position, *words], np.uint32).tobytes() else None
