@@ -41,7 +41,7 @@ class MeasuredCosts:
         microseconds: uint32 per sample, 0 where nothing was measured yet; a mapping of the file.
 
     Raises:
-        BadInputError: The file is no such file, or one of another number of samples.
+        BadInputError: The file is not one of costs, or has another number of samples.
     """
 
     def __init__(self, path: str | os.PathLike[str], num_samples: int) -> None:
@@ -101,8 +101,8 @@ class _MapStyle(Protocol):
 class TimedDataset:
     """A dataset that notes what each sample costs when it is read for the first time.
 
-    Samples that were not measured yet are read one by one, all others as the dataset does. So the first epoch is a
-    little slower, and once all are measured the dataset itself does as well. Has what the dataset has, but for
+    It reads samples that were not measured yet one by one, all others as the dataset does. So the first epoch is a
+    little slower, and once all are measured you can use the dataset itself. It has all attributes of the dataset except
     `get_batch`.
 
     Args:

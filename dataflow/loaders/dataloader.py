@@ -32,39 +32,38 @@ _T_co = TypeVar("_T_co", covariant=True)
 
 
 class DataLoader(torch.utils.data.DataLoader[_T_co]):
-    """torch's DataLoader, faster, resumable and explained.
+    """torch's DataLoader, faster and resumable, which says where its time goes.
 
     Every argument of `torch.utils.data.DataLoader` keeps its place, default, meaning and errors; attributes, seeds,
     order and the behaviour of workers are torch's too. What is new:
 
-    - Batches come from worker processes in shared memory that is used again and again. A batch may be kept as long as
-      you like and be written to; its memory is reused only after the last tensor over it is gone.
+    - Batches come from worker processes in shared memory that is reused. You may keep a batch as long as you like and
+      write to it; its memory is reused only after the last tensor over it is gone.
     - `state_dict` and `load_state_dict`, at any moment.
     - A worker that dies or hangs is replaced, and its batches are made again.
     - `stats` says where the time went.
 
     Args:
-        dataset: As in torch; also a dataset of `open_dataset`, which hands over whole batches.
-        batch_size: As in torch, and so are the other arguments up to `in_order`. While the caller is kept waiting for
-            batches that are small, more of them are asked of workers than `prefetch_factor` says, up to 32 or 8 MiB
-            each, where the sampler is torch's or ours and no worker that stays draws from the global random number
+        dataset: As in torch; also a dataset of `open_dataset`, which gives whole batches.
+        batch_size: As in torch, and so are the other arguments up to `in_order`. One difference: while the caller waits
+            for small batches, workers make more of them ahead than `prefetch_factor` says, up to 32 or 8 MiB each. They
+            do so if the sampler is torch's or ours and no worker that stays draws from the global random number
             generators.
         device: Where batches go, as a string (`"cuda"`, `"npu:0"`, ...) or `torch.device`; by default, and for `"cpu"`,
             they stay where they are.
-        on_worker_failure: "restart" replaces a dead worker by one that goes on behind its last batch, with the global
-            random number generators as they were then; the batches are the same. After four deaths over one batch, and
-            at once with "raise" or where a worker has failed before it could begin, the death is torch's
-            `RuntimeError`.
-        worker_deadline_s: How long a worker may take over one batch, its own start counted with its first one. One
-            that takes longer is killed, which is a failure as above. By default workers may take for ever, as in torch;
-            without workers there is no deadline. (`timeout` limits the wait of the caller, and raises.)
+        on_worker_failure: "restart" replaces a dead worker by one that continues after its last batch, with the global
+            random number generators as they were then; the batches are the same. torch's `RuntimeError` is raised after
+            four deaths over one batch, and at the first death with "raise" or if the worker had not yet begun.
+        worker_deadline_s: How long a worker may take over one batch; its own start counts with its first one. A worker
+            that takes longer is killed, which is a failure as above. By default there is no deadline, as in torch, nor
+            without workers. (`timeout` limits the wait of the caller, and raises.)
         bad_samples: What to do about samples of a map-style dataset that cannot be read; by default their exception is
             raised, as in torch.
-        workers: "process", as in torch, or "thread": threads of this process, for work that lets go of the
-            interpreter's lock, with nothing to start, pickle or hand over. Batches, order and states are the same; what
-            is drawn from the global random number generators is not, since threads share them (transforms with an `rng`
-            of their own do not care), `get_worker_info()` is None, and a stream is read by one thread. A thread that
-            passes `worker_deadline_s` is left behind, and another makes its batch. "auto" takes threads for datasets of
+        workers: "process", as in torch, or "thread": threads of this process, for work that releases the interpreter's
+            lock, with nothing to start, pickle or hand over. Batches, order and states are the same. What differs:
+            threads share the global random number generators, so draws from them differ (transforms with an `rng` of
+            their own do not use them), `get_worker_info()` is None, and one thread reads a stream. A thread that passes
+            `worker_deadline_s` is left behind, and another makes its batch. "auto" takes threads for datasets of
             `open_dataset` that make whole batches, and processes for others.
 
     Raises:
@@ -149,7 +148,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         return {**self.__dict__, "_ledger": self._ledger.copied(), "_iterator": None}
 
     def __iter__(self) -> Any:
-        """Begin an epoch, or go on where a loaded state says."""
+        """Begin an epoch, or continue where a loaded state says."""
         meter = self._ledger.meter
         meter.enter(begins=True)
         try:
@@ -188,7 +187,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
     def set_epoch(self, epoch: int) -> None:
         """Let the next `iter()` walk this epoch; frameworks that count epochs tell their loaders.
 
-        Samplers that count epochs are told; of the others' epochs, transforms hear the number.
+        Samplers with `set_epoch` get the number; with other samplers, only transforms do.
         """
         for part in sampler_parts(index_sampler(self)):
             if hasattr(part, "set_epoch"):
@@ -196,30 +195,30 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         self._ledger.next_epoch = epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the newest iterator stands, counted in batches handed to the caller.
+        """Return where the newest iterator stands, counted in batches that the caller received.
 
-        Legal at any time. When an epoch's last batch has been handed out, the state is the beginning of the next epoch.
-        It is plain JSON, but for what foreign samplers and datasets return from their own `state_dict`, and fits a
-        loader with any number of workers; for iterable datasets, which are dealt out by worker, with the same number.
+        Legal at any time. After the last batch of an epoch, the state is the beginning of the next epoch. It is plain
+        JSON, except what foreign samplers and datasets return from their own `state_dict`. It fits a loader with any
+        number of workers; for an iterable dataset, which is dealt out by worker, with the same number.
 
-        Random order: an epoch is continued exactly. The next epochs are, too, if the order is drawn from a `generator`,
-        one of torch, Python or numpy that a sampler has as an attribute, a seed and epoch, or by `ElasticBatchSampler`;
-        where it is drawn from the process's global generators, save those as well.
+        Random order: the epoch continues exactly. So do the next ones if the order is drawn from a `generator`, from a
+        generator of torch, Python or numpy in an attribute of the sampler, from a seed and epoch, or by
+        `ElasticBatchSampler`. If it is drawn from the global generators of the process, save those as well.
         """
         state, rejects = make_state(self, self._ledger), self._ledger.rejects
         return state if rejects is None else {**state, "bad_samples": sorted(rejects.samples, key=str)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Let the next `iter()` go on where the state was taken. No sample of a map-style dataset is read for that.
+        """Let the next `iter()` continue where the state was taken. That reads no sample of a map-style dataset.
 
-        An iterable dataset goes on by its own `load_state_dict`, or by that of what its `iter()` returns, if there is
-        one; else what was handed out is read again and dropped. What a map-style dataset keeps in a `state_dict` (a
-        generator of its transforms, say) is kept for each worker, and goes on with the same number of them; where
-        worker threads share the dataset, it is not asked.
+        An iterable dataset continues by its own `load_state_dict`, or by that of what its `iter()` returns; if there is
+        none, the loader reads again what it gave out, and drops it. The `state_dict` of a map-style dataset (with a
+        generator of its transforms, say) is kept for each worker, and continues on the same number of workers; a
+        dataset that worker threads share is not asked for it.
 
         Raises:
             BadInputError: Not a state of a loader, or one of another dataset, order or version; says what differs. The
-                next `iter()` raises it where the sampler draws another order than it did, for a reason that no state
+                next `iter()` raises it if the sampler draws another order than it did, for a reason that no state
                 holds.
         """
         self._ledger.resume = load_state(self, state_dict)

@@ -20,16 +20,16 @@ class _Documents(Protocol):
 class PackedDataset:
     """Maps a pack, a list of sample numbers, to one row of tokens.
 
-    Give it to a `DataLoader` together with a `ScheduleSampler` over `PackedBatches`. It has no length: which packs
-    there are is the sampler's to say. A sample has three int or token arrays of `capacity` entries, so any collate
-    stacks them: `tokens`, `position_ids` (the place in the own document) and `document_ids` (-1 behind the last
-    document; attention must not cross from one number to another).
+    Give it to a `DataLoader` together with a `ScheduleSampler` over `PackedBatches`. It has no length, since the
+    sampler decides which packs there are. A sample has three int or token arrays of `capacity` entries, so any collate
+    stacks them: `tokens`, `position_ids` (the place in the document) and `document_ids` (-1 after the last document;
+    attention must not cross from one number to another).
 
     Args:
         dataset: Documents, fetched by `__getitems__`, all of a batch's packs in one call.
         field: The one-dimensional field that holds a document's tokens.
         capacity: Tokens in a row; as in `PackedBatches`.
-        filling: Token that stands behind the last document.
+        filling: Token that fills the row after the last document.
     """
 
     def __init__(self, dataset: _Documents, field: str, *, capacity: int, filling: int) -> None:

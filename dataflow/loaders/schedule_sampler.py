@@ -97,13 +97,13 @@ class _Run:
 class ScheduleSampler(Sampler[list[Any]]):
     """Yields this rank's part of every global batch; give it to a `DataLoader` as `batch_sampler`.
 
-    All ranks have the same number of steps. Where a global batch has fewer units than there are replicas, some parts
-    are empty lists.
+    All ranks have the same number of steps. If a global batch has fewer units (samples or packs) than there are
+    replicas, some parts are empty lists.
 
-    Every iterator walks the next epoch; the first walks epoch 0, or the one that `set_epoch` named, or goes on where a
-    loaded state says. An iterator takes its epoch when it is drawn from first: torch's loader makes one that it never
-    uses. Not thread-safe. Ranks are looked up once, here: initialise torch.distributed before. Iterating raises
-    `BadInputError` where it was initialised later, and says another rank.
+    Every iterator walks the next epoch. The first walks epoch 0, or the one that `set_epoch` named, or continues where
+    a loaded state says. An iterator takes its epoch at its first draw, because torch's loader makes one that it never
+    uses. Not thread-safe. The sampler looks up its rank once, when it is made: initialise torch.distributed before.
+    Iterating raises `BadInputError` if it was initialised later and gives another rank.
 
     Args:
         schedule: The global batches; the same on every rank.

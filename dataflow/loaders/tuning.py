@@ -64,14 +64,14 @@ class WeightTuner:
                 ...  # what this rank does alone
             ...  # what waits for others
 
-    What stands in the block must not wait for other ranks, or all look alike. Where gradients are exchanged during the
-    backward pass (DDP), the forward pass alone will do: it is in proportion to the rest. Ranks of one replica count as
-    its slowest. Not thread-safe; every rank has one, and enters a block in each step.
+    The code in the block must not wait for other ranks, or all ranks look alike. If gradients are exchanged during the
+    backward pass (DDP), measure the forward pass alone, which is in proportion to the rest. A replica counts as its
+    slowest rank. Not thread-safe; every rank has one, and enters a block in each step.
 
     Args:
         sampler: Whose division is tuned; multiply losses by the gradient weights of its `part_at`.
         every_steps: Steps between two exchanges.
-        least_gain: Weights stay as they are while new ones promise to save less than this share of a step.
+        least_gain: Weights stay as they are if new ones promise to save less than this share of a step.
         device: Where steps are computed; on an accelerator its events measure, and the host waits for them only at an
             exchange.
         gather: Brings an object of every rank to every rank, in order of ranks; by default

@@ -35,7 +35,7 @@ class ArrayCrop:
     Attributes:
         field: The field, a tensor.
         shape: Number of places along every axis.
-        start: `random`, every box that lies inside being as likely, `center`, or the first place along every axis.
+        start: `random` (every box inside the array is equally likely), `center`, or the first place along every axis.
 
     Raises:
         BadInputError: A value is out of range.
@@ -83,7 +83,7 @@ class ArrayCrop:
 
 
 class CroppedDataset:
-    """A dataset of which some arrays are read by boxes; give it to a `DataLoader` in the place of the dataset.
+    """A dataset that reads boxes of some arrays; give it to a `DataLoader` instead of the dataset.
 
     A random box is a function of (seed, epoch, number of the sample), as for transforms; fields of one shape that are
     cut to one shape, such as a volume and its mask, get the same box. Of zarr arrays only the chunks that a box touches

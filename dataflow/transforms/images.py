@@ -34,12 +34,12 @@ class ImageTransform:
     """Turns the bytes of JPEG, PNG and WebP files into training images. A transform of samples and of batches.
 
     Attributes:
-        crop: Which part is looked at, and the size of the result.
-        field: The field of the encoded image, which the result takes the place of.
-        flip: Probability that it is mirrored left to right.
-        mean: Of each channel, in parts of the full 255, to be taken off. None for no normalisation: levels stay as they
-            are, from 0 to 255.
-        std: Of each channel, to divide by; given together with `mean`.
+        crop: Which part of the image to use, and the size of the result.
+        field: The field of the encoded image; the result replaces it.
+        flip: Probability that the image is mirrored left to right.
+        mean: To subtract from each channel, as a fraction of 255. None for no normalisation: levels stay as they are,
+            from 0 to 255.
+        std: To divide each channel by; given together with `mean`.
         layout: "CHW", as torch's convolutions take it, or "HWC".
         dtype: "float32", "float16", or, without normalisation, "uint8", which leaves the cast to the accelerator at a
             quarter of the bytes.

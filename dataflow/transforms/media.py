@@ -33,12 +33,12 @@ class DecodeAudio:
 
     Attributes:
         field: The field of the encoded sound, which the result takes the place of.
-        frames: Length of the result; shorter sounds are followed by silence. None for all of each sound.
-        start: Where in a longer sound the result begins: at a place drawn for the sample, the first frame, or so that
-            the middle is in the middle.
+        frames: Length of the result; silence follows shorter sounds. None for all of each sound.
+        start: Where in a longer sound the result begins: at a place drawn for the sample, at the first frame, or so
+            that it is the middle of the sound.
         mono: Whether channels are averaged into one.
         rate_hz: Frames a second that every file must have; None for any. Nothing is resampled here.
-        rate_field: A field to put each file's frames a second in; None for none.
+        rate_field: A field to add with the frames a second of each file; None for none.
 
     Raises:
         BadInputError: A value is out of range.
@@ -106,9 +106,9 @@ class DecodeVideo:
     Attributes:
         frames: Frames of a clip. Videos that end sooner repeat their last one.
         field: The field of the encoded video, which the result takes the place of.
-        step: Every how manieth frame is taken.
-        start: Where in a longer video the clip begins: at a place drawn for the sample, the first frame, or so that the
-            middle is in the middle.
+        step: Take every `step`-th frame.
+        start: Where in a longer video the clip begins: at a place drawn for the sample, at the first frame, or so that
+            it is the middle of the video.
         size: Height and width to scale to, bilinear; None for those of each video.
 
     Raises:

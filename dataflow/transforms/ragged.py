@@ -54,9 +54,9 @@ class RaggedColumn(Sequence[npt.NDArray[Any]]):
 class Ragged:
     """Puts values of any length one after the other. A transform of batches.
 
-    Where a dataset of `open_dataset` passes through transforms of columns only, a batch has in the place of the field
-    `{"values": tensor, "offsets": tensor}`: sample `i` is `values[offsets[i] : offsets[i + 1]]`. Read sample by sample,
-    each has its own array.
+    If a dataset of `open_dataset` passes through transforms of columns only, a batch has `{"values": tensor, "offsets":
+    tensor}` instead of the field: sample `i` is `values[offsets[i] : offsets[i + 1]]`. Read sample by sample, each has
+    its own array.
 
     Attributes:
         field: The field, of one dimension.
@@ -81,11 +81,11 @@ class Ragged:
 class Padded:
     """Makes rows of one length of values of any length. A transform of batches.
 
-    The field `<field>_length` is added: int64, how much of each row is no filling.
+    It adds the field `<field>_length`: int64, how much of each row is values, before the filling.
 
     Attributes:
         field: The field, of one dimension.
-        filling: What stands behind the values.
+        filling: What fills the rows after the values.
         length: Of the rows; None makes them as long as the longest of the batch.
 
     Raises:

@@ -63,8 +63,8 @@ class TokenWindow:
     Attributes:
         length: Tokens in the window.
         field: The field, of one dimension, that holds a document's tokens.
-        start: "random", every window that lies inside the document being as likely, or "first".
-        filling: Token to stand behind documents that are shorter; None to refuse those.
+        start: "random" (every window inside the document is equally likely) or "first".
+        filling: Token that fills up shorter documents; None refuses them.
         dtype: Type of the result; that of the document by default.
 
     Raises:
