@@ -128,7 +128,7 @@ class Origin:
         self.bytes = 0
         self.errors = 0
         self.throttled = 0
-        self._stores = OpenStores(open_store, executor=executor, hedge=hedge, max_open=MAX_OPEN_STORES)
+        self._stores = OpenStores(open_store, hedge=hedge, max_open=MAX_OPEN_STORES)
         self._budget = budget
         self._executor = executor
         self._max_request_bytes = max_request_bytes

@@ -1,9 +1,9 @@
 """Stores are opened once, shared while they are used, and closed when there are too many that nobody uses."""
 
 import asyncio
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 
 import pytest
@@ -53,10 +53,9 @@ def opener() -> Opener:
 
 @pytest.fixture
 async def stores(opener: Opener) -> AsyncIterator[OpenStores]:
-    with ThreadPoolExecutor(1) as executor:
-        made = OpenStores(opener, executor=executor, hedge=False, max_open=MAX_OPEN)
-        yield made
-        await made.close()
+    made = OpenStores(opener, hedge=False, max_open=MAX_OPEN)
+    yield made
+    await made.close()
 
 
 def uris(count: int) -> Iterator[str]:
@@ -155,6 +154,40 @@ async def test_one_that_cannot_be_opened_is_tried_again(stores: OpenStores, open
     assert len(stores) == 1
 
 
+async def test_one_that_does_not_open_is_waited_for_only_by_those_who_want_it(
+    stores: OpenStores, opener: Opener, monkeypatch
+) -> None:
+    answers = threading.Event()
+
+    def open_one(root: str) -> Store:
+        if root == "sftp://silent":
+            answers.wait(30)
+        return opener(root)
+
+    monkeypatch.setattr(stores, "_open_store", open_one)
+    impatient, patient = (asyncio.create_task(use(stores, f"sftp://silent/{key}")) for key in "ab")
+    for uri in uris(MAX_OPEN):
+        await use(stores, uri)
+    impatient.cancel()
+    await asyncio.wait({impatient})
+    assert not patient.done()
+    answers.set()
+    await patient
+    assert opener.opened["sftp://silent"] == 1
+    assert len(stores) == MAX_OPEN
+
+
+async def test_closing_does_not_wait_for_one_that_does_not_open(stores: OpenStores, monkeypatch) -> None:
+    answers = threading.Event()
+    monkeypatch.setattr(stores, "_open_store", lambda root: answers.wait(30))
+    waiting = asyncio.create_task(use(stores, "sftp://silent/key"))
+    await asyncio.sleep(0)
+    await stores.close()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    answers.set()
+
+
 async def test_one_that_does_not_close_takes_nothing_from_others(stores: OpenStores, monkeypatch, caplog) -> None:
     async def fail(self: Counted) -> None:
         raise OSError("still busy")
@@ -168,14 +201,13 @@ async def test_one_that_does_not_close_takes_nothing_from_others(stores: OpenSto
 
 
 async def test_only_remote_stores_are_hedged_and_their_counts_outlive_them(opener: Opener) -> None:
-    with ThreadPoolExecutor(1) as executor:
-        stores = OpenStores(opener, executor=executor, hedge=True, max_open=1)
-        async with stores.use("s3://bucket/key") as (store, _):
-            assert isinstance(store, HedgedStore)
-            store.sent, store.won = 3, 2
-        async with stores.use("memory://near/key") as (store, _):
-            assert not isinstance(store, HedgedStore)
-        assert opener.closed == {"s3://bucket": 1}
-        assert stores.hedges() == (3, 2)
-        await stores.close()
+    stores = OpenStores(opener, hedge=True, max_open=1)
+    async with stores.use("s3://bucket/key") as (store, _):
+        assert isinstance(store, HedgedStore)
+        store.sent, store.won = 3, 2
+    async with stores.use("memory://near/key") as (store, _):
+        assert not isinstance(store, HedgedStore)
+    assert opener.closed == {"s3://bucket": 1}
+    assert stores.hedges() == (3, 2)
+    await stores.close()
     assert opener.closed == opener.opened

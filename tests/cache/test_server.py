@@ -265,6 +265,22 @@ def test_shutdown_answers_what_is_under_way_and_hangs_up_on_the_idle(content):
         busy.close()
 
 
+def test_shutdown_does_not_wait_for_a_store_that_does_not_open(content):
+    [ref] = refs_of(content, 1000, 1)
+    asked, answers = threading.Event(), threading.Event()
+
+    def open_silent(root):
+        asked.set()
+        answers.wait()
+
+    with running_server(limits=ServerLimits(drain_s=0.05), store_opener=open_silent) as running:
+        busy, _ = greeted(running.address)
+        busy.sendall(encode(ReadBlocks([ref])))
+        asked.wait()
+    answers.set()
+    busy.close()
+
+
 def test_shutdown_does_not_wait_for_ever(content):
     [ref] = refs_of(content, 1000, 1)
     gates = Gates()
