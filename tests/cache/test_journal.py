@@ -65,6 +65,18 @@ def test_a_torn_record_costs_only_itself(tmp_path_factory, cut: int, flip: int, 
     assert make_key(7) in found
 
 
+def test_torn_bytes_are_passed_over_with_a_word(tmp_path: Path, caplog) -> None:
+    book = journal(tmp_path)
+    book.append(record(1))
+    book.load()
+    assert caplog.text == ""
+    with open(tmp_path / "journal-1", "ab") as file:
+        file.write(bytes(20))
+    book.append(record(2))
+    assert len(book.load()[0]) == 2
+    assert "20 bytes of a cache's journal were torn" in caplog.text
+
+
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
 def test_a_record_that_cannot_be_written_is_an_error(tmp_path: Path, number: int) -> None:
     def fail(name: str) -> None:
@@ -87,6 +99,7 @@ def test_a_journal_is_open_only_while_it_is_written(tmp_path: Path) -> None:
             with pytest.raises(OSError, match="Input/output") if broken else contextlib.nullcontext():
                 write()
             assert len(os.listdir("/proc/self/fd")) == open_files
+            assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_what_would_not_be_read_back_is_not_written(tmp_path: Path) -> None:
