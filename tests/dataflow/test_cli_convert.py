@@ -77,7 +77,7 @@ def test_convert_refuses_with_one_line_and_exit_code_2(images: Path, tmp_path: P
 def test_a_place_that_takes_no_folder_is_named(images: Path) -> None:
     result = CliRunner().invoke(main, ["convert", str(images), "/proc/out"])
     assert result.exit_code == 1
-    assert "the folder /proc/out cannot be made" in result.stderr
+    assert "cannot make the folder /proc/out: its parent" in result.stderr
 
 
 def test_convert_refuses_what_is_no_size(images: Path, tmp_path: Path) -> None:
