@@ -182,6 +182,8 @@ def test_plans_of_one_user_take_no_more_than_their_share_and_give_it_back(refs, 
         first.extend(np.arange(3))
         with pytest.raises(BadInputError, match="blocks ahead"):
             again.extend(np.arange(2))
+        with pytest.raises(BadInputError, match="of a table of"):
+            again.extend(np.array([BLOCKS]))
         first.advance(2)
         again.extend(np.arange(3))
         again.replace()
@@ -195,6 +197,21 @@ def test_plans_of_one_user_take_no_more_than_their_share_and_give_it_back(refs, 
         plan = client.open_plan(table_of(refs[1:]))
         plan.extend(np.arange(4))
         plan.close()
+
+
+def test_a_table_that_never_comes_whole_is_given_back(refs):
+    table = table_of(refs)
+    with running_server() as running:
+        with connected(running) as connection:
+            for _ in range(2):
+                assert answer(connection, OpenPlan(table.digest, BLOCKS + 1)) == PlanOpened(table_known=False)
+                (mine,) = running.server._shares.values()
+                assert mine.table_bytes == 0
+                assert answer(connection, table.pages[0]) == Done()
+                assert mine.table_bytes == table.pages[0].size_bytes
+        while mine.connections:
+            pass
+        assert mine.table_bytes == 0
 
 
 def test_a_share_counts_a_table_once_however_many_plans_use_it():
