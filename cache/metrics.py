@@ -13,6 +13,7 @@ import contextlib
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from socketserver import ThreadingMixIn
 from typing import Any, cast
@@ -33,6 +34,7 @@ _log = logging.getLogger(__name__)
 
 _PREFIX = "dataflow_cache_"
 _IDLE_TIMEOUT_S = 10
+_ACCEPT_AGAIN_S = 0.1
 
 _TIER_GAUGES = {
     "capacity_bytes": "Most bytes the tier may take on its medium.",
@@ -215,6 +217,13 @@ class _Stats(Collector):
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True  # a scraper that stalls must not keep the daemon from ending
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().get_request()
+        except OSError:  # out of descriptors: those who wait, wait on, and the base would ask again at once
+            time.sleep(_ACCEPT_AGAIN_S)
+            raise
 
 
 class _Server6(_Server):

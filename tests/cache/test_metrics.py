@@ -1,5 +1,6 @@
 """Every number reaches Prometheus under the name that the documentation gives it."""
 
+import errno
 import re
 import secrets
 import socket
@@ -10,6 +11,7 @@ import urllib.request
 from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
+from socketserver import TCPServer
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -105,6 +107,21 @@ def test_a_server_that_does_not_answer_is_not_healthy():
     with serve_metrics("127.0.0.1:0", silent) as port:
         assert get(port, "/healthz") == (503, "nobody answers\n")
         assert get(port, "/metrics")[0] == 503
+
+
+def test_out_of_descriptors_it_asks_for_connections_now_and_then(monkeypatch):
+    accept, failures, pauses = TCPServer.get_request, [OSError(errno.EMFILE, "too many")] * 3, []
+
+    def get_request(server):
+        if failures:
+            raise failures.pop()
+        return accept(server)
+
+    monkeypatch.setattr(TCPServer, "get_request", get_request)
+    monkeypatch.setattr("cache.metrics.time.sleep", pauses.append)
+    with serve_metrics("127.0.0.1:0", dict) as port:
+        assert get(port, "/healthz")[0] == 200
+    assert len(pauses) == 3
 
 
 @pytest.mark.parametrize("text", ["", "9464", ":9464", "host:", "host:x", "host:70000"])
