@@ -214,7 +214,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         An iterable dataset continues by its own `load_state_dict`, or by that of what its `iter()` returns; if there is
         none, the loader reads again what it gave out, and drops it. The `state_dict` of a map-style dataset (with a
         generator of its transforms, say) is kept for each worker, and continues on the same number of workers; a
-        dataset that worker threads share is not asked for it.
+        state between epochs has it only from a loader without workers, for one without workers. A dataset that worker
+        threads share is not asked for it.
 
         Raises:
             BadInputError: Not a state of a loader, or one of another dataset, order or version; says what differs. The

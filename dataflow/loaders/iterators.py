@@ -27,7 +27,6 @@ from dataflow.loaders.order_state import (
     draws_undone,
     draws_unseen,
     is_elastic,
-    is_stateful,
     keeps_state,
     restore_order,
     sampler_epoch,
@@ -37,7 +36,7 @@ from dataflow.loaders.order_state import (
 from dataflow.loaders.recycling import Recycler, keep_freed_memory
 from dataflow.loaders.rehearsal import INLINE_OPENING, REOPENING, Setting
 from dataflow.loaders.rereading import warn_of_rereading
-from dataflow.loaders.state import Ledger, Progress, Tail
+from dataflow.loaders.state import Ledger, Progress, Tail, keeps_beside
 from dataflow.loaders.torch_private import BaseIterator, DatasetKind, index_sampler, profiler_is_on
 from dataflow.observe.stages import Recorder
 
@@ -213,12 +212,8 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
 
     def _asks_dataset(self, loader: DataLoader[Any]) -> bool:
         """Whether a place in the epoch is also one in each process's copy of the dataset."""
-        if self._is_iterable:
-            return True
         is_shared = loader.num_workers > 0 and not loader.has_worker_processes
-        if is_shared or is_elastic(self._index_sampler) or isinstance(self._dataset, torch.nn.Module):
-            return False  # what a module tells are its parameters, no place
-        return is_stateful(self._dataset)
+        return self._is_iterable or (keeps_beside(loader) and not is_shared)
 
     def _shuffle_by(self, shared_seed: int | None) -> None:
         """Let a data pipe shuffle as it did before; torch's part has seeded it for a new epoch."""

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import torch
+
 from connectors.errors import BadInputError
 from dataflow.loaders.bad_samples import Rejects
 from dataflow.loaders.dataset_state import is_state
@@ -28,6 +30,7 @@ from dataflow.loaders.order_state import (
     check_order,
     is_at,
     is_elastic,
+    is_stateful,
     load_samplers,
     raise_unknown,
     sampler_length,
@@ -42,7 +45,17 @@ if TYPE_CHECKING:
     from dataflow.loaders.dataloader import DataLoader
     from dataflow.loaders.foresight import Foresight
 
-__all__ = ["STATE_VERSION", "Ledger", "Progress", "Tail", "goes_on", "load_state", "make_state", "read_state"]
+__all__ = [
+    "STATE_VERSION",
+    "Ledger",
+    "Progress",
+    "Tail",
+    "goes_on",
+    "keeps_beside",
+    "load_state",
+    "make_state",
+    "read_state",
+]
 
 STATE_VERSION = 1
 
@@ -260,6 +273,14 @@ def goes_on(loader: DataLoader[Any], ledger: Ledger) -> bool:
     return bool(sampler.epoch == resume.epoch)  # else set_epoch() has moved it on
 
 
+def keeps_beside(loader: DataLoader[Any]) -> bool:
+    """Whether a map-style dataset keeps something beside its samples, such as a generator, and tells it."""
+    dataset = loader.dataset
+    if dataset_kind(loader) == DatasetKind.Iterable or is_elastic(index_sampler(loader)):
+        return False
+    return is_stateful(dataset) and not isinstance(dataset, torch.nn.Module)  # which tells its parameters
+
+
 def make_state(loader: DataLoader[Any], ledger: Ledger) -> dict[str, Any]:
     """Return where a loader stands."""
     state, sampler = _identity(loader), index_sampler(loader)
@@ -271,6 +292,8 @@ def make_state(loader: DataLoader[Any], ledger: Ledger) -> dict[str, Any]:
             order = snapshot_order(loader, between_epochs=True)
             raise_unknown(part.get("state") for part in order["parts"])
             state |= {"epoch": None, "next_epoch": ledger.next_epoch, "order": order}
+            if loader.num_workers == 0 and keeps_beside(loader):
+                state["dataset"] = copy.deepcopy(loader.dataset.state_dict())  # type: ignore[attr-defined]
             return {**state, "seeded": True} if ledger.is_seeded or loader.has_lasting_workers else state
         return {**state, "epoch": progress.as_dict()}
     if progress is None or sampler.epoch != progress.epoch:  # set_epoch() has moved it on
@@ -306,6 +329,8 @@ def load_state(loader: DataLoader[Any], state: Any) -> Progress | None:
         if progress is not None:
             _take_place(loader, progress)
         load_samplers(loader, order, generators=progress is None)
+        if "dataset" in state and loader.num_workers == 0 and keeps_beside(loader):
+            loader.dataset.load_state_dict(copy.deepcopy(state["dataset"]))  # type: ignore[attr-defined]
     except BadInputError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:

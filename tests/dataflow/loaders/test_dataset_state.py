@@ -263,6 +263,37 @@ def test_what_a_map_style_dataset_keeps_goes_on_in_each_worker(way):
     assert rest_of(loader, state) == rest  # also where the workers are there already
 
 
+class Counting(Numbers):
+    """Counts its samples."""
+
+    count = 0
+
+    def __getitem__(self, index):
+        self.count += 1
+        return torch.tensor(self.count)
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_what_a_map_style_dataset_keeps_is_part_of_a_state_between_epochs_without_workers(epochs):
+    loader = DataLoader(Counting(4), batch_size=2)
+    for _ in range(epochs):
+        list(loader)
+    state = json.loads(json.dumps(loader.state_dict()))
+    resumed = DataLoader(Counting(4), batch_size=2)
+    resumed.load_state_dict(state)
+    assert resumed.state_dict() == state
+    assert [batch.tolist() for batch in resumed] == [batch.tolist() for batch in loader]
+    with_a_worker = DataLoader(Counting(4), batch_size=2, num_workers=1)
+    with_a_worker.load_state_dict(state)
+    assert [batch.tolist() for batch in with_a_worker] == [[1, 2], [3, 4]]
+
+
 @pytest.mark.parametrize("options", [{}, {"num_workers": 1}, {"num_workers": 2, "workers": "thread"}], ids=str)
 def test_with_other_workers_its_samples_go_on_and_a_warning_says_what_does_not(options, caplog):
     state, rest = stopped(open_noise({"num_workers": 2}))
