@@ -41,8 +41,8 @@ class LoaderStats:
     """Sums since the loader was made, and percentiles of its newest steps.
 
     Attributes:
-        batches: Batches handed to the caller.
-        samples: Samples in them, if the sampler tells (0 for iterable datasets).
+        batches: Batches handed to the caller, and errors raised in the place of one.
+        samples: Samples that the sampler chose for them (0 for iterable datasets), also bad ones that were left out.
         seconds: By stage. `wait` is the time inside `next()` and `iter()`, `model` the time between two `next()` calls;
             together they are all of a loop over the loader. `fetch`, `decode`, `transform`, `collate` and `handover`
             are the time of the workers, summed over them, while the loop runs; without workers they are part of `wait`.
