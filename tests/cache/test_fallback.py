@@ -55,6 +55,7 @@ def test_a_dead_rung_is_left_alone_for_a_while_then_tried_again_with_one_word_ea
     reader = ladder(clock, daemon, private)
     assert [reader.stats() for _ in range(5)] == ["private"] * 5
     assert daemon.calls == 1
+    assert len(caplog.records) == 1
     clock.now_s = 31
     assert reader.stats() == "private"
     assert daemon.calls == 2
@@ -155,6 +156,8 @@ def test_time_for_many_bytes_is_not_slow(clock):
 def test_a_slow_origin_is_nobodys_fault_unless_not_even_a_greeting_comes(clock, answers):
     daemon, private = Slow("daemon", clock, answers), Rung("private")
     reader = ladder(clock, daemon, private)
+    reader.read_blocks([])
+    assert daemon.greetings == 0, "a fast answer costs none"
     daemon.taken_s = 60
     for _ in range(9):
         assert reader.read_blocks([]) == answers
