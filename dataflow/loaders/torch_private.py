@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.multiprocessing
 from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, _utils, dataloader
 
@@ -29,6 +30,7 @@ __all__ = [
     "has_names",
     "index_sampler",
     "interpreter_is_leaving",
+    "name_thread",
     "numpy_seed",
     "pin_memory",
     "profiler_is_on",
@@ -48,6 +50,8 @@ collate_with: Callable[..., Any] = _utils.collate.collate
 collate_tensors: Callable[..., torch.Tensor] = _utils.collate.collate_tensor_fn
 default_collate_fn_map: dict[Any, Callable[..., Any]] = _utils.collate.default_collate_fn_map
 set_worker_signal_handlers: Callable[[], None] = _utils.signal_handling._set_worker_signal_handlers  # type: ignore[attr-defined]
+# Newer releases of torch have it.
+name_thread: Callable[[str], None] = getattr(torch.multiprocessing, "_set_thread_name", lambda _: None)
 numpy_seed: Callable[[int, int], list[int]] = _utils.worker._generate_state
 profiler_is_on: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
 _has_names: Callable[[torch.Tensor], bool] | None = getattr(torch.Tensor, "has_names", None)

@@ -37,6 +37,7 @@ from dataflow.loaders.torch_private import (
     DatasetKind,
     ExceptionWrapper,
     forget_worker_info,
+    name_thread,
     set_worker_info,
     set_worker_signal_handlers,
 )
@@ -241,6 +242,7 @@ def worker_main(job: Job, worker_id: int, sock: socket.socket, begin: BeginEpoch
     """Run a worker until the trainer closes the channel; nothing of it keeps the dataset alive then."""
     lifeline = Lifeline(job.trainer_pid)
     set_worker_signal_handlers()
+    name_thread("pt_data_worker")  # by which torch's are known in `top`
     try:
         with Recorder() as recorder:
             _Worker(job, worker_id, Channel(sock), recorder).run(begin)

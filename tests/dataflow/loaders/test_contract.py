@@ -10,6 +10,7 @@ import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -628,6 +629,17 @@ def test_workers_know_who_they_are(loader_class):
         assert report["torch_seed"] == report["seed"]
     assert reports[1]["seed"] == reports[0]["seed"] + 1
     assert torch.utils.data.get_worker_info() is None
+
+
+class ProcessName(Numbers):
+    def __getitem__(self, index):
+        return Path("/proc/self/comm").read_text().strip()
+
+
+def test_workers_go_by_the_name_of_torchs(loader_class):
+    has_name = hasattr(torch.multiprocessing, "_set_thread_name")  # newer releases have it
+    name = "pt_data_worker" if has_name else ProcessName(1)[0]
+    assert list(loader_class(ProcessName(1), batch_size=None, num_workers=1)) == [name]
 
 
 def tag_dataset(worker_id):
