@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 
 from connectors.errors import BadInputError, CorruptError
 from dataflow.dataset.rows import address_of, rows_at
-from dataflow.formats.fields import field_kind
+from dataflow.formats.fields import field_kind, numpy_dtype
 from dataflow.media.pictures import CHANNELS, UNDECODABLE, target_mode
 
 __all__ = ["Allocate", "Column", "Joins", "Selection", "column_of", "is_rowwise"]
@@ -268,7 +268,7 @@ class VaryingColumn:
     def _list_values(self, values: pa.Array) -> npt.NDArray[Any]:
         if values.null_count:
             raise BadInputError(f"field {self.name!r} has nulls inside its lists: fill or drop them when converting")
-        dtype = _dtype(values.type)
+        dtype = numpy_dtype(values.type)
         assert dtype is not None  # else it would be another kind of column
         return _flat(values, dtype)
 
@@ -395,32 +395,19 @@ def column_of(field: pa.Field, *, encoded: bool) -> Column:
         return VaryingColumn(name, _text)
     if types.is_binary(kind) or types.is_large_binary(kind):
         return VaryingColumn(name, bytes)
-    if (types.is_list(kind) or types.is_large_list(kind)) and _dtype(kind.value_type) is not None:
+    if (types.is_list(kind) or types.is_large_list(kind)) and numpy_dtype(kind.value_type) is not None:
         return VaryingColumn(name, np.array)
-    if types.is_fixed_size_list(kind) and (dtype := _dtype(kind.value_type)) is not None:
+    if types.is_fixed_size_list(kind) and (dtype := numpy_dtype(kind.value_type)) is not None:
         return FixedColumn(name, dtype, (kind.list_size,))
-    if (dtype := _dtype(kind)) is not None:
+    if (dtype := numpy_dtype(kind)) is not None:
         return FixedColumn(name, dtype, ())
     return ObjectColumn(name)
 
 
 def _tensor_column(name: str, kind: Any) -> FixedColumn:
-    dtype = _dtype(kind.value_type)
+    dtype = numpy_dtype(kind.value_type)
     if dtype is None:
         raise BadInputError(f"field {name!r} is a tensor of {kind.value_type}, which numpy cannot hold")
     permutation = None if kind.permutation is None else tuple(kind.permutation)
     shape = tuple(kind.shape) if permutation is None else tuple(kind.shape[axis] for axis in permutation)
     return FixedColumn(name, dtype, shape, permutation)
-
-
-def _dtype(kind: pa.DataType) -> np.dtype[Any] | None:
-    """Return the numpy type with the same bytes as an Arrow type, or None where there is none."""
-    types = pa.types
-    if types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind):
-        dtype: np.dtype[Any] = np.dtype(kind.to_pandas_dtype())
-        return dtype
-    if types.is_timestamp(kind):  # instants; a time zone only says how to show them
-        return np.dtype(f"datetime64[{kind.unit}]")
-    if types.is_duration(kind):
-        return np.dtype(f"timedelta64[{kind.unit}]")
-    return None

@@ -30,15 +30,19 @@ __all__ = [
     "is_bytes",
     "label_field",
     "media_field",
+    "numpy_dtype",
     "select_fields",
     "storable_schema",
     "tensor_field",
     "tensor_values",
+    "value_dtype",
     "video_field",
 ]
 
 KIND = b"dataflow.kind"
 CLASSES = b"dataflow.classes"
+
+_DTYPES = {pa.from_numpy_dtype(code): np.dtype(code) for code in "?bhilBHILefd"}
 
 
 def image_field(name: str) -> pa.Field:
@@ -76,6 +80,29 @@ def tensor_values(column: pa.FixedShapeTensorArray) -> list[npt.NDArray[Any] | N
     arrays = present.to_numpy_ndarray()
     values = iter(arrays.view(np.bool_) if is_boolean else arrays)
     return [next(values) if valid else None for valid in column.is_valid().to_pylist()]
+
+
+def numpy_dtype(kind: pa.DataType) -> np.dtype[Any] | None:
+    """Return the numpy type with the same bytes as an Arrow type, or None where there is none.
+
+    Arrow's own `to_pandas_dtype` needs pandas in releases before 23.
+    """
+    if pa.types.is_timestamp(kind):  # instants; a time zone only says how to show them
+        return np.dtype(f"datetime64[{kind.unit}]")
+    if pa.types.is_duration(kind):
+        return np.dtype(f"timedelta64[{kind.unit}]")
+    return _DTYPES.get(kind)
+
+
+def value_dtype(kind: Any) -> np.dtype[Any]:
+    """Return the numpy type of what a tensor or a list holds.
+
+    Raises:
+        BadInputError: There is none.
+    """
+    if (dtype := numpy_dtype(kind.value_type)) is None:
+        raise BadInputError(f"numpy has no type for {kind.value_type}, which {kind} holds")
+    return dtype
 
 
 def inferred_field(name: str, values: Sequence[Any]) -> pa.Field:

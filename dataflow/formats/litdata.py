@@ -24,7 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from connectors.errors import BadInputError, CorruptError
-from dataflow.formats.fields import media_field, tensor_field
+from dataflow.formats.fields import media_field, tensor_field, value_dtype
 from dataflow.formats.litdata_chunks import Wrap, find_blocks, unwrap, wrap_of
 from dataflow.formats.litdata_rows import LitdataRowsSource, find_rows, is_of_rows, rows_source, scan_rows
 from dataflow.formats.scan import BLOCK_BYTES, BlockTable, Scan, remembered
@@ -280,7 +280,7 @@ def _shaped(header: Callable[[memoryview], tuple[np.dtype[Any], tuple[int, ...],
 
     def read(data: memoryview, kind: Any) -> npt.NDArray[Any]:
         dtype, shape, start = header(data)
-        if list(shape) != list(kind.shape) or dtype != np.dtype(kind.value_type.to_pandas_dtype()):
+        if list(shape) != list(kind.shape) or dtype != value_dtype(kind):
             raise ValueError(f"an array is {dtype}{list(shape)}, the first one has the shape {list(kind.shape)}")
         return np.frombuffer(data, dtype, offset=start)
 
@@ -292,7 +292,7 @@ def _flat(dtype_of: Callable[[int], np.dtype[Any]]) -> _Leaf:
         return pa.field(name, pa.list_(pa.from_numpy_dtype(dtype_of(int(detail)))), nullable=False)
 
     def read(data: memoryview, kind: Any) -> npt.NDArray[Any]:
-        return np.frombuffer(data, kind.value_type.to_pandas_dtype())
+        return np.frombuffer(data, value_dtype(kind))
 
     return _Leaf(declare, read)
 

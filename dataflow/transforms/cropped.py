@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from connectors.errors import BadInputError, ChangedError
 from dataflow.dataset.batch import Batch, Sample
-from dataflow.formats.fields import tensor_field
+from dataflow.formats.fields import tensor_field, value_dtype
 from dataflow.formats.pieces import CroppableSource, read_blocks
 from dataflow.observe.stages import stage
 from dataflow.transforms.draws import Draws
@@ -169,7 +169,7 @@ class CroppedDataset:
         draws = Draws(self._seed, current_epoch(), samples)
         plans: list[tuple[CropPlan, npt.NDArray[Any]]] = []
         for crop in self._crops:
-            dtype = np.dtype(self._schema.field(crop.field).type.value_type.to_pandas_dtype())
+            dtype = value_dtype(self._schema.field(crop.field).type)
             out = give(crop.field, (len(samples), *crop.shape), dtype)
             columns[crop.field] = out
             places = crop.places(self._shapes[crop.field], draws)
@@ -224,8 +224,8 @@ def _cropped(field: pa.Field, crops: Sequence[ArrayCrop]) -> pa.Field:
     crop = next((crop for crop in crops if crop.field == field.name), None)
     if crop is None:
         return field
-    dtype = field.type.value_type.to_pandas_dtype()
-    return tensor_field(field.name, dtype, crop.shape).with_nullable(field.nullable).with_metadata(field.metadata)
+    cropped = tensor_field(field.name, value_dtype(field.type), crop.shape)
+    return cropped.with_nullable(field.nullable).with_metadata(field.metadata)
 
 
 def _allocate(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:  # noqa: ARG001

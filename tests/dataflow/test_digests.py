@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataflow.convert.digests import bucket_sizes, sample_digests, value_bytes
+from dataflow.formats.fields import numpy_dtype
 
 ROWS = [
     {"n": 1, "x": 0.5, "s": "a", "b": b"", "many": [1], "flag": True},
@@ -47,7 +48,8 @@ def test_values_do_not_run_into_each_other() -> None:
 
 @pytest.mark.parametrize("kind", [pa.int8(), pa.uint64(), pa.float16(), pa.float32(), pa.float64()], ids=str)
 def test_numbers_have_their_own_bytes_beside_nulls_too(kind: pa.DataType) -> None:
-    one, two = np.array([1, 2], kind.to_pandas_dtype()), pa.array(np.array([1, 0, 2], kind.to_pandas_dtype()), kind)
+    dtype = numpy_dtype(kind)
+    one, two = np.array([1, 2], dtype), pa.array(np.array([1, 0, 2], dtype), kind)
     nulls = pa.array([True, False, True])
     with_null = pa.compute.if_else(nulls, two, pa.scalar(None, kind))
     assert value_bytes(with_null) == [one[0].tobytes(), None, one[1].tobytes()]

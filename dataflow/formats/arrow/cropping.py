@@ -16,6 +16,7 @@ from cache.keys import BlockRef
 from connectors.coalesce import coalesce
 from connectors.errors import BadInputError
 from connectors.objects import Span
+from dataflow.formats.fields import value_dtype
 from dataflow.formats.pieces import CropPlan
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def crop_tensor(
         max_gap_bytes=min(REQUEST_WORTH_BYTES, GAP_PER_RUN * run_bytes),
         max_span_bytes=REQUEST_BYTES,
     )
-    dtype = np.dtype(kind.value_type.to_pandas_dtype())
+    dtype = value_dtype(kind)
 
     def assemble(pieces: Sequence[memoryview], out: npt.NDArray[Any]) -> None:
         read = [np.frombuffer(data, dtype) for data in pieces]

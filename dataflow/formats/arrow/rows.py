@@ -15,7 +15,7 @@ import pyarrow as pa
 from PIL import Image
 
 from connectors.errors import BadInputError
-from dataflow.formats.fields import field_kind
+from dataflow.formats.fields import field_kind, numpy_dtype, value_dtype
 
 __all__ = ["columns_to_batch", "rows_to_batch", "value_size"]
 
@@ -74,7 +74,7 @@ def _column(field: pa.Field, values: Sequence[Any] | npt.NDArray[Any]) -> pa.Arr
 
 def _plain_dtype(kind: pa.DataType) -> np.dtype[Any] | None:
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
-    return np.dtype(kind.to_pandas_dtype()) if is_number else None
+    return numpy_dtype(kind) if is_number else None
 
 
 def _array(field: pa.Field, values: list[Any]) -> pa.Array:
@@ -147,7 +147,7 @@ def _tensors(kind: Any, values: list[Any]) -> pa.Array:
 def _layout(kind: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Return shape and dtype of the arrays that a sample has."""
     shape = tuple(kind.shape) if kind.permutation is None else tuple(kind.shape[axis] for axis in kind.permutation)
-    return shape, np.dtype(kind.value_type.to_pandas_dtype())
+    return shape, value_dtype(kind)
 
 
 def _tensor_array(kind: Any, values: npt.NDArray[Any], missing: pa.BooleanArray | None = None) -> pa.Array:

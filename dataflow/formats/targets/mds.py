@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from connectors.errors import BadInputError
-from dataflow.formats.fields import field_kind, is_bytes, storable_schema, tensor_values
+from dataflow.formats.fields import field_kind, is_bytes, numpy_dtype, storable_schema, tensor_values, value_dtype
 from dataflow.formats.mds import INDEX_NAME, NUMBERS
 from dataflow.formats.targets.files import refuse
 
@@ -162,11 +162,11 @@ def _encoding(field: pa.Field) -> str:
         return "uint8"
     if isinstance(kind, pa.FixedShapeTensorType) and 0 not in kind.shape and kind.shape:
         is_boolean = types.is_boolean(kind.value_type)
-        name = "uint8" if is_boolean else np.dtype(kind.value_type.to_pandas_dtype()).name
+        name = "uint8" if is_boolean else str(value_dtype(kind))
         if name in NUMBERS:
             return f"ndarray:{name}:{','.join(map(str, kind.shape))}"
     if types.is_integer(kind) or types.is_floating(kind):
-        return str(np.dtype(kind.to_pandas_dtype()).name)
+        return str(numpy_dtype(kind))
     if is_bytes(kind):
         return "bytes"
     if types.is_string(kind) or types.is_large_string(kind):

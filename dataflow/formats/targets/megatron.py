@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from connectors.errors import BadInputError
-from dataflow.formats.fields import storable_schema
+from dataflow.formats.fields import numpy_dtype, storable_schema
 from dataflow.formats.megatron import HEADER, MAGIC, TYPES
 from dataflow.formats.targets.files import FileTarget, refuse
 
@@ -110,8 +110,7 @@ def _dtype(field: pa.Field) -> np.dtype[Any]:
         kind = kind.storage_type
     types = pa.types
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        value = kind.value_type
-        if (types.is_integer(value) or types.is_floating(value)) and np.dtype(value.to_pandas_dtype()) in _CODES:
-            dtype: np.dtype[Any] = np.dtype(value.to_pandas_dtype())
+        dtype = numpy_dtype(kind.value_type)
+        if dtype is not None and dtype in _CODES:
             return dtype
     raise refuse(field, "megatron", f"it has lists of one of {', '.join(sorted(map(str, _CODES)))}")

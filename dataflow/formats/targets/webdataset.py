@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from connectors.errors import BadInputError
-from dataflow.formats.fields import field_kind, is_bytes, storable_schema, tensor_values
+from dataflow.formats.fields import field_kind, is_bytes, numpy_dtype, storable_schema, tensor_values
 from dataflow.formats.targets.files import FileTarget, refuse
 from dataflow.formats.webdataset import INTEGER_NAMES, KEY, MEMBER_NAME, TEXT_NAMES
 from dataflow.media import SUFFIXES, sniff
@@ -176,7 +176,7 @@ def _values(column: pa.Array, field: pa.Field) -> list[bytes | None]:
     write = _WRITERS[_suffix(column.type)]
     if getattr(column.type, "extension_name", None) == "arrow.json":  # text that is JSON already
         write = _WRITERS["txt"]
-    dtype = column.type.to_pandas_dtype() if pa.types.is_floating(column.type) else None
+    dtype = numpy_dtype(column.type) if pa.types.is_floating(column.type) else None
     try:
         return [None if value is None else write(value, dtype) for value in column.to_pylist()]
     except (ValueError, OverflowError) as error:  # a time that Python lacks

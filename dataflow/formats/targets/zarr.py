@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from connectors.errors import BadInputError
-from dataflow.formats.fields import is_bytes, storable_schema
+from dataflow.formats.fields import is_bytes, numpy_dtype, storable_schema
 from dataflow.formats.targets.files import refuse
 from dataflow.formats.zarr_codecs import ChunkCodec, write_shard_table
 from dataflow.formats.zarr_metadata import DATA_TYPES, METADATA_NAME, STORED
@@ -322,7 +322,7 @@ def _kind(field: pa.Field) -> tuple[np.dtype[Any] | None, tuple[int, ...]]:
     elif types.is_fixed_size_list(kind):
         shape, kind = (kind.list_size,), kind.value_type
     if (types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)) and 0 not in shape:
-        return np.dtype(kind.to_pandas_dtype()), shape
+        return numpy_dtype(kind), shape
     raise refuse(field, "zarr", "it has numbers, text, bytes, and tensors of one shape with at least one value")
 
 
