@@ -170,26 +170,27 @@ class Administration:
         while True:
             await asyncio.sleep(min(self._catalogue.retention.sweep_every_s or _SWEEP_EVERY_S, _SWEEP_EVERY_S))
             try:
-                await self.sweep()
-                failing = False
+                if await self.sweep():
+                    failing = False
             except Exception:  # noqa: BLE001  else nothing would be swept any more
                 self.failed_sweeps += 1
                 if not failing:
                     _log.exception("a sweep of what is too old failed in an unknown way; the next one is tried")
                 failing = True
 
-    async def sweep(self) -> None:
-        """Remove what is too old, and let go of pins that have ended."""
+    async def sweep(self) -> bool:
+        """Remove what is too old, let go of pins that have ended; return False if too early for the former."""
         now_s, every_s = self._catalogue.clock(), self._catalogue.retention.sweep_every_s
         if self._catalogue.pins.expire(now_s):
             await self._pins_changed()
         if every_s is None or 0 <= now_s - self._swept_s < every_s:
-            return
+            return every_s is None
         self._swept_s = now_s
         done = Evicted()
         async for tier, keys in self._slices():
             await self._evict(tier, [key for key in keys if self._catalogue.expired(key)], done)
         self.expired += done.blocks
+        return True
 
     async def refuse(self, keys: list[bytes]) -> None:
         """Remove blocks that are asked for and must not be served any more."""
