@@ -85,7 +85,7 @@ def tensor_values(column: pa.FixedShapeTensorArray) -> list[npt.NDArray[Any] | N
 def numpy_dtype(kind: pa.DataType) -> np.dtype[Any] | None:
     """Return the numpy type with the same bytes as an Arrow type, or None where there is none.
 
-    Arrow's own `to_pandas_dtype` needs pandas in releases before 23.
+    Arrow's own `to_pandas_dtype` needs pandas in releases before 26.
     """
     if pa.types.is_timestamp(kind):  # instants; a time zone only says how to show them
         return np.dtype(f"datetime64[{kind.unit}]")
