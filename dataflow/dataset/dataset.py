@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Dataset"]
 
+# From here on, looking at the numbers of blocks first costs less than sorting them as they are.
+_FEW_SAMPLES = 512
+
 
 class Dataset:
     """A dataset of `open_dataset`: map-style, as torch's samplers and loaders expect.
@@ -167,7 +170,7 @@ class Dataset:
             return {}
         places = None
         if (block[1:] < block[:-1]).any():
-            places = block.argsort(kind="stable")
+            places = in_block_order(block)
             block, row = block[places], row[places]
         is_first = np.ones(len(block), np.bool_)
         np.not_equal(block[1:], block[:-1], out=is_first[1:])
@@ -218,6 +221,19 @@ class Dataset:
 
 def _allocate(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:  # noqa: ARG001
     return np.empty(shape, dtype)
+
+
+def in_block_order(block: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the places in the batch of its samples, block by block; those of one block in the order of the batch.
+
+    Args:
+        block: int64, the number of the block of each sample.
+    """
+    if len(block) > _FEW_SAMPLES:
+        distance = block - block.min()
+        if distance.max() <= np.iinfo(np.uint16).max:
+            block = distance.astype(np.uint16)  # which numpy sorts digit by digit, seven times as fast
+    return block.argsort(kind="stable")
 
 
 def _sample_numbers(numbers: Sequence[int] | npt.NDArray[np.integer[Any]], length: int) -> npt.NDArray[np.int64]:

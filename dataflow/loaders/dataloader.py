@@ -46,9 +46,9 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
     Args:
         dataset: As in torch; also a dataset of `open_dataset`, which gives whole batches.
         batch_size: As in torch, and so are the other arguments up to `in_order`. One difference: while the caller waits
-            for small batches, workers make more of them ahead than `prefetch_factor` says, up to 32 or 8 MiB each. They
-            do so if the sampler is torch's or ours and no worker that stays draws from the global random number
-            generators.
+            for small batches, workers make more of them ahead than `prefetch_factor` says, up to 64 or 16 MiB by each
+            worker. They do so if the sampler is torch's or ours and no worker that stays draws from the global random
+            number generators.
         device: Where batches go, as a string (`"cuda"`, `"npu:0"`, ...) or `torch.device`; by default, and for `"cpu"`,
             they stay where they are.
         on_worker_failure: "restart" replaces a dead worker by one that continues after its last batch, with the global

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 __all__ = ["AHEAD_BYTES", "MAX_DEPTH", "Depth"]
 
-MAX_DEPTH = 32
+MAX_DEPTH = 64
 # Of one worker, beyond what `prefetch_factor` asks for.
-AHEAD_BYTES = 8 << 20
+AHEAD_BYTES = 16 << 20
 # How many messages of batches are looked at, and in how many of them a caller who is kept waiting has waited: not in
 # each, since several arrive at a time.
 _LOOK_MESSAGES = 16

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 __all__ = ["MAX_BATCHES", "PARCEL_BYTES", "PARCEL_S", "Pace"]
 
-MAX_BATCHES = 16
+MAX_BATCHES = 32
 # What the first of them waits for the last at most, as far as the past tells.
 PARCEL_S = 0.005
 # They share a slot, which one of them keeps from being used again.
-PARCEL_BYTES = 4 << 20
+PARCEL_BYTES = 8 << 20
 
 
 class Pace:

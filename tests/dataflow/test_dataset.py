@@ -20,6 +20,7 @@ from cache.access import open_reader
 from connectors.errors import BadInputError, CorruptError, NotFoundError
 from dataflow.convert import convert
 from dataflow.dataset import Dataset, open_dataset
+from dataflow.dataset.dataset import in_block_order
 from dataflow.formats import image_field, open_source, tensor_field
 from dataflow.formats.arrow import ShardWriter
 from dataflow.observe.stages import Recorder
@@ -114,6 +115,15 @@ def test_a_batch_has_the_samples_in_the_order_asked(dataset: Dataset, numbers: l
 def test_whole_and_repeated_batches(dataset: Dataset, numbers: list[int]) -> None:
     for actual, number in zip(dataset.__getitems__(numbers), numbers, strict=True):
         assert_same(actual, number)
+
+
+@pytest.mark.parametrize("distance", [0, 1, 63, 65_535, 65_536, 1 << 40])
+@pytest.mark.parametrize("length", [512, 513, 4096])
+def test_samples_are_grouped_by_block_whatever_the_blocks_numbers(length: int, distance: int) -> None:
+    drawn = np.random.default_rng(length).integers(0, distance, length, endpoint=True)
+    block = np.append(drawn[2:], [0, distance]) + 70_000
+    places = in_block_order(block).tolist()
+    assert places == sorted(range(length), key=lambda place: (block[place], place))
 
 
 def test_arrays_are_writable_and_owned(dataset: Dataset) -> None:

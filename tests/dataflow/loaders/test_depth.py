@@ -11,7 +11,7 @@ from dataflow.loaders.depth import AHEAD_BYTES, MAX_DEPTH, Depth
 from dataflow.loaders.order_state import draws_unseen
 
 
-def grown(depth: Depth, *, waits: int, size_bytes: int = 1000, batches: int = 320) -> int:
+def grown(depth: Depth, *, waits: int, size_bytes: int = 1000, batches: int = 640) -> int:
     """Deliver batches, of each 16 of which so many were waited for."""
     for number in range(batches):
         if number % 16 < waits:
@@ -77,7 +77,7 @@ def test_a_given_depth_is_never_less():
 def test_growth_is_told_as_often_as_it_happens(given, end):
     depth = Depth(given, most=MAX_DEPTH)
     told = 0
-    for _ in range(500):
+    for _ in range(1000):
         depth.waited()
         told += depth.delivered(1)
     assert given + told == depth.batches == end

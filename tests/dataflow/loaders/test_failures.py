@@ -402,8 +402,8 @@ def is_open(descriptor):
 
 
 def test_slots_that_a_worker_gave_up_are_given_up_here():
-    # A MiB each, of which 16 are kept free. With a deadline no two share a slot.
-    iterator = iter(DataLoader(Numbers(60, 1 << 17), num_workers=1, worker_deadline_s=1000))
+    # Two MiB each, of which 16 are kept free. With a deadline no two share a slot.
+    iterator = iter(DataLoader(Numbers(60, 1 << 18), num_workers=1, worker_deadline_s=1000))
     kept = [next(iterator) for _ in range(30)]
     kept.clear()
     for _ in range(25):
