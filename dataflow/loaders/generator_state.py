@@ -15,6 +15,10 @@ __all__ = ["decode_generator", "encode_generator", "own_generators", "try_genera
 
 _KINDS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 
+# How far numpy's generators may be in what they have in store. They take any number, and draw from memory that is not
+# theirs: numpy 2.4 checks no position, and 1.26 no length either.
+_LAST_POSITIONS = {"pos": 624, "buffer_pos": 4}
+
 
 def own_generators(owner: Any) -> dict[str, Any]:
     """Return the generators that an object has as attributes, by their names, without those that all share."""
@@ -52,8 +56,9 @@ def decode_generator(generator: Any, saved: Any) -> None:
         version, internal, gauss = saved
         generator.setstate((version, tuple(_decode(internal, np.uint32).tolist()), gauss))
     elif hasattr(generator, "set_state"):
-        keys, *rest = saved
-        generator.set_state(("MT19937", _decode(keys, np.uint32), *rest))
+        keys, position, *rest = saved
+        likes = generator.get_state()
+        generator.set_state(("MT19937", _decode_like(keys, likes[1]), _checked("pos", position), *rest))
     else:
         generator.bit_generator.state = _decode_arrays(saved, generator.bit_generator.state)
 
@@ -85,11 +90,22 @@ def _decode_arrays(saved: Mapping[str, Any], like: Mapping[str, Any]) -> dict[st
     return {
         name: _decode_arrays(saved[name], value)
         if isinstance(value, Mapping)
-        else _decode(saved[name], value.dtype)
+        else _decode_like(saved[name], value)
         if isinstance(value, np.ndarray)
-        else saved[name]
+        else _checked(name, saved[name])
         for name, value in like.items()
     }
+
+
+def _checked(name: str, number: Any) -> Any:
+    last = _LAST_POSITIONS.get(name)
+    if last is not None and not 0 <= number <= last:
+        raise ValueError(f"{name} of a generator is {number}, and lies in [0, {last}]")
+    return number
+
+
+def _decode_like(text: str, like: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return _decode(text, like.dtype).reshape(like.shape)
 
 
 def _encode(values: Any) -> str:

@@ -66,6 +66,45 @@ def test_damage_is_found_before_a_generator_is_touched(kind, saved):
     assert draw(generator) == draw(make(1))
 
 
+def shortened(state):
+    """Yield the state with one of its arrays cut off behind 8 bytes."""
+    places = state.items() if isinstance(state, dict) else enumerate(state)
+    for place, value in places:
+        others = ["AAAAAAAAAAA="] if isinstance(value, str) and place != "bit_generator" else []
+        for other in [*others, *(shortened(value) if isinstance(value, dict) else ())]:
+            copied = state.copy()
+            copied[place] = other
+            yield copied
+
+
+@pytest.mark.parametrize(("kind", "arrays"), [("RandomState", 1), ("MT19937", 1), ("Philox", 3), ("SFC64", 1)])
+def test_an_array_that_is_cut_off_is_refused_where_numpy_reads_on_behind_it(kind, arrays):
+    generator = KINDS[kind][0](1)
+    damaged = [*shortened(through_json(encode_generator(generator)))]
+    assert len(damaged) == arrays
+    for saved in damaged:
+        with pytest.raises(ValueError, match="reshape"):
+            try_generator(generator, saved)
+
+
+@pytest.mark.parametrize("position", [-1, 5, 625, 10**8])
+@pytest.mark.parametrize("kind", ["RandomState", "MT19937", "Philox"])
+def test_a_place_outside_of_what_a_generator_has_in_store_is_refused_as_numpy_would_read_there(kind, position):
+    generator = KINDS[kind][0](1)
+    saved = through_json(encode_generator(generator))
+    if kind == "RandomState":
+        saved[1], last = position, 624
+    elif kind == "MT19937":
+        saved["state"]["pos"], last = position, 624
+    else:
+        saved["buffer_pos"], last = position, 4
+    if 0 <= position <= last:
+        try_generator(generator, saved)
+    else:
+        with pytest.raises(ValueError, match=rf"pos of a generator is {position}, and lies in \[0, {last}\]"):
+            try_generator(generator, saved)
+
+
 def test_generators_that_all_share_are_nobodys_own():
     class Owner:
         def __init__(self):
