@@ -57,8 +57,8 @@ def decode_generator(generator: Any, saved: Any) -> None:
         generator.setstate((version, tuple(_decode(internal, np.uint32).tolist()), gauss))
     elif hasattr(generator, "set_state"):
         keys, position, *rest = saved
-        likes = generator.get_state()
-        generator.set_state(("MT19937", _decode_like(keys, likes[1]), _checked("pos", position), *rest))
+        keys = _decode_like(keys, generator.get_state()[1])
+        generator.set_state(("MT19937", keys, _checked("pos", position), *rest))
     else:
         generator.bit_generator.state = _decode_arrays(saved, generator.bit_generator.state)
 
