@@ -1,4 +1,4 @@
-"""A server's distance, on loopback: requests arrive later, and one connection carries so much a second.
+"""A server's distance, on loopback: requests arrive later, and a connection, and the link, carry so much a second.
 
 An object store answers after some tens of milliseconds and gives one connection a part of what it gives many: AWS says
 85 to 90 MB/s for S3 (https://docs.aws.amazon.com/AmazonS3/latest/userguide/optimizing-performance-guidelines.html).
@@ -35,16 +35,17 @@ class Distance:
         port: Of the server, on loopback.
         latency_s: So much later does a request arrive. Requests are small and come one after the other.
         connection_bytes_s: So much of the answers passes on one connection.
+        link_bytes_s: So much of them passes on all connections together.
 
     Attributes:
         url: What clients are told, `http://127.0.0.1:port`.
         pid: The relay's process.
     """
 
-    def __init__(self, port: int, *, latency_s: float, connection_bytes_s: float) -> None:
+    def __init__(self, port: int, *, latency_s: float, connection_bytes_s: float, link_bytes_s: float) -> None:
         context = multiprocessing.get_context("spawn")
         self._near, far = context.Pipe()
-        arguments = (far, port, latency_s, connection_bytes_s)
+        arguments = (far, port, latency_s, connection_bytes_s, link_bytes_s)
         self._process = context.Process(target=_relay, args=arguments, daemon=True)
         self.url = ""
         self.pid = 0
@@ -63,16 +64,32 @@ class Distance:
         self._process.join()
 
 
-def _relay(answer: Connection, port: int, latency_s: float, connection_bytes_s: float) -> None:
+class _Pace:
+    """So many bytes a second, for all who ask."""
+
+    def __init__(self, bytes_s: float) -> None:
+        self._bytes_s = bytes_s
+        self._free_s = 0.0
+        self._lock = threading.Lock()
+
+    def pass_s(self, size_bytes: int) -> float:
+        """When these bytes have passed, on the monotonic clock."""
+        with self._lock:
+            self._free_s = max(self._free_s, time.monotonic()) + size_bytes / self._bytes_s
+            return self._free_s
+
+
+def _relay(answer: Connection, port: int, latency_s: float, connection_bytes_s: float, link_bytes_s: float) -> None:
+    link = _Pace(link_bytes_s)
     with socket.create_server(("127.0.0.1", 0), backlog=socket.SOMAXCONN) as listener:
         answer.send(listener.getsockname()[1])
         while True:
             near, _ = listener.accept()
-            arguments = (near, port, latency_s, connection_bytes_s)
+            arguments = (near, port, latency_s, [link, _Pace(connection_bytes_s)])
             threading.Thread(target=_carry, args=arguments, daemon=True).start()
 
 
-def _carry(near: socket.socket, port: int, latency_s: float, connection_bytes_s: float) -> None:
+def _carry(near: socket.socket, port: int, latency_s: float, paces: list[_Pace]) -> None:
     """Serve one connection until either end hangs up."""
     with near, socket.create_connection(("127.0.0.1", port)) as far, contextlib.suppress(ConnectionError):
         for end in (near, far):
@@ -83,7 +100,6 @@ def _carry(near: socket.socket, port: int, latency_s: float, connection_bytes_s:
             poll = select.poll()
             poll.register(near, select.POLLIN)
             poll.register(far, select.POLLIN)
-            free_s = 0.0
             while True:
                 ready = {fd for fd, _ in poll.poll()}
                 if near.fileno() in ready:
@@ -98,9 +114,8 @@ def _carry(near: socket.socket, port: int, latency_s: float, connection_bytes_s:
                         return
                     while left:
                         left -= os.splice(reading, near.fileno(), left)
-                    now_s = time.monotonic()
-                    free_s = max(free_s, now_s) + size_bytes / connection_bytes_s
-                    time.sleep(free_s - now_s)
+                    passed_s = max(pace.pass_s(size_bytes) for pace in paces)
+                    time.sleep(max(0, passed_s - time.monotonic()))
         finally:
             os.close(reading)
             os.close(writing)

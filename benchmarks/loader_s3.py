@@ -1,13 +1,14 @@
 """Batches from a real S3 server, cold and warm, beside streaming, litdata, webdataset and a raw client, in one run.
 
     python benchmarks/loader_s3.py [--rounds 3] [--fraction 1] [--only "jpeg bytes" tokens] [--loaders dataflow litdata]
-                                   [--workers 2] [--latency-ms 30 --connection-mb 90] [--data FOLDER] [--json FILE]
+                                   [--workers 2] [--latency-ms 30 --connection-mb 90] [--link-mb 200] [--data FOLDER]
+                                   [--json FILE]
 
 The server is SeaweedFS on loopback, so it takes its share of the same cores. Each loader has the samples of loader.py
 in its own form there, and each measurement a process and a local cache of its own: the loader is made, the first batch
 is waited for, the epoch is read to its end (cold), then two epochs more (warm; the better one). `local` is our loader
 over the same files on the local disk. The raw client is obstore, which reads all of our data set in ranges and does
-nothing with it; of three sizes of range the best.
+nothing with it, or keeps it in shared memory as a cache must; of three sizes of range the best.
 
 A figure is the median of the rounds, with the lowest and the highest; rounds go through all loaders in turn. Cold rates
 count the first batch. Requests and bytes are what our cache server counted; the peers do not tell theirs. webdataset
@@ -16,8 +17,9 @@ bytes than were stored is said to have failed; streaming gives some samples twic
 off a little. CPU seconds are those of the cold epoch, by part: the S3 server, our cache server, and the loader with its
 workers. On a machine that does other things they are steadier than rates.
 
-With `--latency-ms` and `--connection-mb` the server is at a distance (`distance.py`): requests arrive so much later, a
-connection carries so many MB/s. Then rates are not limited by the server's share of the cores alone.
+With `--latency-ms` and `--connection-mb`, or with `--link-mb`, the server is at a distance (`distance.py`): requests
+arrive so much later, a connection carries so many MB/s, and all connections together so many. Then rates are not
+limited by the server's share of the cores alone.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ import datetime as dt
 import functools
 import importlib.util
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -293,8 +296,11 @@ def in_own_process(name: str, *arguments: Any) -> Round | str:
             process.join()
 
 
-def raw_rate(folder: Path, key: str) -> float:
-    """Bytes a second of a client that reads all objects in ranges, and throws them away; the best of some sizes."""
+def raw_rate(folder: Path, key: str, keep: bool) -> float:
+    """Bytes a second of a client that reads all objects in ranges; the best of some sizes.
+
+    It throws them away, or keeps each range in new shared memory until it ends.
+    """
     import obstore
     from obstore.store import S3Store
 
@@ -305,10 +311,14 @@ def raw_rate(folder: Path, key: str) -> float:
     async def read(range_bytes: int, at_once: int) -> float:
         store = S3Store(_BUCKET, client_options={"allow_http": True})
         slots = asyncio.Semaphore(at_once)
+        kept: list[int] = []
 
         async def one(name: str, start: int, end: int) -> None:
             async with slots:
-                await obstore.get_range_async(store, name, start=start, end=end)
+                body = await obstore.get_range_async(store, name, start=start, end=end)
+                if keep:
+                    kept.append(os.memfd_create("kept"))
+                    await asyncio.to_thread(os.write, kept[-1], body)
 
         ranges = [
             (name, start, min(size, start + range_bytes))
@@ -318,14 +328,17 @@ def raw_rate(folder: Path, key: str) -> float:
         random.Random(0).shuffle(ranges)
         began_s = time.perf_counter()
         await asyncio.gather(*(one(*part) for part in ranges))
-        return sum(size for _, size in objects) / (time.perf_counter() - began_s)
+        took_s = time.perf_counter() - began_s
+        for fd in kept:
+            os.close(fd)
+        return sum(size for _, size in objects) / took_s
 
     return max(asyncio.run(read(*sizes)) for sizes in _RAW_RANGES)
 
 
-def raw_in_own_process(folder: Path, key: str) -> float:
+def raw_in_own_process(folder: Path, key: str, keep: bool) -> float:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(raw_rate, (folder, key))
+        return pool.apply(raw_rate, (folder, key, keep))
 
 
 def store_data(workload: str, loaders: list[str], folder: Path) -> None:
@@ -366,11 +379,14 @@ def contest(workload: str, names: list[str], folder: Path, options: argparse.Nam
     found: dict[str, list[Round]] = {name: [] for name in names}
     failures: dict[str, str] = {}
     raw: list[float] = []
+    kept: list[float] = []
     native = folder / _FORMS["dataflow"] / workload.replace(" ", "-")
     stored_bytes = sum(path.stat().st_size for path in native.rglob("*") if path.is_file())
     for _ in range(options.rounds):
-        raw.append(raw_in_own_process(native, f"{_FORMS['dataflow']}/{native.name}") / stored_bytes * expected[0])
-        print(f"{workload}, raw client: {raw[-1]:,.0f} samples/s", file=sys.stderr, flush=True)
+        for rates, keep in ((raw, False), (kept, True)):
+            bytes_s = raw_in_own_process(native, f"{_FORMS['dataflow']}/{native.name}", keep)
+            rates.append(bytes_s / stored_bytes * expected[0])
+        print(f"{workload}, raw client: {raw[-1]:,.0f}, {kept[-1]:,.0f} samples/s", file=sys.stderr, flush=True)
         for name in names:
             form = _FORMS.get(name, _FORMS["dataflow"])
             with tempfile.TemporaryDirectory(prefix="dataflow-s3-", dir=folder) as scratch:
@@ -381,7 +397,9 @@ def contest(workload: str, names: list[str], folder: Path, options: argparse.Nam
                 failures[name] = answer
             else:
                 found[name].append(answer)
-    print(f"| {workload} | raw client | - | {spread(raw)} | 1 | - | - | - | - |", flush=True)
+    share = statistics.median(one / other for one, other in zip(kept, raw, strict=True))
+    print(f"| {workload} | raw client | - | {spread(raw)} | 1 | - | - | - | - |")
+    print(f"| {workload} | raw client, kept | - | {spread(kept)} | {share:.2f} | - | - | - | - |", flush=True)
     for name, rounds in found.items():
         if name in failures:
             print(f"| {workload} | {name} | {failures[name]} ({len(rounds)} of {options.rounds} rounds succeeded) |")
@@ -401,19 +419,20 @@ def contest(workload: str, names: list[str], folder: Path, options: argparse.Nam
             flush=True,
         )
     return [
-        {"workload": workload, "raw_samples_per_s": raw, "failures": failures},
+        {"workload": workload, "raw_samples_per_s": raw, "kept_samples_per_s": kept, "failures": failures},
         *({"workload": workload, "loader": name, "rounds": [asdict(one) for one in of]} for name, of in found.items()),
     ]
 
 
 @contextlib.contextmanager
-def at_distance(server: SeaweedServer, latency_s: float, connection_bytes_s: float) -> Iterator[None]:
+def at_distance(server: SeaweedServer, options: argparse.Namespace) -> Iterator[None]:
     """Put the server at a distance for every process started meanwhile, where one is given."""
-    if not latency_s:
+    rates = {"connection_bytes_s": options.connection_mb * 1e6, "link_bytes_s": options.link_mb * 1e6}
+    if not options.latency_ms and math.isinf(options.link_mb):
         yield
         return
     port = int(server.url.rpartition(":")[2])
-    with Distance(port, latency_s=latency_s, connection_bytes_s=connection_bytes_s) as distance:
+    with Distance(port, latency_s=options.latency_ms / 1000, **rates) as distance:
         os.environ.update({"AWS_ENDPOINT_URL": distance.url, _RELAY: str(distance.pid)})
         yield
     os.environ["AWS_ENDPOINT_URL"] = server.url
@@ -427,6 +446,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--latency-ms", type=float, default=0)
     parser.add_argument("--connection-mb", type=float, default=90)
+    parser.add_argument("--link-mb", type=float, default=math.inf)
     parser.add_argument("--only", nargs="*", default=["jpeg bytes", "tokens"])
     parser.add_argument("--loaders", nargs="*", default=list(LOADERS))
     parser.add_argument("--data", type=Path)
@@ -447,15 +467,16 @@ def main() -> None:
             store_data(workload, options.loaders, folder)
         load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
         print(f"{dt.date.today()}, {os.cpu_count()} CPUs, load {load} at the start, {options.workers} workers")
-        if options.latency_ms:
-            print(f"{options.latency_ms:g} ms away, {options.connection_mb:g} MB/s a connection")
+        if options.latency_ms or options.link_mb < math.inf:
+            rates = f"{options.connection_mb:g} MB/s a connection, {options.link_mb:g} MB/s in all"
+            print(f"{options.latency_ms:g} ms away, {rates}")
         print()
         columns = (
             "first batch s | cold samples/s | of raw | CPU s/GiB: S3 + cache + loader | warm samples/s | requests | MiB"
         )
         print(f"| workload | loader | {columns} |")
         print("|---|---|---|---|---|---|---|---|---|", flush=True)
-        with at_distance(server, options.latency_ms / 1000, options.connection_mb * 1e6):
+        with at_distance(server, options):
             for workload in options.only:
                 report += contest(workload, options.loaders, folder, options)
         print(f"\nload at the end {', '.join(f'{one:.1f}' for one in os.getloadavg())}")
