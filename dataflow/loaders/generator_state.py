@@ -56,9 +56,9 @@ def decode_generator(generator: Any, saved: Any) -> None:
         version, internal, gauss = saved
         generator.setstate((version, tuple(_decode(internal, np.uint32).tolist()), gauss))
     elif hasattr(generator, "set_state"):
-        keys, position, *rest = saved
+        keys, position, has_gauss, cached = saved  # with one less numpy 1.26.0 ends the process
         keys = _decode_like(keys, generator.get_state()[1])
-        generator.set_state(("MT19937", keys, _checked("pos", position), *rest))
+        generator.set_state(("MT19937", keys, _checked("pos", position), has_gauss, cached))
     else:
         generator.bit_generator.state = _decode_arrays(saved, generator.bit_generator.state)
 

@@ -87,6 +87,15 @@ def test_an_array_that_is_cut_off_is_refused_where_numpy_reads_on_behind_it(kind
             try_generator(generator, saved)
 
 
+@pytest.mark.parametrize("length", [1, 2, 3, 5])
+def test_a_legacy_state_of_another_length_is_refused_as_one_of_numpy_ended_there(length):
+    generator = KINDS["RandomState"][0](1)
+    saved = through_json(encode_generator(generator))
+    assert len(saved) == 4
+    with pytest.raises(ValueError, match="unpack"):
+        try_generator(generator, [*saved, 0.0][:length])
+
+
 @pytest.mark.parametrize("position", [-1, 5, 625, 10**8])
 @pytest.mark.parametrize("kind", ["RandomState", "MT19937", "Philox"])
 def test_a_place_outside_of_what_a_generator_has_in_store_is_refused_as_numpy_would_read_there(kind, position):
