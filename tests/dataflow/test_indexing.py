@@ -285,15 +285,23 @@ def test_a_damaged_index_is_said_so_and_not_used(place: Path, damage: str, caplo
     assert "is not used, the files are scanned" in caplog.text
 
 
+def contents(sidecar: Sidecar) -> list[object]:
+    blocks = sidecar.blocks
+    vectors = (blocks.shard, blocks.offset, blocks.length, blocks.first_sample, sidecar.learned_of)
+    texts = (sidecar.format, sidecar.schema, sidecar.facts, sidecar.learned, sidecar.fingerprint)
+    return [*texts, sidecar.listing(), *(vector.tolist() for vector in vectors)]
+
+
 def test_no_flipped_byte_of_an_index_goes_unseen(place: Path) -> None:
     build_index(place)
     good = (place / SIDECAR_NAME).read_bytes()
-    expected = Sidecar.decode(good, uri="file:///index").encode()
+    expected = contents(Sidecar.decode(good, uri="file:///index"))
     for position in range(0, len(good), 3):
         changed = bytearray(good)
         changed[position] ^= 0xFF
-        with suppress(CorruptError):  # or it changed nothing: some bytes are padding
-            assert Sidecar.decode(changed, uri="file:///index").encode() == expected
+        # Or it changed nothing: some bytes are padding, and a buffer may be longer than its values.
+        with suppress(CorruptError):
+            assert contents(Sidecar.decode(changed, uri="file:///index")) == expected
 
 
 def test_an_index_may_lie_elsewhere_and_is_refused_when_it_does_not_hold(place: Path, tmp_path: Path) -> None:
