@@ -152,7 +152,8 @@ def parse_rule(text: str) -> Rule | Duplicates:
         row = dict(setting.split("=", 1) for setting in settings)
     except ValueError as error:
         raise BadInputError(f"{text!r} is not a rule; write range field=age min=0 max=120") from error
-    return _rule({"rule": name} | {key: _value(value) for key, value in row.items()}, repr(text))
+    values = {key: value if key in ("field", "fields") else _value(value) for key, value in row.items()}
+    return _rule({"rule": name} | values, repr(text))
 
 
 def _rule(row: dict[str, Any], where: str) -> Rule | Duplicates:
@@ -163,10 +164,15 @@ def _rule(row: dict[str, Any], where: str) -> Rule | Duplicates:
     settings = {key: value for key, value in row.items() if key != "rule"}
     if kind is Duplicates and "fields" in settings:
         named = settings["fields"]
+        if not isinstance(named, str | list):
+            raise BadInputError(f"fields of rule {name} of {where} must be a list of names, got {named!r}")
         settings["fields"] = tuple(named.split(",") if isinstance(named, str) else named)
     known = {entry.name: entry for entry in fields(kind)}
-    if settings.keys() - known.keys() or ("field" in known and not isinstance(settings.get("field"), str)):
-        raise BadInputError(f"rule {name} of {where} has the settings {', '.join(known)}, got {settings}")
+    if unknown := settings.keys() - known.keys():
+        unknown_names = ", ".join(sorted(unknown))
+        raise BadInputError(f"rule {name} of {where} has the settings {', '.join(known)}, not {unknown_names}")
+    if "field" in known and not isinstance(settings.get("field"), str):
+        raise BadInputError(f"rule {name} of {where} needs the name of the field that it looks at: field=NAME")
     for key in ("min", "max", "limit", "factor"):
         if key in settings and (isinstance(settings[key], bool) or not isinstance(settings[key], int | float)):
             raise BadInputError(f"{key} of rule {name} of {where} must be a number, got {settings[key]!r}")

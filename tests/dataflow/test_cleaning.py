@@ -1,6 +1,7 @@
 """Cleaning rules: what each drops and changes, and how they are read."""
 
 import io
+import re
 import sys
 from pathlib import Path
 
@@ -147,6 +148,8 @@ def test_rules_are_read_from_text() -> None:
     assert parse_rule("iqr field='a b'") == Iqr("a b")
     assert parse_rule("length field=s min=3 max=9") == Length("s", 3, 9)
     assert parse_rule("duplicates fields=n,s") == Duplicates(("n", "s"))
+    assert parse_rule("range field=3 max=5") == Range("3", max=5)
+    assert parse_rule("duplicates fields=3") == Duplicates(("3",))
     assert Cleaning.of([parse_rule("duplicates")], SCHEMA).duplicates == Duplicates(tuple(SCHEMA.names))
 
 
@@ -185,6 +188,19 @@ def test_senseless_rules_are_refused(text: str) -> None:
         Cleaning.of([parse_rule(text)], SCHEMA)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("range", "rule range of 'range' needs the name of the field that it looks at: field=NAME"),
+        ("range field=n step=2 by=1", "has the settings field, min, max, not by, step"),
+        ("duplicates field=n", "has the settings fields, not field"),
+    ],
+)
+def test_a_rule_without_its_field_or_with_another_setting_is_told_so(text: str, said: str) -> None:
+    with pytest.raises(BadInputError, match=re.escape(said)):
+        parse_rule(text)
+
+
 @pytest.mark.parametrize("declared", [True, False])
 @pytest.mark.parametrize(
     ("kind", "whole"),
@@ -211,7 +227,17 @@ def test_two_rules_about_duplicates_are_refused() -> None:
         Cleaning.of([Duplicates(), Duplicates()], SCHEMA)
 
 
-@pytest.mark.parametrize("content", ["", "rule = 3", "[[rule]\n", "[[rules]]\nrule = 'empty'", "[[rule]]\nfield = 'n'"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "rule = 3",
+        "[[rule]\n",
+        "[[rules]]\nrule = 'empty'",
+        "[[rule]]\nfield = 'n'",
+        "[[rule]]\nrule = 'duplicates'\nfields = 3",
+    ],
+)
 def test_files_that_hold_no_rules_are_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "rules.toml").write_text(content)
     with pytest.raises(BadInputError, match=r"rules\.toml"):
