@@ -134,6 +134,8 @@ class BlockingPool:
                 raise
         finally:
             self._calls.discard(call)
+            call.result = None
+            del result  # it holds the exception, which holds this frame, and with it what all callers hold
         raise _silent(uri, f"did not answer within {limit_s:g} s")
 
     def later(self, function: Callable[[], object]) -> None:

@@ -113,6 +113,8 @@ def run_sync(coroutine: Coroutine[Any, Any, R]) -> R:
     except BaseException:
         future.cancel()
         raise
+    finally:
+        del future  # it holds the exception, which holds this frame, and that its callers' with all that they hold
 
 
 def _loop() -> asyncio.AbstractEventLoop:

@@ -1,6 +1,8 @@
 import _thread
 import asyncio
 import atexit
+import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -8,6 +10,7 @@ import subprocess
 import sys
 import threading
 import traceback
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -43,6 +46,26 @@ def test_an_exception_arrives_as_it_was_raised():
 
     with pytest.raises(KeyError, match="this one"):
         run_sync(fail())
+
+
+def test_what_its_callers_held_is_free_once_an_exception_was_dealt_with():
+    class Held:
+        pass
+
+    async def fail():
+        raise KeyError("this one")
+
+    def call():
+        held = Held()
+        with contextlib.suppress(KeyError):
+            run_sync(fail())
+        return weakref.ref(held)
+
+    gc.disable()  # an exception refers to the frames that it went through, and must not need the collector
+    try:
+        assert call()() is None
+    finally:
+        gc.enable()
 
 
 def test_inside_a_running_loop_it_is_a_call_like_any_other():

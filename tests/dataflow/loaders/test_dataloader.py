@@ -1,8 +1,10 @@
 """What ours does beyond torch's: native batches, stats, devices."""
 
+import gc
 import itertools
 import json
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 
@@ -13,7 +15,7 @@ import torch.utils.data
 from torch.utils.data import default_collate
 
 import dataflow.loaders.device
-from dataflow import loaders
+from dataflow import loaders, open_dataset
 from dataflow.loaders import DataLoader, ElasticBatchSampler, LoaderStats
 from dataflow.loaders.stats import Percentiles
 from dataflow.loaders.testing import Failing, Numbers, Point, Stream
@@ -598,3 +600,20 @@ def test_rows_of_several_types_become_what_torch_makes_of_them(dtypes, num_worke
     )
     assert ours.dtype == torchs.dtype
     assert torch.equal(ours, torchs)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_loader_of_a_local_dataset_ends_without_a_garbage_collection(tmp_path, num_workers):
+    (tmp_path / "rows.jsonl").write_text('{"n": 1}\n{"n": 2}\n')
+    gc.collect()
+    gc.disable()
+
+    def train():
+        loader = DataLoader(open_dataset(tmp_path), num_workers=num_workers, persistent_workers=num_workers > 0)
+        assert len(list(loader)) == 2
+        return weakref.ref(loader)
+
+    try:
+        assert train()() is None
+    finally:
+        gc.enable()
