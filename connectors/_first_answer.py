@@ -61,6 +61,7 @@ class FirstAnswer:
             raise
         finally:
             await _end(task)
+            del task  # it holds the error, which holds this frame, and with it what all callers hold
         self.has_come = True
         return result
 

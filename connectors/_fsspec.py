@@ -60,7 +60,10 @@ def open_fsspec(url: str, **options: Any) -> FsspecStore:
         failure = _translated(error, url)
     else:
         return FsspecStore(url, filesystem, root)
-    raise failure
+    try:
+        raise failure
+    finally:
+        del failure  # it holds this frame, and with it what all callers hold
 
 
 class FsspecStore:
@@ -148,7 +151,10 @@ class FsspecStore:
             failure = _translated(error, join_uri(self.url, key))
             for note in getattr(error, "__notes__", ()):
                 failure.add_note(note)
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # it holds this frame, and with it what all callers hold
 
     def _path(self, key: str) -> str:
         check_key(key)
@@ -254,7 +260,10 @@ def _locally(uri: str, function: Callable[..., R], *args: Any) -> R:
             kind=kind,
             uri=uri,
         )
-    raise failure
+    try:
+        raise failure
+    finally:
+        del failure  # it holds this frame, and with it what all callers hold
 
 
 def _mark(value: object) -> str:

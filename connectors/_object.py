@@ -164,7 +164,10 @@ class ObjectStore:
         except DataError:
             if failure is None:
                 raise
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # it holds this frame, and with it what all callers hold
 
     async def delete(self, key: str) -> None:
         """Remove the object. Stores delete what is not there without a word, so it is looked for first."""
@@ -209,9 +212,12 @@ class ObjectStore:
             if body.nbytes == (meta.size_bytes if span is None else span.length):
                 return body, meta
         uri = join_uri(self.url, key)
-        raise failure or TransientError(
-            f"the store gave fewer bytes of {uri} than it said", kind=ErrorKind.SHORT_BODY, uri=uri
-        )
+        try:
+            raise failure or TransientError(
+                f"the store gave fewer bytes of {uri} than it said", kind=ErrorKind.SHORT_BODY, uri=uri
+            )
+        finally:
+            del failure  # it holds this frame, and with it what all callers hold
 
     async def _put(self, key: str, source: Any, size_bytes: Callable[[], int]) -> ObjectMeta:
         result = await self._ask(
@@ -240,7 +246,10 @@ class ObjectStore:
             return await request()
         except (BaseError, OSError, ValueError) as error:
             failure = translated(error, join_uri(self.url, name))
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # it holds this frame, and with it what all callers hold
 
     async def _knock(self) -> object:
         client = self._make_client(0)
@@ -364,11 +373,16 @@ def _without_markers(found: Iterable[ObjectMeta]) -> Iterator[ObjectMeta]:
 
 async def _all(requests: Sequence[Coroutine[Any, Any, R]]) -> list[R]:
     """Run side by side; the first failure cancels the rest and is raised."""
+    tasks: list[asyncio.Task[R]] = []
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(request) for request in requests]
+            tasks += [group.create_task(request) for request in requests]
     except BaseExceptionGroup as failures:
         failure = failures.exceptions[0]
+        failures.__traceback__ = None  # the group's frame holds it, and it that frame
     else:
         return [task.result() for task in tasks]
-    raise failure
+    try:
+        raise failure
+    finally:
+        del failure, tasks  # they hold this frame, and with it what all callers hold

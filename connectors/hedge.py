@@ -182,7 +182,10 @@ class HedgedStore:
         if winner.exception() is None:
             # What the first would have taken is not known where it lost; it took at least this long.
             latencies.add(clock() - begin_s)
-        return winner.result()
+        try:
+            return winner.result()
+        finally:
+            del first, tasks, winner  # they hold the error, which holds this frame, and with it what all callers hold
 
     def _may_hedge(self) -> bool:
         if self._credit < 1 or self._inflight >= self._limits.max_inflight:

@@ -13,7 +13,9 @@ The suite needs pytest-asyncio in auto mode. It looks at what a store wrote, and
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -23,7 +25,7 @@ from connectors.errors import BadInputError, ChangedError, ErrorKind, NotFoundEr
 from connectors.objects import Span, join_uri
 from connectors.protocols import Buffer, Store
 
-__all__ = ["StoreTests"]
+__all__ = ["StoreTests", "lets_go"]
 
 CONTENT = random.Random(1).randbytes(10_000)
 SIZE = len(CONTENT)
@@ -64,6 +66,29 @@ async def _chunks(*chunks: bytes) -> AsyncIterator[bytes]:
 
 async def _keys(store: Store, prefix: str = "") -> list[str]:
     return [meta.key async for meta in store.list(prefix)]
+
+
+async def lets_go(call: Callable[[], Awaitable[object]]) -> bool:
+    """Say whether the NotFoundError that a call ends with is gone, with what its callers held, once it was dealt with.
+
+    It refers to the frames that it went through. Where one of these refers to it, all of them wait for the collector.
+    """
+
+    async def fail() -> weakref.ref[object]:
+        held = {NotFoundError}
+        try:
+            await call()
+        except NotFoundError:
+            return weakref.ref(held)
+        raise AssertionError
+
+    gc.disable()
+    try:
+        held = await fail()
+        await asyncio.sleep(0)  # the loop itself holds what woke this task until it is at the next one
+        return held() is None
+    finally:
+        gc.enable()
 
 
 class StoreTests(ABC):
@@ -210,6 +235,12 @@ class StoreTests(ABC):
         for attempt in (store.get("folder"), store.head("folder"), store.delete("folder")):
             with pytest.raises(NotFoundError):
                 await attempt
+
+    @pytest.mark.parametrize("read", [*READS, "head"])
+    @pytest.mark.parametrize("key", ["absent", "folder"])
+    async def test_an_error_keeps_nothing_alive(self, store: Store, key: str, read: str) -> None:
+        self.poke(store, "folder/key", CONTENT)
+        assert await lets_go(lambda: store.head(key) if read == "head" else READS[read](store, key, None))
 
     # Listing
 

@@ -11,7 +11,7 @@ from cache.testing import until
 from connectors import BadInputError, NotFoundError, Span, open_store
 from connectors._memory import _Object, _stores, _versions
 from connectors.hedge import HedgedStore, HedgeLimits, Percentile
-from connectors.testing.stores import StoreTests
+from connectors.testing.stores import StoreTests, lets_go
 
 NUMBERS = itertools.count()
 SOON = HedgeLimits(min_samples=4, min_delay_s=0.001)
@@ -112,6 +112,12 @@ async def test_an_error_is_an_answer_and_is_not_hedged():
     with pytest.raises(NotFoundError):
         await store.get_range("key", Span(0, 10))
     assert store.sent == 0
+
+
+async def test_an_error_keeps_nothing_alive():
+    store = HedgedStore(Stuck(set(), fails={4}), SOON)
+    await warm(store)
+    assert await lets_go(lambda: store.get_range("key", Span(0, 10)))
 
 
 async def test_nothing_is_hedged_before_it_is_known_what_is_slow():
