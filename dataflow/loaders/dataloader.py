@@ -21,7 +21,7 @@ from dataflow.loaders.inline import InlineIterator
 from dataflow.loaders.order_state import is_elastic, sampler_parts
 from dataflow.loaders.process_iterator import ProcessIterator
 from dataflow.loaders.schedule_sampler import find_rank
-from dataflow.loaders.state import Ledger, goes_on, load_state, make_state
+from dataflow.loaders.state import Ledger, goes_on, load_state, make_state, passes_end
 from dataflow.loaders.stats import LoaderStats
 from dataflow.loaders.thread_iterator import ThreadIterator
 from dataflow.loaders.torch_private import DatasetKind, dataset_kind, index_sampler
@@ -149,6 +149,8 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
 
     def __iter__(self) -> Any:
         """Begin an epoch, or continue where a loaded state says."""
+        if passes_end(self, self._ledger):
+            return iter(())
         meter = self._ledger.meter
         meter.enter(begins=True)
         try:
@@ -228,6 +230,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         self._ledger.is_told = self._ledger.resume is None
         self._ledger.is_seeded = bool(state_dict.get("seeded", False))
         self._ledger.next_epoch = state_dict.get("next_epoch", 0)
+        self._ledger.over = state_dict.get("over")
         self._ledger.progress = None
         if self._ledger.rejects is not None:
             self._ledger.rejects.samples = set(state_dict.get("bad_samples", ()))

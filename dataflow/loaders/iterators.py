@@ -111,6 +111,7 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
                     self._num_yielded += 1
         except BaseException as error:
             self._is_torn = self._is_torn and not isinstance(error, Exception)
+            progress.ended = isinstance(error, StopIteration)
             meter.leave(in_loop=False)
             meter.take(self._recorder)
             raise
@@ -177,6 +178,7 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
                 )
             progress.shards, progress.shard_states, progress.next_shard = [0] * shards, [None] * shards, 0
         self._ledger.progress, self._ledger.is_told, self._ledger.is_seeded = progress, False, False
+        self._ledger.over = None
         self._progress = progress
         self._ledger.next_epoch = progress.epoch + 1
         if self._ledger.foresight is not None:

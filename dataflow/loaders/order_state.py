@@ -45,6 +45,7 @@ __all__ = [
     "is_at",
     "is_elastic",
     "is_stateful",
+    "is_told",
     "keeps_state",
     "load_samplers",
     "raise_unknown",
@@ -59,6 +60,10 @@ __all__ = [
 # These draw nothing, or from a generator of their own that is seeded by the epoch.
 _DETERMINISTIC = (BatchSampler, SequentialSampler, DistributedSampler, list, tuple, range)
 _TORCH_RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+
+
+class _Loaded(int):
+    """An epoch that a state set a sampler to. What the caller sets it to is a plain number."""
 
 
 def is_elastic(sampler: Any) -> bool:
@@ -111,7 +116,15 @@ def drawn_or_again(indices: Iterator[Any], sampler: Any) -> Iterator[Any]:
 def sampler_epoch(sampler: Any, default: int) -> int:
     """Return the epoch that a sampler, or one that it wraps, was set to by `set_epoch`, as torch's distributed one."""
     epochs = (getattr(part, "epoch", None) for part in sampler_parts(sampler) if hasattr(part, "set_epoch"))
-    return next((epoch for epoch in epochs if isinstance(epoch, int)), default)
+    return next((int(epoch) for epoch in epochs if isinstance(epoch, int)), default)
+
+
+def is_told(sampler: Any, epoch: int) -> bool:
+    """Whether the caller has set a torch sampler, or one that another wraps, to an epoch since a state did."""
+    for part in sampler_parts(sampler):
+        if getattr(type(part), "set_epoch", None) is DistributedSampler.set_epoch:
+            return bool(part.epoch == epoch and type(part.epoch) is not _Loaded)
+    return False
 
 
 def sampler_length(sampler: Any) -> int | None:
@@ -156,7 +169,7 @@ def _snapshot_part(part: Any) -> dict[str, Any]:
     if others := _other_generators(part):
         snapshot["generators"] = {name: encode_generator(other) for name, other in others.items()}
     if isinstance(epoch := getattr(part, "epoch", None), int) and hasattr(part, "set_epoch"):
-        snapshot["epoch"] = epoch
+        snapshot["epoch"] = int(epoch)
     if (dealt := _dealing(part)) is not None:
         snapshot["dealt"] = dealt
     if is_stateful(part):
@@ -251,7 +264,7 @@ def load_samplers(loader: DataLoader[Any], order: Mapping[str, Any], *, generato
     """Give samplers back their epochs and what they keep of their own, and with `generators` those, too."""
     for part, snapshot in zip(sampler_parts(index_sampler(loader)), order["parts"], strict=True):
         if "epoch" in snapshot:
-            part.set_epoch(snapshot["epoch"])
+            part.set_epoch(_Loaded(snapshot["epoch"]))
         if "state" in snapshot:
             part.load_state_dict(copy.deepcopy(snapshot["state"]))
     if generators:

@@ -31,6 +31,7 @@ from dataflow.loaders.order_state import (
     is_at,
     is_elastic,
     is_stateful,
+    is_told,
     load_samplers,
     raise_unknown,
     sampler_length,
@@ -54,6 +55,7 @@ __all__ = [
     "keeps_beside",
     "load_state",
     "make_state",
+    "passes_end",
     "read_state",
 ]
 
@@ -110,6 +112,7 @@ class Progress:
         epoch: The epoch's number: the sampler's own where it has one, else counted by the loader.
         shared_seed: For data pipes: what they shuffle by.
         finished: The epoch is over.
+        ended: The caller has asked for one more batch, and was told so.
         tail: What the sampler has behind the last batch, once that was handed out.
         underway: A batch that is counted and has not reached the caller: it is being handed out, or raised instead.
         arriving: Where workers have datasets of their own: whose batch that is, and the state behind it.
@@ -128,6 +131,7 @@ class Progress:
     epoch: int = 0
     shared_seed: int | None = None
     finished: bool = False
+    ended: bool = False
     tail: Tail | None = None
     underway: int | None = None
     arriving: tuple[int, Any] | None = None
@@ -236,6 +240,7 @@ class Ledger:
         resume: Where the next iterator is to go on.
         next_epoch: Number of the epoch that begins next.
         is_told: Whether a state between epochs was loaded, and none has begun since.
+        over: The epoch at whose end that state was saved, by a loop that had not asked for more yet.
         is_seeded: Whether that was the state of a loader whose workers stay: no epoch draws seeds for them any more.
         foresight: Tells the cache what comes, where the order and the cache allow it.
         rejects: The bad samples so far, where there is a policy for them.
@@ -246,6 +251,7 @@ class Ledger:
     resume: Progress | None = None
     next_epoch: int = 0
     is_told: bool = False
+    over: int | None = None
     is_seeded: bool = False
     foresight: Foresight | None = None
     rejects: Rejects | None = None
@@ -257,6 +263,7 @@ class Ledger:
             resume=None if self.resume is None else self.resume.copied(),
             next_epoch=self.next_epoch,
             is_told=self.is_told,
+            over=self.over,
             is_seeded=self.is_seeded,
             rejects=copy.deepcopy(self.rejects),
         )
@@ -273,6 +280,21 @@ def goes_on(loader: DataLoader[Any], ledger: Ledger) -> bool:
     return bool(sampler.epoch == resume.epoch)  # else set_epoch() has moved it on
 
 
+def passes_end(loader: DataLoader[Any], ledger: Ledger) -> bool:
+    """Pass the end of the epoch that a state was saved at, if the caller says by `set_epoch` that it is still in it.
+
+    So says a script that counts epochs: nothing is left of that one. Who counts steps says the next one.
+    """
+    over, sampler = ledger.over, index_sampler(loader)
+    if over is None:
+        return False
+    said = sampler.epoch == over if is_elastic(sampler) else ledger.next_epoch == over or is_told(sampler, over)
+    if said:
+        ledger.over = None
+        loader.set_epoch(over + 1)
+    return bool(said)
+
+
 def keeps_beside(loader: DataLoader[Any]) -> bool:
     """Whether a map-style dataset keeps something beside its samples, such as a generator, and tells it."""
     dataset = loader.dataset
@@ -284,9 +306,13 @@ def keeps_beside(loader: DataLoader[Any]) -> bool:
 def make_state(loader: DataLoader[Any], ledger: Ledger) -> dict[str, Any]:
     """Return where a loader stands."""
     state, sampler = _identity(loader), index_sampler(loader)
-    progress = ledger.progress or ledger.resume
-    if progress is not None:
-        progress = None if (reached := progress.reached()).is_over() else reached
+    progress, over = ledger.progress or ledger.resume, ledger.over
+    if progress is not None and (progress := progress.reached()).is_over():
+        comes = sampler.state_dict()["epoch"] if is_elastic(sampler) else ledger.next_epoch
+        is_next = comes == progress.epoch + 1  # else the caller has set another one since
+        over, progress = progress.epoch if is_next and not progress.ended else None, None
+    if over is not None:
+        state["over"] = over
     if not is_elastic(sampler):
         if progress is None:
             order = snapshot_order(loader, between_epochs=True)
@@ -319,6 +345,7 @@ def load_state(loader: DataLoader[Any], state: Any) -> Progress | None:
                 "go on with other batches; build the loader as it was, or begin without the state"
             )
     try:
+        operator.index(state.get("over", 0))
         if is_elastic(sampler):
             ahead = set(map(operator.index, state["ahead"]))
             sampler.load_state_dict(state["sampler"])

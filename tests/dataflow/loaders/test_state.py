@@ -201,8 +201,9 @@ def test_any_chain_of_resumes_sees_each_batch_once(way, stops, workers):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_states_before_at_the_end_of_and_between_epochs_begin_an_epoch(num_workers):
-    loader = make("shuffle by generator", num_workers)
+@pytest.mark.parametrize("way", ["shuffle by generator", "elastic", "distributed"])
+def test_states_before_at_the_end_of_and_between_epochs_begin_an_epoch(way, num_workers):
+    loader = make(way, num_workers)
     states = [loader.state_dict()]
     epochs = [seen(loader)]
     states.append(loader.state_dict())
@@ -215,7 +216,7 @@ def test_states_before_at_the_end_of_and_between_epochs_begin_an_epoch(num_worke
     epochs += [seen(loader)]
     expected = [epochs[0], epochs[1], epochs[2], epochs[2]]
     for state, epoch in zip(states, expected, strict=True):
-        resumed = make("shuffle by generator", num_workers)
+        resumed = make(way, num_workers)
         resumed.load_state_dict(through_json(state))
         assert seen(resumed) == epoch
 
@@ -773,6 +774,65 @@ def test_a_loader_counts_on_from_the_epoch_that_it_was_told():
     assert loader.state_dict()["next_epoch"] == 7
     list(loader)
     assert loader.state_dict()["next_epoch"] == 8
+
+
+EPOCHS = 3
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("counts", ["epochs", "steps"])
+@pytest.mark.parametrize(("way", "told"), [
+    ("elastic", "loader"), ("elastic", "batch_sampler"), ("distributed", "loader"), ("distributed", "sampler"),
+    ("shuffle by generator", "loader"),
+])  # fmt: skip
+def test_a_script_that_saves_at_any_step_goes_on_in_the_epoch_that_it_says(way, told, counts, num_workers):
+    """Whether it takes the end of an epoch for that epoch, which has no batch left, or for the next one."""
+
+    def train(loader, begin):
+        teller = loader if told == "loader" else getattr(loader, told)
+        for epoch in range(begin, EPOCHS):
+            teller.set_epoch(epoch)
+            for batch in loader:
+                yield epoch, seen([batch]), through_json(loader.state_dict())
+
+    steps = list(train(make(way, num_workers), 0))
+    batches = [(epoch, batch) for epoch, batch, _ in steps]
+    an_epoch = len(steps) // EPOCHS
+    for done in (1, an_epoch - 1, an_epoch, an_epoch + 1, 2 * an_epoch, 3 * an_epoch):
+        epoch, _, state = steps[done - 1]
+        resumed = make(way, num_workers)
+        resumed.load_state_dict(state)
+        assert through_json(resumed.state_dict()) == state
+        rest = train(resumed, epoch if counts == "epochs" else done // an_epoch)
+        assert [(epoch, batch) for epoch, batch, _ in rest] == batches[done:]
+
+
+@pytest.mark.parametrize("way", ["elastic", "distributed", "shuffle by generator"])
+def test_an_epoch_that_was_seen_to_end_may_be_told_again(way):
+    loader = make(way, 0)
+    epoch = seen(loader)
+    resumed = make(way, 0)
+    resumed.load_state_dict(through_json(loader.state_dict()))
+    resumed.set_epoch(0)
+    assert len(seen(resumed)) == len(epoch)
+
+
+@pytest.mark.parametrize("way", ["elastic", "distributed", "shuffle by generator"])
+def test_an_epoch_that_is_to_be_walked_again_is_no_end_of_it(way):
+    loader = make(way, 0)
+    batches = len([*itertools.islice(loader, len(loader))])
+    loader.set_epoch(0)
+    resumed = make(way, 0)
+    resumed.load_state_dict(through_json(loader.state_dict()))
+    assert len(seen(resumed)) == batches
+
+
+def test_a_state_after_a_state_has_plain_numbers():
+    loader = make("distributed", 0)
+    loader.load_state_dict(make("distributed", 0).state_dict())
+    next(iter(loader))
+    assert type(loader.state_dict()["epoch"]["epoch"]) is int
+    assert type(loader.state_dict()["epoch"]["order"]["parts"][1]["epoch"]) is int
 
 
 def sent(loader):
