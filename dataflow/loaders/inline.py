@@ -41,8 +41,15 @@ class InlineIterator(LoaderIterator):
             raise AssertionError("_SingleProcessDataLoaderIter requires timeout == 0")
         if isinstance(self._dataset, (IterDataPipe, MapDataPipe)):
             graph_settings.apply_sharding(self._dataset, self._world_size, self._rank)
+        self._start(loader, order)
+
+    def _reset(self, loader: DataLoader[Any], first_iter: bool = False) -> None:
+        super()._reset(loader, first_iter)
+        self._start(loader, None)
+
+    def _start(self, loader: DataLoader[Any], order: dict[str, Any] | None) -> None:
         self._begin(loader, self._sampler_iter, order)
-        self._may_join = self._draws_tail = is_elastic(sampler)
+        self._may_join = self._draws_tail = is_elastic(self._index_sampler)
         # A dataset that is told where it was may set the process's generators, so it is told when the caller's are
         # back. Any other is opened at once, as in torch.
         is_told = any(state is not None for state in self._progress.shard_states)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import operator
+import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from dataflow.loaders.order_state import (
     draws_undone,
     draws_unseen,
     is_elastic,
+    is_set_elsewhere,
     keeps_state,
     restore_order,
     sampler_epoch,
@@ -77,6 +79,8 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
     _draws_tail = True
     # What torch does to begin an epoch in a new iterator.
     _opening = INLINE_OPENING
+    # The loader, until the first batch is asked for.
+    _opener: weakref.ref[DataLoader[Any]] | None = None
 
     def __init__(self, loader: DataLoader[Any], ledger: Ledger) -> None:
         self._ledger = ledger
@@ -102,6 +106,9 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         meter.enter()
         progress.arrived()  # who asks for another batch goes past one that raised
         try:
+            if self._opener is not None:
+                self._follow_sampler()
+                progress = self._progress
             # Recording a range costs as much as all the rest of a small batch, so it is done when somebody looks.
             with self._recorder:
                 if self._IterableDataset_len_called is not None or profiler_is_on():
@@ -124,6 +131,14 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
     def _draws_later(self, loader: DataLoader[Any]) -> bool:
         """Whether torch's part of a new iterator draws nothing yet that this epoch consists of."""
         return True
+
+    def _follow_sampler(self) -> None:
+        """Begin anew if the sampler was set to another epoch behind `iter()`, as Lightning does when it resumes."""
+        loader, self._opener = None if self._opener is None else self._opener(), None
+        is_newest = self._ledger.progress is self._progress
+        if loader is not None and is_newest and is_set_elsewhere(self._index_sampler, self._progress.epoch):
+            self._reset(loader)
+            self._opener = None
 
     def _prepare(self, loader: DataLoader[Any], opening: tuple[Any, ...], first_step: int = 0) -> None:
         """Let the cache foresee an epoch that is about to begin; `opening` is what torch does from here on."""
@@ -179,6 +194,7 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
             progress.shards, progress.shard_states, progress.next_shard = [0] * shards, [None] * shards, 0
         self._ledger.progress, self._ledger.is_told, self._ledger.is_seeded = progress, False, False
         self._ledger.over = None
+        self._opener = None if self._is_iterable or progress is resume else weakref.ref(loader)
         self._progress = progress
         self._ledger.next_epoch = progress.epoch + 1
         if self._ledger.foresight is not None:

@@ -44,6 +44,7 @@ __all__ = [
     "draws_unseen",
     "is_at",
     "is_elastic",
+    "is_set_elsewhere",
     "is_stateful",
     "is_told",
     "keeps_state",
@@ -93,7 +94,7 @@ def _needs_no_argument(function: Callable[..., Any], *, is_bound: bool) -> bool:
 def sampler_parts(sampler: Any) -> list[Any]:
     """Return a sampler and those that it wraps, from outside in."""
     parts: list[Any] = []
-    while sampler is not None and len(parts) < 8:
+    while sampler is not None and all(sampler is not part for part in parts) and len(parts) < 8:
         parts.append(sampler)
         # A sampler may be an array, or have no length, so nobody asks whether it is true.
         inner = getattr(sampler, "sampler", None)
@@ -125,6 +126,14 @@ def is_told(sampler: Any, epoch: int) -> bool:
         if getattr(type(part), "set_epoch", None) is DistributedSampler.set_epoch:
             return bool(part.epoch == epoch and type(part.epoch) is not _Loaded)
     return False
+
+
+def is_set_elsewhere(sampler: Any, epoch: int) -> bool:
+    """Whether a sampler was set to another epoch since it was asked for this one."""
+    if is_elastic(sampler):
+        return bool(sampler.epoch != epoch and sampler.steps_drawn == 0)  # else another iterator walks that one
+    draws_nothing = all(type(part) in _DETERMINISTIC for part in sampler_parts(sampler))
+    return draws_nothing and sampler_epoch(sampler, epoch) != epoch
 
 
 def sampler_length(sampler: Any) -> int | None:

@@ -165,6 +165,11 @@ class ScheduleSampler(Sampler[list[Any]]):
         return _Walk(self._draw())
 
     @property
+    def sampler(self) -> ScheduleSampler:
+        """The sampler itself: what knows torch's batch samplers calls `set_epoch` of the sampler inside."""
+        return self
+
+    @property
     def epoch(self) -> int:
         """The epoch that the newest iterator walks; before there is one, the epoch that it will walk."""
         return self._run.epoch

@@ -71,24 +71,29 @@ def run_lightning(folder, rank):
         trainer.fit(model, loader, ckpt_path=from_checkpoint)
         return model.seen
 
-    def interrupt(open_loader, name, **options):
+    def interrupt(open_loader, name, saved_at, when, **options):
         whole = fit(open_loader(), max_epochs=2, enable_checkpointing=False, **options)
-        keeper = ModelCheckpoint(folder, name, every_n_train_steps=SAVED_AT)
-        fit(open_loader(), max_steps=SAVED_AT + 1, callbacks=[keeper], **options)
+        fit(open_loader(), max_steps=saved_at, callbacks=[ModelCheckpoint(folder, name, **when)], **options)
         # The first rank has saved for all.
         resumed = fit(open_loader(), folder / f"{name}.ckpt", max_epochs=2, enable_checkpointing=False, **options)
-        assert resumed == whole[SAVED_AT:]
+        assert resumed == whole[saved_at:]
         return whole, resumed
 
-    whole, resumed = interrupt(open_loader, "own", use_distributed_sampler=False)
-    dealt, _ = interrupt(plain_loader, "dealt")
+    middle, end = {"every_n_train_steps": SAVED_AT}, {"every_n_train_steps": STEPS_AN_EPOCH}
+    whole, resumed = interrupt(open_loader, "own", SAVED_AT, middle, use_distributed_sampler=False)
+    dealt, _ = interrupt(plain_loader, "dealt", SAVED_AT, middle)
+    # Behind an epoch it makes the iterator before it sets the sampler's epoch, and the checkpoints of epochs, which it
+    # keeps by default, leave out the loader's state.
+    for name, when in (("last", end), ("epoch", {"every_n_epochs": 1})):
+        interrupt(open_loader, f"own-{name}", STEPS_AN_EPOCH, when, use_distributed_sampler=False)
+        interrupt(plain_loader, f"dealt-{name}", STEPS_AN_EPOCH, when)
     return {"whole": whole, "resumed": resumed, "dealt": dealt[:STEPS_AN_EPOCH]}
 
 
 def plain_loader():
     from dataflow import DataLoader
 
-    return DataLoader(Rows(), batch_size=GLOBAL_BATCH // RANKS, shuffle=True)
+    return DataLoader(Rows(), batch_size=GLOBAL_BATCH // RANKS, shuffle=True, num_workers=1)
 
 
 def run_accelerate(folder, rank):

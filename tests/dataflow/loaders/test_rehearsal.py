@@ -262,6 +262,18 @@ def test_a_loaded_state_is_announced_from_where_it_stands(dataset: Dataset) -> N
     assert "replace" not in plan.calls[calls:], "the epoch after it was foretold"
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_epoch_that_is_set_behind_iter_is_announced(dataset: Dataset, num_workers: int) -> None:
+    sampler = DistributedSampler(dataset, 1, 0)
+    loader = DataLoader(dataset, batch_size=BATCH, sampler=sampler, num_workers=num_workers)
+    batches = iter(loader)
+    sampler.set_epoch(3)
+    drawn = [batch["number"].tolist() for batch in batches]
+    plan, expected = plan_of(dataset), blocks_of(dataset, *drawn)
+    assert plan.blocks[: len(expected)] == expected
+    assert plan.calls.count("replace") == 1, "as it was set, not as it was seen to be drawn"
+
+
 def test_an_epoch_left_early_is_followed_by_a_new_one(dataset: Dataset) -> None:
     loader = DataLoader(dataset, batch_size=BATCH, shuffle=True)
     for _ in range(3):

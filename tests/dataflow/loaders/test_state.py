@@ -30,6 +30,7 @@ from dataflow.loaders import DataLoader, ElasticBatchSampler
 from dataflow.loaders.generators import GeneratorStates
 from dataflow.loaders.state import Progress
 from dataflow.loaders.testing import Counter, Draws, Noisy, Numbers, Stream
+from dataflow.transforms import TransformedDataset
 
 LENGTH = 40
 
@@ -805,6 +806,103 @@ def test_a_script_that_saves_at_any_step_goes_on_in_the_epoch_that_it_says(way, 
         assert through_json(resumed.state_dict()) == state
         rest = train(resumed, epoch if counts == "epochs" else done // an_epoch)
         assert [(epoch, batch) for epoch, batch, _ in rest] == batches[done:]
+
+
+def add_noise(number, rng):
+    return number + rng.random()
+
+
+OPTIONS = [
+    {},
+    {"num_workers": 2},
+    {"num_workers": 2, "persistent_workers": True},
+    {"num_workers": 2, "workers": "thread"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("way", ["elastic", "distributed"])
+def test_an_epoch_that_is_set_behind_iter_is_that_of_its_batches(way, options):
+    def load():
+        data = TransformedDataset(Numbers(LENGTH), add_noise)
+        return DataLoader(data, **WAYS[way](data), **options)
+
+    expected = load()
+    expected.set_epoch(3)
+    epochs = [seen(expected), seen(expected)]
+    loader = load()
+    for epoch in epochs[: 1 + (way == "elastic")]:
+        iterator = iter(loader)
+        if epoch is epochs[0]:
+            loader.batch_sampler.sampler.set_epoch(3)  # where frameworks look for it
+        head = seen([next(iterator)])
+        state = through_json(loader.state_dict())
+        assert head + seen(iterator) == epoch
+        resumed = load()
+        resumed.load_state_dict(state)
+        assert seen(resumed) == epoch[1:]
+
+
+@pytest.mark.parametrize("options", OPTIONS[::3], ids=str)
+def test_an_iterator_stays_in_its_epoch_when_a_newer_one_or_a_later_batch_comes(options):
+    data = Numbers(LENGTH)
+    loader = DataLoader(data, **WAYS["elastic"](data), **options)
+    iterator = iter(loader)
+    first = next(iterator)
+    loader.set_epoch(5)
+    others = [iter(loader), iter(copy.copy(loader))]  # which share their sampler
+    for batches in (itertools.chain([first], iterator), *others):
+        assert sorted(itertools.chain(*seen(batches))) == list(range(LENGTH))
+
+
+def test_an_iterator_stays_in_its_epoch_when_that_of_a_copy_begins_the_next():
+    loader = make("elastic", 1)
+    expected = [seen(loader), seen(loader)]
+    loader.set_epoch(0)
+    iterators = [iter(loader), iter(copy.copy(loader))]
+    assert [seen(iterator) for iterator in iterators] == expected
+
+
+def test_an_older_iterator_is_not_begun_anew():
+    loader = make("distributed", 1)
+    expected = seen(loader)
+    older = iter(loader)
+    loader.set_epoch(1)
+    newer = iter(loader)
+    assert seen(older) == expected
+    assert seen(newer) != expected
+
+
+def test_an_epoch_that_goes_on_is_that_of_its_state_though_another_is_set_behind_iter():
+    loader = make("distributed", 0)
+    iterator = iter(loader)
+    next(iterator)
+    resumed = make("distributed", 0)
+    resumed.load_state_dict(loader.state_dict())
+    rest = iter(resumed)
+    resumed.set_epoch(5)
+    assert seen(rest) == seen(iterator)
+
+
+@pytest.mark.parametrize("way", ["elastic", "distributed"])
+def test_the_end_of_an_epoch_is_passed_once(way):
+    loader = make(way, 0)
+    expected = seen(itertools.islice(loader, len(loader)))
+    state = through_json(loader.state_dict())
+    second = seen(loader)
+    at_end = make(way, 0)
+    at_end.load_state_dict(state)
+    at_end.set_epoch(0)
+    assert seen(at_end) == []
+    if way == "elastic":
+        assert seen(at_end) == second
+    at_end.set_epoch(0)
+    assert seen(at_end) == expected
+    behind = make(way, 0)
+    behind.load_state_dict(state)
+    assert seen(behind) == second
+    behind.set_epoch(0)
+    assert seen(behind) == expected
 
 
 @pytest.mark.parametrize("way", ["elastic", "distributed", "shuffle by generator"])
