@@ -199,9 +199,10 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
     def state_dict(self) -> dict[str, Any]:
         """Return where the newest iterator stands, counted in batches that the caller received.
 
-        Legal at any time. After the last batch of an epoch, the state is the beginning of the next epoch. It is plain
-        JSON, except what foreign samplers and datasets return from their own `state_dict`. It fits a loader with any
-        number of workers; for an iterable dataset, which is dealt out by worker, with the same number.
+        Legal at any time. After the last batch of an epoch, the state is the beginning of the next epoch; who then sets
+        the one that is over, by `set_epoch`, gets the nothing that is left of it. It is plain JSON, except what foreign
+        samplers and datasets return from their own `state_dict`. It fits a loader with any number of workers; for an
+        iterable dataset, which is dealt out by worker, with the same number.
 
         Random order: the epoch continues exactly. So do the next ones if the order is drawn from a `generator`, from a
         generator of torch, Python or numpy in an attribute of the sampler, from a seed and epoch, or by
