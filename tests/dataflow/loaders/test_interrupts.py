@@ -53,12 +53,12 @@ def values(batch):
 def take_until_interrupted(batches, number, most):
     """Return the batches, at most so many, that come before the interrupt, and whether it came.
 
-    Where a trace function raises at the end of an `except`, CPython 3.11 goes on taking that one's exception for the one
-    being handled, and keeps its frames. An outer `except` that ends puts an end to it.
+    Where a trace function raises at the end of an `except`, CPython 3.11 goes on taking that one's exception for the
+    one being handled, and keeps its frames. An outer `except` that ends puts an end to it.
     """
     try:
-        raise RuntimeError
-    except RuntimeError:
+        next(iter(()))
+    except StopIteration:
         return _take_until_interrupted(batches, number, most)
 
 
