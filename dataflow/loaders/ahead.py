@@ -58,12 +58,15 @@ class AheadIterator(LoaderIterator):
             if not self._owed:
                 self._dispatch(0)  # after errors there may be more to ask for
             if not self._owed:
-                self._progress.finished = True
+                self._end_epoch()
                 if not self._persistent_workers:
                     self._shutdown_workers()
                 raise StopIteration
             if not self._attend(float(self._timeout) or None):
                 raise RuntimeError(f"DataLoader timed out after {self._timeout} seconds")
+
+    def _end_epoch(self) -> None:
+        self._progress.finished = True
 
     def _wait(self, wait: Callable[[float | None], _T], until_s: float) -> _T:
         """Wait for the workers, until then on the monotonic clock. An interrupt meanwhile tears nothing."""

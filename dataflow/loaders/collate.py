@@ -94,7 +94,12 @@ class Fetch:
     Attributes:
         sieve: Knows the bad samples, where there is a policy.
         joins: Whether `together` may be called.
+        may_begin_again: Whether an iterable dataset that has nothing at first is iterated once more.
+        is_new: Whether it has made nothing yet.
     """
+
+    may_begin_again = False
+    is_new = True
 
     def __init__(
         self,
@@ -134,7 +139,16 @@ class Fetch:
             StopIteration: An iterable dataset has no more.
         """
         with stage("fetch"), reading_epoch(self._epoch):
-            return self._make(index)
+            if not self.is_new:
+                return self._make(index)
+            self.is_new = False
+            try:
+                return self._make(index)
+            except StopIteration:
+                if not self.may_begin_again:
+                    raise
+                self._torch.dataset_iter, self._torch.ended = iter(self._dataset), False
+                return self._make(index)
 
     def together(self, indices: Sequence[Sequence[int] | npt.NDArray[np.int64]]) -> Gathered:
         """Gather several batches at once.

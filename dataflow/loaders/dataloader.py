@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -232,6 +233,7 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
         self._ledger.is_seeded = bool(state_dict.get("seeded", False))
         self._ledger.next_epoch = state_dict.get("next_epoch", 0)
         self._ledger.over = state_dict.get("over")
+        self._ledger.kept = copy.deepcopy([*state_dict.get("datasets", ())])
         self._ledger.progress = None
         if self._ledger.rejects is not None:
             self._ledger.rejects.samples = set(state_dict.get("bad_samples", ()))

@@ -4,6 +4,10 @@ A dataset may say that by `state_dict`, and so may what `iter()` of a stream ret
 told before it is iterated, the iterator as soon as it is there. A stream that is its own iterator is told as an
 iterator, since its `__iter__` may begin anew. torchdata's `StatefulDataLoader`, for which many such datasets are
 written, does it in this order.
+
+A dataset that goes on from epoch to epoch keeps something behind their ends, too: how many there were, or a generator.
+It is told that before it is iterated. If a stream then has nothing, it was told where it had ended: it is iterated once
+more, as it was in the process that went on.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from dataflow.loaders.torch_private import ExceptionWrapper
 if TYPE_CHECKING:
     from dataflow.loaders.collate import Fetch
 
-__all__ = ["is_state", "open_at", "take_state"]
+__all__ = ["is_state", "keep_state", "open_at", "take_state"]
 
 
 def take_state(dataset: Any, fetch: Fetch) -> dict[str, Any] | None:
@@ -35,19 +39,24 @@ def take_state(dataset: Any, fetch: Fetch) -> dict[str, Any] | None:
     return state or None
 
 
+def keep_state(dataset: Any) -> dict[str, Any] | None:
+    """Return what a dataset keeps behind the end of an epoch, None where nobody says."""
+    return {"dataset": dataset.state_dict(), "over": True} if is_stateful(dataset) else None
+
+
 def is_state(state: Any) -> bool:
-    """Whether `take_state` may have returned this."""
+    """Whether `take_state` or `keep_state` may have returned this."""
     if not isinstance(state, Mapping):
         return state is None
     parts = state.keys() & {"dataset", "iterator"}
-    return bool(parts) and state.keys() - parts <= {"ended"}
+    return bool(parts) and state.keys() - parts <= {"ended", "over"}
 
 
 def open_at(state: Any, dataset: Any, make_fetch: Callable[[], Fetch], *, skip: int) -> Fetch:
     """Make what reads a dataset, and let it go on where it was.
 
     Args:
-        state: What `take_state` returned, or what stands for it where it could not be had.
+        state: What `take_state` or `keep_state` returned, or what stands for it where it could not be had.
         dataset: The dataset.
         make_fetch: Makes it, and with it the iterator of a stream.
         skip: Samples to read and drop where there is no state.
@@ -63,4 +72,5 @@ def open_at(state: Any, dataset: Any, make_fetch: Callable[[], Fetch], *, skip: 
         fetch.iterator.load_state_dict(state["iterator"])
     if "ended" in state:
         fetch.end()
+    fetch.may_begin_again = "over" in state and fetch.iterator is not None
     return fetch

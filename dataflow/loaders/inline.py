@@ -52,7 +52,7 @@ class InlineIterator(LoaderIterator):
         self._may_join = self._draws_tail = is_elastic(self._index_sampler)
         # A dataset that is told where it was may set the process's generators, so it is told when the caller's are
         # back. Any other is opened at once, as in torch.
-        is_told = any(state is not None for state in self._progress.shard_states)
+        is_told = any(state is not None for state in self._told)
         self._fetch = None if is_told else self._open()
         self._pace = Pace()
         self._most = max(1, self._most_ahead(MAX_BATCHES))
@@ -70,8 +70,8 @@ class InlineIterator(LoaderIterator):
         if not progress.shards:
             return make_fetch()
         skip = progress.shards[0] * (self._batch_size or 1) if self._is_iterable else 0
-        fetch = open_at(progress.shard_states[0], self._dataset, make_fetch, skip=skip)
-        progress.live_state = partial(take_state, self._dataset, fetch)
+        fetch = open_at(self._told[0], self._dataset, make_fetch, skip=skip)
+        progress.live_state = partial(_state_since, progress.shard_states[0], self._dataset, fetch)
         return fetch
 
     def _next_data(self) -> Any:
@@ -127,3 +127,8 @@ class InlineIterator(LoaderIterator):
         batch = fetch(index)
         self._pace.made(1, time.monotonic() - began_s, size_bytes_of(batch))
         return batch
+
+
+def _state_since(before: Any, dataset: Any, fetch: Fetch) -> Any:
+    """Return where a dataset is: a stream that was not asked for anything yet may say where it was in another epoch."""
+    return before if fetch.is_new and fetch.iterator is not None else take_state(dataset, fetch)

@@ -38,7 +38,7 @@ from dataflow.loaders.order_state import (
 from dataflow.loaders.recycling import Recycler, keep_freed_memory
 from dataflow.loaders.rehearsal import INLINE_OPENING, REOPENING, Setting
 from dataflow.loaders.rereading import warn_of_rereading
-from dataflow.loaders.state import Ledger, Progress, Tail, keeps_beside
+from dataflow.loaders.state import Ledger, Progress, Tail, asks_dataset, kept_here, kept_states
 from dataflow.loaders.torch_private import BaseIterator, DatasetKind, index_sampler, profiler_is_on
 from dataflow.observe.stages import Recorder
 
@@ -73,6 +73,8 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
     _dataset: Any
     _shared_seed: int | None
     _staging: Staging | None = None  # also where torch's part of __init__ fails
+    # What each copy of the dataset is told before it is read.
+    _told: list[Any]
     # Whether it is in the middle of work that cannot be taken up again where an interrupt leaves it.
     _is_torn = False
     # Whether the sampler is asked for what lies behind its last index before the caller asks for it.
@@ -182,16 +184,21 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
             restore_order(loader, progress.order)
             self._prepare(loader, REOPENING, progress.batches)
             self._sampler_iter = self._draw_again(loader, progress)
-        shards = loader.num_stream_readers if self._asks_dataset(loader) else 0
+        shards = loader.num_stream_readers if asks_dataset(loader) else 0
+        states = progress.shard_states if progress is resume else kept_states(loader, self._ledger)
+        goes_on_here = kept_here(loader, self._ledger) if self._is_iterable and not states else []
         if len(progress.shards) != shards:
-            if progress.shards:
-                _log.warning(
-                    "the state of %s was kept by %d workers and this loader has another number: its samples continue "
-                    "where they were, and what it keeps besides starts over",
-                    type(self._dataset).__qualname__,
-                    len(progress.shards),
-                )
-            progress.shards, progress.shard_states, progress.next_shard = [0] * shards, [None] * shards, 0
+            progress.shards, progress.next_shard = [0] * shards, 0
+        self._told = [*states] if len(states) == shards else [None] * shards
+        progress.shard_states = goes_on_here or [*self._told]
+        if states and len(states) != shards:
+            _log.warning(
+                "the state of %s was kept by %d workers and this loader has another number: its samples continue where "
+                "they were, and what it keeps besides starts over",
+                type(self._dataset).__qualname__,
+                len(states),
+            )
+        self._ledger.kept = []
         self._ledger.progress, self._ledger.is_told, self._ledger.is_seeded = progress, False, False
         self._ledger.over = None
         self._opener = None if self._is_iterable or progress is resume else weakref.ref(loader)
@@ -227,11 +234,6 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
             raise BadInputError(describe_other_order(self._index_sampler, progress.order))
         self._ledger.resume = None
         return indices
-
-    def _asks_dataset(self, loader: DataLoader[Any]) -> bool:
-        """Whether a place in the epoch is also one in each process's copy of the dataset."""
-        is_shared = loader.num_workers > 0 and not loader.has_worker_processes
-        return self._is_iterable or (keeps_beside(loader) and not is_shared)
 
     def _shuffle_by(self, shared_seed: int | None) -> None:
         """Let a data pipe shuffle as it did before; torch's part has seeded it for a new epoch."""

@@ -137,7 +137,7 @@ class ProcessIterator(AheadIterator):
             self._crew = self._hire(begin, shared_seed)
         else:
             for worker_id, begin_one in enumerate(begin):
-                self._crew.begin(worker_id, begin_one)
+                self._crew.begin(worker_id, begin_one._replace(dataset_state=None))  # it is what it has
         self._dispatch(self._depth.batches * self._num_workers)
         self._is_torn = False
 
@@ -278,6 +278,7 @@ class ProcessIterator(AheadIterator):
         for made in result.made:
             if made.status == Status.EXHAUSTED:
                 self._is_active[worker.id] = False
+                self._received_states[worker.id] = result.dataset_state
                 for number in self._owed_by(worker):
                     del self._owed[number]
                     self._dispatch()
@@ -289,6 +290,10 @@ class ProcessIterator(AheadIterator):
             if self._received:
                 self._received[worker.id] += 1
                 self._received_states[worker.id] = result.dataset_state
+
+    def _end_epoch(self) -> None:
+        super()._end_epoch()
+        self._progress.shard_states = list(self._received_states)
 
     def _deliver(self, number: int) -> Any:
         """Hand a batch to the caller, and ask for another one in its place."""

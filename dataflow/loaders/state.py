@@ -12,6 +12,7 @@ States are JSON, except for what foreign samplers and datasets put into theirs.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import operator
@@ -23,7 +24,7 @@ import torch
 
 from connectors.errors import BadInputError
 from dataflow.loaders.bad_samples import Rejects
-from dataflow.loaders.dataset_state import is_state
+from dataflow.loaders.dataset_state import is_state, keep_state
 from dataflow.loaders.landmark import Landmark
 from dataflow.loaders.order_state import (
     check_generators,
@@ -51,8 +52,10 @@ __all__ = [
     "Ledger",
     "Progress",
     "Tail",
+    "asks_dataset",
     "goes_on",
-    "keeps_beside",
+    "kept_here",
+    "kept_states",
     "load_state",
     "make_state",
     "passes_end",
@@ -240,6 +243,7 @@ class Ledger:
         resume: Where the next iterator is to go on.
         next_epoch: Number of the epoch that begins next.
         is_told: Whether a state between epochs was loaded, and none has begun since.
+        kept: What each copy of the dataset keeps between epochs, by a loaded state.
         over: The epoch at whose end that state was saved, by a loop that had not asked for more yet.
         is_seeded: Whether that was the state of a loader whose workers stay: no epoch draws seeds for them any more.
         foresight: Tells the cache what comes, where the order and the cache allow it.
@@ -251,6 +255,7 @@ class Ledger:
     resume: Progress | None = None
     next_epoch: int = 0
     is_told: bool = False
+    kept: list[Any] = field(default_factory=list)
     over: int | None = None
     is_seeded: bool = False
     foresight: Foresight | None = None
@@ -263,6 +268,7 @@ class Ledger:
             resume=None if self.resume is None else self.resume.copied(),
             next_epoch=self.next_epoch,
             is_told=self.is_told,
+            kept=copy.deepcopy(self.kept),
             over=self.over,
             is_seeded=self.is_seeded,
             rejects=copy.deepcopy(self.rejects),
@@ -295,12 +301,47 @@ def passes_end(loader: DataLoader[Any], ledger: Ledger) -> bool:
     return bool(said)
 
 
-def keeps_beside(loader: DataLoader[Any]) -> bool:
-    """Whether a map-style dataset keeps something beside its samples, such as a generator, and tells it."""
+def asks_dataset(loader: DataLoader[Any]) -> bool:
+    """Whether a place in the epoch is also one in each copy of the dataset, of as many as there are readers.
+
+    It is in a stream, and in a map-style dataset that keeps something beside its samples, such as a generator, and
+    tells it, unless threads share it.
+    """
     dataset = loader.dataset
-    if dataset_kind(loader) == DatasetKind.Iterable or is_elastic(index_sampler(loader)):
+    if dataset_kind(loader) == DatasetKind.Iterable:
+        return True
+    if is_elastic(index_sampler(loader)) or (loader.num_workers > 0 and not loader.has_worker_processes):
         return False
     return is_stateful(dataset) and not isinstance(dataset, torch.nn.Module)  # which tells its parameters
+
+
+def kept_states(loader: DataLoader[Any], ledger: Ledger) -> list[Any]:
+    """Return what each copy of the dataset kept at the end of the last epoch, for those that are made anew.
+
+    Nothing where workers end with their epoch, or where the one copy is in this process and goes on by itself.
+    """
+    if not asks_dataset(loader) or (loader.has_worker_processes and not loader.persistent_workers):
+        return []
+    last, kept = ledger.progress, ledger.kept
+    if loader.has_worker_processes and last is not None:
+        kept = last.shard_states if last.finished else []
+    if dataset_kind(loader) == DatasetKind.Iterable:  # may have nothing to say when it is not being read
+        kept = [None if isinstance(state, ExceptionWrapper) else state for state in kept]
+    raise_unknown(kept)
+    return kept if any(state is not None for state in kept) else []
+
+
+def kept_here(loader: DataLoader[Any], ledger: Ledger) -> list[Any]:
+    """Ask the one copy of the dataset, where it is in this process: a stream, once it was read to its end."""
+    if not asks_dataset(loader) or loader.has_worker_processes:
+        return []
+    if dataset_kind(loader) != DatasetKind.Iterable:
+        return [keep_state(loader.dataset)]
+    last = ledger.progress
+    with contextlib.suppress(Exception):  # it may have nothing to say when it is not being read
+        if last is not None and last.finished and (kept := keep_state(loader.dataset)) is not None:
+            return [copy.deepcopy(kept)]
+    return []
 
 
 def make_state(loader: DataLoader[Any], ledger: Ledger) -> dict[str, Any]:
@@ -318,8 +359,8 @@ def make_state(loader: DataLoader[Any], ledger: Ledger) -> dict[str, Any]:
             order = snapshot_order(loader, between_epochs=True)
             raise_unknown(part.get("state") for part in order["parts"])
             state |= {"epoch": None, "next_epoch": ledger.next_epoch, "order": order}
-            if loader.num_workers == 0 and keeps_beside(loader):
-                state["dataset"] = copy.deepcopy(loader.dataset.state_dict())  # type: ignore[attr-defined]
+            if kept := kept_states(loader, ledger) or kept_here(loader, ledger):
+                state["datasets"] = copy.deepcopy(kept)
             return {**state, "seeded": True} if ledger.is_seeded or loader.has_lasting_workers else state
         return {**state, "epoch": progress.as_dict()}
     if progress is None or sampler.epoch != progress.epoch:  # set_epoch() has moved it on
@@ -356,8 +397,6 @@ def load_state(loader: DataLoader[Any], state: Any) -> Progress | None:
         if progress is not None:
             _take_place(loader, progress)
         load_samplers(loader, order, generators=progress is None)
-        if "dataset" in state and loader.num_workers == 0 and keeps_beside(loader):
-            loader.dataset.load_state_dict(copy.deepcopy(state["dataset"]))  # type: ignore[attr-defined]
     except BadInputError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -376,6 +415,8 @@ def read_state(state: Mapping[str, Any]) -> tuple[Progress | None, dict[str, Any
     """
     operator.index(state.get("next_epoch", 0))
     set(state.get("bad_samples", ()))
+    if not all(map(is_state, iter(state.get("datasets", ())))):
+        raise ValueError("what is kept of a dataset is not a state")
     progress = None if state["epoch"] is None else Progress.from_dict(state["epoch"])
     order = state["order"] if progress is None else progress.order
     return progress, {**order, "parts": [{**part} for part in order["parts"]]}

@@ -94,7 +94,7 @@ class ThreadIterator(AheadIterator):
         if not self._is_iterable:
             return Threads(self._num_workers, make_fetch)
         skip = progress.shards[0] * (self._batch_size or 1)
-        open_stream = partial(open_at, progress.shard_states[0], self._dataset, make_fetch, skip=skip)
+        open_stream = partial(open_at, self._told[0], self._dataset, make_fetch, skip=skip)
         return Threads(1, open_stream, partial(_copied_state, self._dataset))
 
     def _dispatch(self, number_of_batches: int = 1) -> None:

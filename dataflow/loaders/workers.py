@@ -25,7 +25,7 @@ from torch.utils.data import IterDataPipe, graph_settings
 from dataflow.loaders.bad_samples import BadSample, BadSamples
 from dataflow.loaders.channel import Channel
 from dataflow.loaders.collate import Fetch, collate_into_slots
-from dataflow.loaders.dataset_state import open_at, take_state
+from dataflow.loaders.dataset_state import keep_state, open_at, take_state
 from dataflow.loaders.depth import AHEAD_BYTES
 from dataflow.loaders.generators import GeneratorStates, GeneratorWatch, seed_worker
 from dataflow.loaders.lifeline import Lifeline
@@ -421,10 +421,11 @@ class _Worker:
 
     def _encode(self, result: Result) -> bytes:
         is_stream = self._job.kind == DatasetKind.Iterable
-        if not self._job.asks_dataset or self._fetch is None or (is_stream and result.made[-1].status != Status.BATCH):
+        if not self._job.asks_dataset or self._fetch is None or (is_stream and result.made[-1].status == Status.ERROR):
             return encode_result(result)
         try:
-            return encode_result(result._replace(dataset_state=take_state(self._dataset, self._fetch)))
+            state = keep_state(self._dataset) if self._exhausted else take_state(self._dataset, self._fetch)
+            return encode_result(result._replace(dataset_state=state))
         except Exception:  # is raised where somebody asks for the loader's state
             return encode_result(result._replace(dataset_state=self._wrap()))
 

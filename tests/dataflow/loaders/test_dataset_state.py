@@ -1,5 +1,7 @@
 """Datasets that say where they are go on there, told as torchdata's StatefulDataLoader tells them."""
 
+import copy
+import itertools
 import json
 
 import pytest
@@ -387,3 +389,174 @@ def test_a_map_style_dataset_whose_state_is_no_place_is_not_asked(dataset, optio
     state, rest = stopped(DataLoader(dataset, batch_size=2, **options))
     assert "shard_states" not in state["epoch"]
     assert rest_of(DataLoader(dataset, batch_size=2, **options), state) == rest
+
+
+class Laps(IterableDataset):
+    """Counts its epochs, which have other samples each, as streams written for torchdata do; or stays at its end."""
+
+    def __init__(self, length, *, begins_anew):
+        self.length = length
+        self.begins_anew = begins_anew
+        self.lap = self.place = 0
+        self.told = None
+
+    def __iter__(self):
+        info = get_worker_info()
+        first = 0 if info is None else 100 * info.id
+        self.place, self.told = self.told or 0, None
+        while self.place < self.length:
+            self.place += 1
+            yield torch.tensor([first + self.place - 1, self.lap])
+        if self.begins_anew:
+            self.lap, self.place = self.lap + 1, 0
+
+    def state_dict(self):
+        return {"lap": self.lap, "place": self.place}
+
+    def load_state_dict(self, state):
+        self.lap, self.told = state["lap"], state["place"]
+
+
+class Circling(Laps):
+    """The same, as its own iterator."""
+
+    def __iter__(self):
+        self.walk = super().__iter__()
+        return self
+
+    def __next__(self):
+        return next(self.walk)
+
+    def __getstate__(self):
+        return {**self.__dict__, "walk": None}
+
+
+WAYS_THAT_LAST = {
+    "inline": {},
+    "thread": {"num_workers": 2, "workers": "thread"},
+    "processes": {"num_workers": 2, "persistent_workers": True},
+}
+
+
+@pytest.mark.parametrize("way", WAYS_THAT_LAST)
+@pytest.mark.parametrize("begins_anew", [True, False])
+@pytest.mark.parametrize("kind", [Laps, Circling])
+def test_what_a_stream_keeps_goes_on_from_epoch_to_epoch(kind, begins_anew, way):
+    def load():
+        return DataLoader(kind(9, begins_anew=begins_anew), batch_size=2, **WAYS_THAT_LAST[way])
+
+    def epoch(loader):
+        return [batch.tolist() for batch in loader]
+
+    loader = load()
+    assert "datasets" not in loader.state_dict()  # it has nothing to say before it is read
+    epochs = [epoch(loader)]
+    state = json.loads(json.dumps(loader.state_dict()))
+    epochs += [epoch(loader) for _ in range(2)]
+    assert (epochs[0] != epochs[1] != epochs[2]) == begins_anew
+    resumed = load()
+    resumed.load_state_dict(state)
+    assert resumed.state_dict() == state
+    assert epoch(copy.deepcopy(resumed)) == epochs[1]
+    assert [epoch(resumed), epoch(resumed)] == epochs[1:]
+    again = json.loads(json.dumps(resumed.state_dict()))
+    copied = copy.deepcopy(resumed)
+    assert epoch(loader) == epoch(resumed) == epoch(copied) == rest_of(load(), again)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_workers": 1, "persistent_workers": True}, {"num_workers": 1, "workers": "thread"}],
+    ids=["inline", "process", "thread"],
+)
+def test_a_stream_in_its_second_epoch_is_told_of_the_first(options):
+    def load():
+        return DataLoader(Laps(9, begins_anew=True), batch_size=2, **options)
+
+    loader = load()
+    list(loader)
+    iterator = iter(loader)
+    states, batches = [loader.state_dict()], []
+    for batch in iterator:
+        batches.append(batch.tolist())
+        states.append(json.loads(json.dumps(loader.state_dict())))
+    assert len(states) == 6
+    for done, state in enumerate(states[:-1]):
+        assert rest_of(load(), state) == batches[done:]
+
+
+class Untold(Laps):
+    def load_state_dict(self, state):
+        raise AssertionError
+
+
+@pytest.mark.parametrize("way", WAYS_THAT_LAST)
+def test_a_stream_that_goes_on_by_itself_is_told_nothing(way):
+    loader = DataLoader(Untold(9, begins_anew=True), batch_size=2, **WAYS_THAT_LAST[way])
+    assert len({str([batch.tolist() for batch in loader]) for _ in range(3)}) == 3
+
+
+@pytest.mark.parametrize("way", WAYS_THAT_LAST)
+def test_a_stream_that_was_left_in_its_second_epoch_is_read_from_the_beginning(way):
+    def load():
+        return DataLoader(Laps(9, begins_anew=True), batch_size=2, **WAYS_THAT_LAST[way])
+
+    loader = load()
+    whole = len(list(loader))
+    next(iter(loader))
+    iter(loader)
+    assert len(rest_of(load(), loader.state_dict())) == whole
+
+
+def test_a_stream_that_ends_with_its_workers_begins_as_it_is():
+    def load():
+        return DataLoader(Laps(9, begins_anew=True), batch_size=2, num_workers=1)
+
+    loader = load()
+    first = [batch.tolist() for batch in loader]
+    state = loader.state_dict()
+    assert "datasets" not in state
+    assert [batch.tolist() for batch in loader] == rest_of(load(), state) == first
+
+
+class Seeded(Numbers):
+    """Draws from a generator of its own."""
+
+    def __init__(self, length):
+        super().__init__(length)
+        self.generator = torch.Generator().manual_seed(5)
+
+    def __getitem__(self, index):
+        return torch.rand((), generator=self.generator)
+
+    def state_dict(self):
+        return {"generator": self.generator.get_state().tolist()}
+
+    def load_state_dict(self, state):
+        self.generator.set_state(torch.tensor(state["generator"], dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3])
+def test_what_a_map_style_dataset_keeps_goes_on_in_workers_that_stay(steps):
+    def load():
+        return DataLoader(Seeded(12), 4, num_workers=2, persistent_workers=True)
+
+    loader = load()
+    list(loader)
+    iterator = iter(loader) if steps else iter(())
+    for _ in range(steps):
+        next(iterator)
+    state = json.loads(json.dumps(loader.state_dict()))
+    rest = [batch.tolist() for batch in itertools.chain(iterator, loader)]
+    resumed = load()
+    assert rest_of(resumed, state) + [batch.tolist() for _ in range(steps in (1, 2)) for batch in resumed] == rest
+
+
+def test_a_worker_that_dies_between_epochs_is_followed_by_one_that_is_told():
+    loader, undisturbed = (
+        DataLoader(Laps(9, begins_anew=True), batch_size=2, num_workers=1, persistent_workers=True) for _ in range(2)
+    )
+    for _ in range(2):
+        assert [batch.tolist() for batch in loader] == [batch.tolist() for batch in undisturbed]
+        loader._iterator._workers[0].kill()
+        loader._iterator._workers[0].join()
