@@ -73,22 +73,24 @@ async def lets_go(call: Callable[[], Awaitable[object]]) -> bool:
 
     It refers to the frames that it went through. Where one of these refers to it, all of them wait for the collector.
     """
+    gone = asyncio.Event()
 
-    async def fail() -> weakref.ref[object]:
+    async def fail(loop: asyncio.AbstractEventLoop) -> None:
         held = {NotFoundError}
-        try:
+        weakref.finalize(held, loop.call_soon_threadsafe, gone.set)
+        with pytest.raises(NotFoundError):
             await call()
-        except NotFoundError:
-            return weakref.ref(held)
-        raise AssertionError
 
     gc.disable()
     try:
-        held = await fail()
-        await asyncio.sleep(0)  # the loop itself holds what woke this task until it is at the next one
-        return held() is None
+        await fail(asyncio.get_running_loop())
+        # A thread holds what it has handed over for a moment, and the loop what has just woken this task.
+        await asyncio.wait_for(gone.wait(), 5)
+    except TimeoutError:
+        return False
     finally:
         gc.enable()
+    return True
 
 
 class StoreTests(ABC):
