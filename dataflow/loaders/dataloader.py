@@ -217,8 +217,9 @@ class DataLoader(torch.utils.data.DataLoader[_T_co]):
 
         An iterable dataset continues by its own `load_state_dict`, or by that of what its `iter()` returns; if there is
         none, the loader reads again what it gave out, and drops it. The `state_dict` of a map-style dataset (with a
-        generator of its transforms, say) is kept for each worker, and continues on the same number of workers; a
-        state between epochs has it only from a loader without workers, for one without workers. A dataset that worker
+        generator of its transforms, say) is kept for each worker, and continues on the same number of workers. Between
+        epochs, that and the `state_dict` of a stream is kept where a copy of the dataset goes on to the next one:
+        without workers, with `persistent_workers`, and in a stream that a thread reads. A map-style dataset that worker
         threads share is not asked for it.
 
         Raises:
