@@ -96,10 +96,12 @@ class Fetch:
         joins: Whether `together` may be called.
         may_begin_again: Whether an iterable dataset that has nothing at first is iterated once more.
         is_new: Whether it has made nothing yet.
+        then: Is called when it has made the first.
     """
 
     may_begin_again = False
     is_new = True
+    then: Callable[[], None] | None = None
 
     def __init__(
         self,
@@ -139,16 +141,20 @@ class Fetch:
             StopIteration: An iterable dataset has no more.
         """
         with stage("fetch"), reading_epoch(self._epoch):
-            if not self.is_new:
-                return self._make(index)
-            self.is_new = False
-            try:
-                return self._make(index)
-            except StopIteration:
-                if not self.may_begin_again:
-                    raise
-                self._torch.dataset_iter, self._torch.ended = iter(self._dataset), False
-                return self._make(index)
+            return self._make_first(index) if self.is_new else self._make(index)
+
+    def _make_first(self, index: Any) -> Any:
+        self.is_new = False
+        try:
+            return self._make(index)
+        except StopIteration:
+            if not self.may_begin_again:
+                raise
+            self._torch.dataset_iter, self._torch.ended = iter(self._dataset), False
+            return self._make(index)
+        finally:
+            if self.then is not None:
+                self.then()
 
     def together(self, indices: Sequence[Sequence[int] | npt.NDArray[np.int64]]) -> Gathered:
         """Gather several batches at once.

@@ -13,6 +13,7 @@ more, as it was in the process that went on.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dataflow.loaders.order_state import is_stateful
@@ -41,7 +42,15 @@ def take_state(dataset: Any, fetch: Fetch) -> dict[str, Any] | None:
 
 def keep_state(dataset: Any) -> dict[str, Any] | None:
     """Return what a dataset keeps behind the end of an epoch, None where nobody says."""
-    return {"dataset": dataset.state_dict(), "over": True} if is_stateful(dataset) else None
+    if not is_stateful(dataset) or _is_of_huggingface(dataset):
+        return None
+    return {"dataset": dataset.state_dict(), "over": True}
+
+
+def _is_of_huggingface(dataset: Any) -> bool:
+    """Whether it is a stream that begins every epoch where it was told once, and keeps nothing but its place."""
+    names = ((kind.__module__, kind.__qualname__) for kind in type(dataset).__mro__)
+    return ("datasets.iterable_dataset", "IterableDataset") in names
 
 
 def is_state(state: Any) -> bool:
@@ -72,5 +81,7 @@ def open_at(state: Any, dataset: Any, make_fetch: Callable[[], Fetch], *, skip: 
         fetch.iterator.load_state_dict(state["iterator"])
     if "ended" in state:
         fetch.end()
+    if "dataset" in state and _is_of_huggingface(dataset):
+        fetch.then = partial(dataset.load_state_dict, {})  # for the next epoch; this one has begun by then
     fetch.may_begin_again = "over" in state and fetch.iterator is not None
     return fetch

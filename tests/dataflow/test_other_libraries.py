@@ -5,6 +5,7 @@ that fit into the environment of the tests are used where their formats are test
 """
 
 import io
+import itertools
 import os
 import pickle
 import shutil
@@ -243,3 +244,50 @@ with open("result.pickle", "wb") as file:
         (one["n"], one["text"], one["data"], one["matrix"].ravel().tolist()) for one in map(sample, range(COUNT))
     ]
     assert run(script, tmp_path) == {"polars": expected, "duckdb": expected}
+
+
+RESUME_STREAM = """
+import itertools, pickle
+from datasets import Dataset
+from dataflow import DataLoader
+
+def load():
+    stream = Dataset.from_dict({"n": range(20)}).to_iterable_dataset(num_shards=4)
+    return DataLoader(stream, batch_size=3, **OPTIONS)
+
+def epoch(batches):
+    return [batch["n"].tolist() for batch in batches]
+
+def resumed(state):
+    loader = load()
+    loader.load_state_dict(state)
+    return [epoch(loader) for _ in range(3)]
+
+loader = load()
+whole, state = epoch(loader), loader.state_dict()
+assert epoch(loader) == whole
+found = [resumed(state)]
+iterator = iter(loader)
+for done in range(len(whole) + 1):
+    found.append(resumed(loader.state_dict()))
+    next(iterator, None)
+pickle.dump((whole, found), open("result.pickle", "wb"))
+"""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_workers": 1, "workers": "thread"},
+        {"num_workers": 2, "persistent_workers": True},
+    ],
+    ids=["inline", "thread", "processes"],
+)
+def test_a_huggingface_stream_is_whole_in_each_epoch_after_the_one_it_was_resumed_in(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    whole, (between, *within) = run(RESUME_STREAM.replace("OPTIONS", repr(options)), tmp_path)
+    assert sorted(itertools.chain(*whole)) == list(range(20))
+    assert between == [whole] * 3
+    assert within == [[whole[done:], whole, whole] for done in range(len(whole) + 1)]
