@@ -201,7 +201,7 @@ class LoaderIterator(BaseIterator):  # type: ignore[misc]
         self._ledger.kept = []
         self._ledger.progress, self._ledger.is_told, self._ledger.is_seeded = progress, False, False
         self._ledger.over = None
-        self._opener = None if self._is_iterable or progress is resume else weakref.ref(loader)
+        self._opener = None if self._is_iterable else weakref.ref(loader)
         self._progress = progress
         self._ledger.next_epoch = progress.epoch + 1
         if self._ledger.foresight is not None:
