@@ -9,6 +9,7 @@ calls it.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 from collections import deque
@@ -94,12 +95,12 @@ class Fetch:
     Attributes:
         sieve: Knows the bad samples, where there is a policy.
         joins: Whether `together` may be called.
-        may_begin_again: Whether an iterable dataset that has nothing at first is iterated once more.
+        retries: What to do before an iterable dataset that has nothing at first is iterated again, each time.
         is_new: Whether it has made nothing yet.
         then: Is called when it has made the first.
     """
 
-    may_begin_again = False
+    retries: Sequence[Callable[[], None]] = ()
     is_new = True
     then: Callable[[], None] | None = None
 
@@ -146,11 +147,11 @@ class Fetch:
     def _make_first(self, index: Any) -> Any:
         self.is_new = False
         try:
-            return self._make(index)
-        except StopIteration:
-            if not self.may_begin_again:
-                raise
-            self._torch.dataset_iter, self._torch.ended = iter(self._dataset), False
+            for retry in self.retries:
+                with contextlib.suppress(StopIteration):
+                    return self._make(index)
+                retry()
+                self._torch.dataset_iter, self._torch.ended = iter(self._dataset), False
             return self._make(index)
         finally:
             if self.then is not None:

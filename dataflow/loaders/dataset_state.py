@@ -7,11 +7,14 @@ written, does it in this order.
 
 A dataset that goes on from epoch to epoch keeps something behind their ends, too: how many there were, or a generator.
 It is told that before it is iterated. If a stream then has nothing, it was told where it had ended: it is iterated once
-more, as it was in the process that went on.
+more, as it was in the process that went on. If it has nothing even then, it begins every epoch where it was told last,
+and is told its beginning.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -74,6 +77,11 @@ def open_at(state: Any, dataset: Any, make_fetch: Callable[[], Fetch], *, skip: 
         fetch = make_fetch()
         fetch.skip(skip)
         return fetch
+    retries: list[Callable[[], None]] = []
+    if "over" in state:
+        retries.append(lambda: None)
+        with contextlib.suppress(Exception):  # it may have nothing to say before it is read
+            retries.append(partial(dataset.load_state_dict, copy.deepcopy(dataset.state_dict())))
     if "dataset" in state:
         dataset.load_state_dict(state["dataset"])
     fetch = make_fetch()
@@ -83,5 +91,6 @@ def open_at(state: Any, dataset: Any, make_fetch: Callable[[], Fetch], *, skip: 
         fetch.end()
     if "dataset" in state and _is_of_huggingface(dataset):
         fetch.then = partial(dataset.load_state_dict, {})  # for the next epoch; this one has begun by then
-    fetch.may_begin_again = "over" in state and fetch.iterator is not None
+    if fetch.iterator is not None:
+        fetch.retries = retries
     return fetch

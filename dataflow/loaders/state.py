@@ -327,7 +327,6 @@ def kept_states(loader: DataLoader[Any], ledger: Ledger) -> list[Any]:
         kept = last.shard_states if last.finished else []
     if dataset_kind(loader) == DatasetKind.Iterable:  # may have nothing to say when it is not being read
         kept = [None if isinstance(state, ExceptionWrapper) else state for state in kept]
-    raise_unknown(kept)
     return kept if any(state is not None for state in kept) else []
 
 
@@ -360,6 +359,7 @@ def make_state(loader: DataLoader[Any], ledger: Ledger) -> dict[str, Any]:
             raise_unknown(part.get("state") for part in order["parts"])
             state |= {"epoch": None, "next_epoch": ledger.next_epoch, "order": order}
             if kept := kept_states(loader, ledger) or kept_here(loader, ledger):
+                raise_unknown(kept)
                 state["datasets"] = copy.deepcopy(kept)
             return {**state, "seeded": True} if ledger.is_seeded or loader.has_lasting_workers else state
         return {**state, "epoch": progress.as_dict()}

@@ -324,6 +324,7 @@ def test_a_map_style_dataset_that_cannot_say_what_it_keeps_can_be_read_but_not_r
         loader.state_dict()
     batches += iterator
     assert [batch[:, 0].tolist() for batch in batches] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert len(list(loader)) == 4
 
 
 def test_threads_that_share_a_dataset_do_not_ask_it():
@@ -431,6 +432,15 @@ class Circling(Laps):
         return {**self.__dict__, "walk": None}
 
 
+class Sticking(Laps):
+    """The same, which begins every epoch where it was told last."""
+
+    def __iter__(self):
+        told = self.told
+        yield from super().__iter__()
+        self.told = told
+
+
 WAYS_THAT_LAST = {
     "inline": {},
     "thread": {"num_workers": 2, "workers": "thread"},
@@ -440,7 +450,7 @@ WAYS_THAT_LAST = {
 
 @pytest.mark.parametrize("way", WAYS_THAT_LAST)
 @pytest.mark.parametrize("begins_anew", [True, False])
-@pytest.mark.parametrize("kind", [Laps, Circling])
+@pytest.mark.parametrize("kind", [Laps, Circling, Sticking])
 def test_what_a_stream_keeps_goes_on_from_epoch_to_epoch(kind, begins_anew, way):
     def load():
         return DataLoader(kind(9, begins_anew=begins_anew), batch_size=2, **WAYS_THAT_LAST[way])
@@ -483,6 +493,25 @@ def test_a_stream_in_its_second_epoch_is_told_of_the_first(options):
     assert len(states) == 6
     for done, state in enumerate(states[:-1]):
         assert rest_of(load(), state) == batches[done:]
+
+
+class Rising(Laps):
+    """Counts its epochs when they begin, and stays at its end."""
+
+    def __iter__(self):
+        self.lap += self.told is None
+        yield from super().__iter__()
+
+
+@pytest.mark.parametrize("way", WAYS_THAT_LAST)
+def test_a_stream_that_has_nothing_where_it_ended_is_iterated_once_more(way):
+    def load():
+        return DataLoader(Rising(9, begins_anew=False), batch_size=2, **WAYS_THAT_LAST[way])
+
+    loader = load()
+    first = [batch.tolist() for batch in loader]
+    state = loader.state_dict()
+    assert rest_of(load(), state) == [batch.tolist() for batch in loader] != first
 
 
 class Untold(Laps):
